@@ -1,0 +1,213 @@
+//! What every device offers: compile a graph once, run steps of it many times.
+//!
+//! A step takes any mix of rows of any sequences. A row knows its token, position and sequence; causality, windows
+//! and batching follow from that alone. A [`Batch`] is a plain value: printable, replayable, the unit of every test.
+
+use crate::graph::Graph;
+
+/// Names a sequence of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sequence(pub u32);
+
+/// One token to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Token id, below the graph's vocabulary.
+    pub token: u32,
+    /// Position in its sequence; rows of one sequence come in ascending order without gaps.
+    pub position: usize,
+    /// Whose token it is.
+    pub sequence: Sequence,
+}
+
+/// What to return for a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WantKind {
+    /// The id of the largest logit; ties go to the lowest id.
+    Greedy,
+    /// The `k` largest logits with their ids and the log-sum-exp of all.
+    TopK(usize),
+    /// All logits.
+    Logits,
+}
+
+/// A result asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Index into [`Batch::rows`].
+    pub row: usize,
+    /// What to return.
+    pub kind: WantKind,
+}
+
+/// The rows of one step and the results wanted from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows to run.
+    pub rows: Vec<Row>,
+    /// Results to return, in the order of [`Output::results`].
+    pub want: Vec<Want>,
+}
+
+/// The answer to one [`Want`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Arg-max id.
+    Greedy(u32),
+    /// `(id, logit)` best first, ties by lowest id, and the log-sum-exp over the whole vocabulary.
+    TopK {
+        /// Best first.
+        best: Vec<(u32, f32)>,
+        /// Natural log of the sum of exponentials of all logits.
+        log_sum_exp: f64,
+    },
+    /// All logits, one per vocabulary entry.
+    Logits(Vec<f32>),
+}
+
+/// Results of a step, one per [`Want`]; reused between steps so that steps need not allocate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Output {
+    /// In the order of [`Batch::want`].
+    pub results: Vec<Answer>,
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum KvType {
+    /// Half precision.
+    #[default]
+    F16,
+    /// Blocks of 32 with one scale, along the head.
+    Q8_0,
+    /// Single precision: for comparisons with references.
+    F32,
+}
+
+/// Sizes a plan is compiled for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most rows in one step.
+    pub max_rows: usize,
+    /// Most sequences open at once.
+    pub max_sequences: usize,
+    /// Tokens the KV cache holds over all sequences; rounded up to whole pages.
+    pub kv_tokens: usize,
+    /// Tokens per page.
+    pub page_tokens: usize,
+    /// Storage of keys and values.
+    pub kv_type: KvType,
+    /// Compute threads; 0 takes one per available core.
+    pub threads: usize,
+    /// Bytes that scratch and KV together may take.
+    pub memory_cap: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_rows: 512,
+            max_sequences: 1,
+            kv_tokens: 4096,
+            page_tokens: 32,
+            kv_type: KvType::F16,
+            threads: 0,
+            memory_cap: None,
+        }
+    }
+}
+
+/// Bytes by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Weights read from the map in place.
+    pub weights_mapped: u64,
+    /// Weights held in another layout.
+    pub weights_packed: u64,
+    /// Keys and values.
+    pub kv: u64,
+    /// Everything a step works in.
+    pub scratch: u64,
+}
+
+/// A device as shown to people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Kind of backend: "cpu", "wgpu", "cuda".
+    pub backend: &'static str,
+    /// Product name.
+    pub name: String,
+    /// Driver or instruction set in use.
+    pub driver: String,
+    /// Memory in bytes, where known.
+    pub memory_bytes: Option<u64>,
+    /// Features in use.
+    pub features: Vec<String>,
+}
+
+/// Why a device could not do its work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The device is gone.
+    #[error("device lost: {0}")]
+    Lost(String),
+    /// Not enough memory.
+    #[error("out of memory: {needed_bytes} bytes needed for {what}, {free_bytes} allowed")]
+    OutOfMemory {
+        /// For what.
+        what: &'static str,
+        /// Bytes asked for.
+        needed_bytes: u64,
+        /// Bytes there.
+        free_bytes: u64,
+    },
+    /// No answer in time.
+    #[error("device hung: {0}")]
+    Hung(String),
+    /// It answers, but wrongly: a failed self-test, a NaN logit.
+    #[error("wrong result: {0}")]
+    Wrong(String),
+    /// The caller broke the contract of a batch or the graph needs what the device lacks.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// The KV cache as its user sees it: sequences that grow, share, shrink and end.
+pub trait KvStore {
+    /// Starts an empty sequence; `None` when `max_sequences` are open.
+    fn open(&mut self) -> Option<Sequence>;
+    /// Makes room for `tokens` positions in all; false (and no change) if pages do not suffice.
+    fn reserve(&mut self, sequence: Sequence, tokens: usize) -> bool;
+    /// Positions written so far.
+    fn len(&self, sequence: Sequence) -> usize;
+    /// Forgets positions from `tokens` on.
+    fn truncate(&mut self, sequence: Sequence, tokens: usize);
+    /// A new sequence that shares the first `tokens` positions of `from`, copied only when written to.
+    fn fork(&mut self, from: Sequence, tokens: usize) -> Option<Sequence>;
+    /// Ends a sequence and frees what nobody shares.
+    fn close(&mut self, sequence: Sequence);
+    /// Tokens that could still be reserved.
+    fn free_tokens(&self) -> usize;
+}
+
+/// A device.
+pub trait Backend: Send + Sync {
+    /// For `doctor` and version reports.
+    fn describe(&self) -> DeviceInfo;
+    /// Known answers for every kernel a plan may use.
+    fn self_test(&self) -> Result<(), DeviceError>;
+    /// Makes everything a step needs.
+    fn compile(&self, graph: &Graph, limits: &Limits) -> Result<Box<dyn Plan>, DeviceError>;
+}
+
+/// A compiled graph with its cache and scratch.
+pub trait Plan: Send {
+    /// Runs the rows of `batch`, appends their keys and values, and fills `out`.
+    ///
+    /// Rows must be reserved in the KV store. On an error no position counts as written.
+    fn step(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError>;
+    /// The cache.
+    fn kv(&mut self) -> &mut dyn KvStore;
+    /// Bytes by kind.
+    fn memory(&self) -> MemoryUse;
+}

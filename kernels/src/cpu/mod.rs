@@ -1,0 +1,1 @@
+//! The processor as a device: thread pool, run-time dispatch, kernels and the plan that runs a graph.

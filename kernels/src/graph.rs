@@ -1,0 +1,389 @@
+//! One step of a language model as a list of coarse ops over named values.
+//!
+//! A value is a matrix of `n_rows x width` floats, `n_rows` known only when a step runs; an op reads earlier values
+//! and writes one. [`GraphBuilder`] checks every shape when the op is added, so a [`Graph`] that exists is sound and
+//! backends need not check again. Backends see whole patterns (linears that share an input, norm before linear) and
+//! fuse neighbours themselves.
+
+use std::sync::Arc;
+
+use crate::tensor::{DType, Weight};
+
+/// Names a value of the graph; index into [`Graph::widths`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Value(pub usize);
+
+/// Which elements of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Pairs (2i, 2i + 1): files of architecture `llama`.
+    Normal,
+    /// Pairs (i, i + dims / 2): qwen, gemma, phi.
+    HalfSplit,
+}
+
+/// Rotary position embedding with every scaling variant already folded in.
+///
+/// The pair `i` of a row at position `p` turns by `p * frequencies[i]` radians; cos and sin are multiplied by
+/// `magnitude`. Elements past `2 * frequencies.len()` stay as they are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Which elements pair up.
+    pub style: RopeStyle,
+    /// Radians per position of each pair.
+    pub frequencies: Arc<[f64]>,
+    /// Factor on cos and sin (YaRN and long-rope attention factor), else 1.
+    pub magnitude: f32,
+}
+
+/// Non-linearity of a gated unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x).
+    Silu,
+    /// Gaussian error unit in its tanh form.
+    GeluTanh,
+}
+
+/// What one layer keeps per token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvLayer {
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Elements of one key head.
+    pub key_dim: usize,
+    /// Elements of one value head.
+    pub value_dim: usize,
+    /// Positions `p - window + 1 ..= p` are seen; `None` sees all.
+    pub window: Option<usize>,
+}
+
+/// Mixture of gated experts. Expert matrices are stacked by rows: expert `e` of `gate` is rows `e * ff .. (e + 1) * ff`.
+#[derive(Clone, Debug)]
+pub struct Moe {
+    /// `n_experts x width`.
+    pub router: Weight,
+    /// `n_experts * ff x width`.
+    pub gate: Weight,
+    /// `n_experts * ff x width`.
+    pub up: Weight,
+    /// `n_experts * width x ff`.
+    pub down: Weight,
+    /// Experts chosen per row, after a softmax over all of them.
+    pub n_used: usize,
+    /// Whether the chosen weights are renormalised to sum to 1.
+    pub renormalise: bool,
+    /// Non-linearity of the gate.
+    pub activation: Activation,
+}
+
+impl Moe {
+    /// Number of experts.
+    pub fn n_experts(&self) -> usize {
+        self.router.rows()
+    }
+
+    /// Hidden width of one expert.
+    pub fn ff(&self) -> usize {
+        self.gate.rows() / self.n_experts()
+    }
+}
+
+/// One op. `out` is written whole; inputs are values of earlier ops.
+#[allow(missing_docs)]
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Rows of `table` by token id, times `scale`.
+    Embed { table: Weight, scale: f32, out: Value },
+    /// Root-mean-square norm over groups of `weight.cols()` neighbours (the row, or each head of it), times `weight`.
+    Norm { x: Value, weight: Weight, eps: f32, out: Value },
+    /// `x * weightᵀ + bias`.
+    Linear { x: Value, weight: Weight, bias: Option<Weight>, out: Value },
+    /// Rotates heads of `head_dim` by the row's position.
+    Rope { x: Value, head_dim: usize, rope: Arc<Rope>, out: Value },
+    /// Appends `k`, `v` to the cache of `layer`, then attends causally. Scores are `q·k * scale`, capped by
+    /// `softcap * tanh(score / softcap)` where given.
+    Attention {
+        q: Value,
+        k: Value,
+        v: Value,
+        layer: usize,
+        n_heads: usize,
+        scale: f32,
+        softcap: Option<f32>,
+        out: Value,
+    },
+    /// `activation(gate) * up`.
+    Glu { gate: Value, up: Value, activation: Activation, out: Value },
+    /// Mixture of experts.
+    Moe { x: Value, moe: Arc<Moe>, out: Value },
+    /// `a + b`.
+    Add { a: Value, b: Value, out: Value },
+    /// `x * factor`.
+    Scale { x: Value, factor: f32, out: Value },
+    /// Logits of the wanted rows: `x * weightᵀ + bias`, times `scale`, then capped. Always the last op.
+    Head { x: Value, weight: Weight, bias: Option<Weight>, scale: f32, softcap: Option<f32> },
+}
+
+/// A checked list of ops.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    widths: Vec<usize>,
+    ops: Vec<Op>,
+    kv_layers: Vec<KvLayer>,
+    n_vocab: usize,
+    max_context: usize,
+}
+
+impl Graph {
+    /// Width of each value.
+    pub fn widths(&self) -> &[usize] {
+        &self.widths
+    }
+    /// The ops in order; the last is [`Op::Head`].
+    pub fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+    /// What each attention layer keeps.
+    pub fn kv_layers(&self) -> &[KvLayer] {
+        &self.kv_layers
+    }
+    /// Logits per row.
+    pub fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+    /// Largest number of positions the graph was built for.
+    pub fn max_context(&self) -> usize {
+        self.max_context
+    }
+    /// Every stored matrix and vector the graph uses, in order of use.
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
+        self.ops.iter().flat_map(|op| -> Vec<&Weight> {
+            match op {
+                Op::Embed { table, .. } => vec![table],
+                Op::Norm { weight, .. } => vec![weight],
+                Op::Linear { weight, bias, .. } | Op::Head { weight, bias, .. } => {
+                    std::iter::once(weight).chain(bias).collect()
+                }
+                Op::Moe { moe, .. } => vec![&moe.router, &moe.gate, &moe.up, &moe.down],
+                Op::Rope { .. } | Op::Attention { .. } | Op::Glu { .. } | Op::Add { .. } | Op::Scale { .. } => vec![],
+            }
+        })
+    }
+}
+
+/// An op that does not fit its inputs.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// A weight's shape is not what the op needs.
+    #[error("tensor '{tensor}': {op} expects {expected}, found {rows} x {cols}")]
+    Shape { tensor: String, op: &'static str, expected: String, rows: usize, cols: usize },
+    /// A weight that must be plain floats is not F32.
+    #[error("tensor '{tensor}': {op} needs type f32, found {dtype}")]
+    NotF32 { tensor: String, op: &'static str, dtype: DType },
+    /// Values or parameters do not fit together.
+    #[error("{op}: {message}")]
+    Mismatch { op: &'static str, message: String },
+}
+
+/// Builds a [`Graph`] op by op, checking shapes as it goes.
+#[derive(Debug, Default)]
+pub struct GraphBuilder {
+    widths: Vec<usize>,
+    ops: Vec<Op>,
+    kv_layers: Vec<KvLayer>,
+}
+
+fn require(ok: bool, op: &'static str, message: impl FnOnce() -> String) -> Result<(), GraphError> {
+    if ok { Ok(()) } else { Err(GraphError::Mismatch { op, message: message() }) }
+}
+
+fn require_cols(weight: &Weight, op: &'static str, cols: usize) -> Result<(), GraphError> {
+    if weight.cols() == cols {
+        return Ok(());
+    }
+    Err(GraphError::Shape {
+        tensor: weight.name().to_owned(),
+        op,
+        expected: format!("{cols} columns"),
+        rows: weight.rows(),
+        cols: weight.cols(),
+    })
+}
+
+fn require_vector(weight: &Weight, op: &'static str, len: usize) -> Result<(), GraphError> {
+    if weight.dtype() != DType::F32 {
+        return Err(GraphError::NotF32 { tensor: weight.name().to_owned(), op, dtype: weight.dtype() });
+    }
+    if weight.rows() == 1 && weight.cols() == len {
+        return Ok(());
+    }
+    Err(GraphError::Shape {
+        tensor: weight.name().to_owned(),
+        op,
+        expected: format!("a vector of {len}"),
+        rows: weight.rows(),
+        cols: weight.cols(),
+    })
+}
+
+impl GraphBuilder {
+    /// An empty graph.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Width of a value made so far.
+    pub fn width(&self, value: Value) -> usize {
+        self.widths[value.0]
+    }
+
+    fn value(&mut self, width: usize) -> Value {
+        self.widths.push(width);
+        Value(self.widths.len() - 1)
+    }
+
+    /// Adds [`Op::Embed`].
+    pub fn embed(&mut self, table: Weight, scale: f32) -> Value {
+        let out = self.value(table.cols());
+        self.ops.push(Op::Embed { table, scale, out });
+        out
+    }
+
+    /// Adds [`Op::Norm`]; `weight` is an F32 vector whose length divides the width of `x`.
+    pub fn norm(&mut self, x: Value, weight: Weight, eps: f32) -> Result<Value, GraphError> {
+        let width = self.width(x);
+        require_vector(&weight, "norm", weight.cols())?;
+        require(weight.cols() > 0 && width.is_multiple_of(weight.cols()), "norm", || {
+            format!("tensor '{}' has {} elements, which do not divide the width {width}", weight.name(), weight.cols())
+        })?;
+        let out = self.value(width);
+        self.ops.push(Op::Norm { x, weight, eps, out });
+        Ok(out)
+    }
+
+    /// Adds [`Op::Linear`]; `weight` is `out width x width of x`.
+    pub fn linear(&mut self, x: Value, weight: Weight, bias: Option<Weight>) -> Result<Value, GraphError> {
+        require_cols(&weight, "linear", self.width(x))?;
+        if let Some(bias) = &bias {
+            require_vector(bias, "linear bias", weight.rows())?;
+        }
+        let out = self.value(weight.rows());
+        self.ops.push(Op::Linear { x, weight, bias, out });
+        Ok(out)
+    }
+
+    /// Adds [`Op::Rope`] over heads of `head_dim`.
+    pub fn rope(&mut self, x: Value, head_dim: usize, rope: &Arc<Rope>) -> Result<Value, GraphError> {
+        let width = self.width(x);
+        require(head_dim > 0 && width.is_multiple_of(head_dim), "rope", || {
+            format!("head dimension {head_dim} does not divide the width {width}")
+        })?;
+        require(2 * rope.frequencies.len() <= head_dim, "rope", || {
+            format!("{} rotated pairs do not fit a head of {head_dim}", rope.frequencies.len())
+        })?;
+        let out = self.value(width);
+        self.ops.push(Op::Rope { x, head_dim, rope: Arc::clone(rope), out });
+        Ok(out)
+    }
+
+    /// Adds [`Op::Attention`] with a cache layer of its own.
+    pub fn attention(
+        &mut self,
+        (q, k, v): (Value, Value, Value),
+        kv: KvLayer,
+        n_heads: usize,
+        scale: f32,
+        softcap: Option<f32>,
+    ) -> Result<Value, GraphError> {
+        require(kv.n_kv_heads > 0 && n_heads.is_multiple_of(kv.n_kv_heads), "attention", || {
+            format!("{n_heads} heads are no multiple of {} key/value heads", kv.n_kv_heads)
+        })?;
+        for (name, value, heads, dim) in [
+            ("query", q, n_heads, kv.key_dim),
+            ("key", k, kv.n_kv_heads, kv.key_dim),
+            ("value", v, kv.n_kv_heads, kv.value_dim),
+        ] {
+            require(self.width(value) == heads * dim, "attention", || {
+                format!("{name} width {} is not {heads} heads of {dim}", self.width(value))
+            })?;
+        }
+        require(kv.window != Some(0), "attention", || "a window of 0 sees nothing".to_owned())?;
+        let out = self.value(n_heads * kv.value_dim);
+        let layer = self.kv_layers.len();
+        self.kv_layers.push(kv);
+        self.ops.push(Op::Attention { q, k, v, layer, n_heads, scale, softcap, out });
+        Ok(out)
+    }
+
+    /// Adds [`Op::Glu`].
+    pub fn glu(&mut self, gate: Value, up: Value, activation: Activation) -> Result<Value, GraphError> {
+        let out = self.same_width("glu", gate, up)?;
+        self.ops.push(Op::Glu { gate, up, activation, out });
+        Ok(out)
+    }
+
+    /// Adds [`Op::Moe`].
+    pub fn moe(&mut self, x: Value, moe: Moe) -> Result<Value, GraphError> {
+        let width = self.width(x);
+        let n_experts = moe.n_experts();
+        require(moe.n_used > 0 && moe.n_used <= n_experts, "moe", || {
+            format!("{} experts used of {n_experts}", moe.n_used)
+        })?;
+        for weight in [&moe.router, &moe.gate, &moe.up] {
+            require_cols(weight, "moe", width)?;
+        }
+        let ff = moe.ff();
+        require_cols(&moe.down, "moe", ff)?;
+        for (weight, rows) in [(&moe.gate, n_experts * ff), (&moe.up, n_experts * ff), (&moe.down, n_experts * width)] {
+            require(weight.rows() == rows, "moe", || {
+                format!("tensor '{}' has {} rows, expected {rows}", weight.name(), weight.rows())
+            })?;
+        }
+        let out = self.value(width);
+        self.ops.push(Op::Moe { x, moe: Arc::new(moe), out });
+        Ok(out)
+    }
+
+    /// Adds [`Op::Add`].
+    pub fn add(&mut self, a: Value, b: Value) -> Result<Value, GraphError> {
+        let out = self.same_width("add", a, b)?;
+        self.ops.push(Op::Add { a, b, out });
+        Ok(out)
+    }
+
+    /// Adds [`Op::Scale`].
+    pub fn scale(&mut self, x: Value, factor: f32) -> Value {
+        let out = self.value(self.width(x));
+        self.ops.push(Op::Scale { x, factor, out });
+        out
+    }
+
+    /// Adds [`Op::Head`] and closes the graph.
+    pub fn head(
+        mut self,
+        x: Value,
+        weight: Weight,
+        bias: Option<Weight>,
+        scale: f32,
+        softcap: Option<f32>,
+        max_context: usize,
+    ) -> Result<Graph, GraphError> {
+        require_cols(&weight, "head", self.width(x))?;
+        if let Some(bias) = &bias {
+            require_vector(bias, "head bias", weight.rows())?;
+        }
+        require(weight.rows() > 0, "head", || "the vocabulary is empty".to_owned())?;
+        require(max_context > 0, "head", || "a context of 0 holds nothing".to_owned())?;
+        let n_vocab = weight.rows();
+        self.ops.push(Op::Head { x, weight, bias, scale, softcap });
+        Ok(Graph { widths: self.widths, ops: self.ops, kv_layers: self.kv_layers, n_vocab, max_context })
+    }
+
+    fn same_width(&mut self, op: &'static str, a: Value, b: Value) -> Result<Value, GraphError> {
+        let (left, right) = (self.width(a), self.width(b));
+        require(left == right, op, || format!("widths {left} and {right} differ"))?;
+        Ok(self.value(left))
+    }
+}

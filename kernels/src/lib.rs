@@ -1,0 +1,11 @@
+//! Numbers in, numbers out: weight blocks, the op graph of a language model and the devices that run it.
+//!
+//! This crate knows no file, no text and no network. [`tensor`] names types and holds borrowed weights, [`quant`]
+//! decodes and encodes blocks, [`graph`] describes one model step in coarse ops, [`backend`] says what a device
+//! offers, and [`cpu`] is the device that is always there.
+
+pub mod backend;
+pub mod cpu;
+pub mod graph;
+pub mod quant;
+pub mod tensor;

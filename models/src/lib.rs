@@ -1,0 +1,4 @@
+//! Files and text: GGUF files, tokenizers, chat templates and model families.
+//!
+//! Knows what a model file holds and how to turn it into a [`farpost_kernels::graph::Graph`]; knows nothing of
+//! requests, threads or devices.
