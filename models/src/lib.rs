@@ -2,3 +2,5 @@
 //!
 //! Knows what a model file holds and how to turn it into a [`farpost_kernels::graph::Graph`]; knows nothing of
 //! requests, threads or devices.
+
+pub mod gguf;

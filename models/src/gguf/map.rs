@@ -1,0 +1,167 @@
+//! A file's bytes in memory: mapped, or copied, with the identity it had when it was opened.
+//!
+//! Invariant: the address and length of a [`Map`] never change while it lives. The bytes may, if somebody writes to the
+//! file; all readers bounds-check against the length, which is fixed. A file that shrinks is `guard.rs`'s business:
+//! every map is registered there from its first byte to its last.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::time::SystemTime;
+
+use farpost_kernels::tensor::ByteOwner;
+use memmap2::{Mmap, MmapMut};
+
+use super::error::{GgufError, Grouped};
+use super::guard::Registration;
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Device number; 0 where the system has none.
+    pub device: u64,
+    /// Inode number; 0 where the system has none.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Last modification.
+    pub modified: Option<SystemTime>,
+}
+
+impl Identity {
+    fn of(facts: &fs::Metadata) -> Self {
+        #[cfg(unix)]
+        let (device, inode) = {
+            use std::os::unix::fs::MetadataExt;
+            (facts.dev(), facts.ino())
+        };
+        #[cfg(not(unix))]
+        let (device, inode) = (0, 0);
+        Self { device, inode, size_bytes: facts.len(), modified: facts.modified().ok() }
+    }
+
+    /// The identity of whatever file is at `path` now; another than [`Map::identity`] if it was replaced.
+    pub fn at(path: &Path) -> Result<Self, GgufError> {
+        fs::metadata(path).map(|facts| Self::of(&facts)).map_err(|source| io_error(path, "look at it", source))
+    }
+}
+
+/// The bytes of one file.
+pub struct Map {
+    name: String,
+    bytes: Mmap,
+    /// Kept open to ask for the size later; `None` for a copy, which nothing outside can change.
+    file: Option<fs::File>,
+    identity: Identity,
+    registration: Option<Registration>,
+}
+
+impl Map {
+    /// Maps the file at `path`, shared and read-only.
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let (file, identity, size) = open_regular(path)?;
+        if size == 0 {
+            return Self::empty(path, identity);
+        }
+        // SAFETY: the mapping is read-only and private to this value, and lives as long as it. Another program may
+        // write to the file meanwhile: every reader treats the bytes as untrusted and bounds-checks against the fixed
+        // length of the map, and reads beyond the end of a shortened file are the guard's (see guard.rs).
+        let bytes = unsafe { memmap2::MmapOptions::new().len(size).map(&file) };
+        let bytes = bytes.map_err(|source| io_error(path, "map it into memory", source))?;
+        let registration = Some(Registration::new(bytes.as_ptr() as usize, bytes.len()));
+        Ok(Self { name: path.display().to_string(), bytes, file: Some(file), identity, registration })
+    }
+
+    /// Reads the file at `path` into private, page-aligned memory.
+    pub fn copy(path: &Path) -> Result<Self, GgufError> {
+        let (mut file, identity, size) = open_regular(path)?;
+        if size == 0 {
+            return Self::empty(path, identity);
+        }
+        let no_memory = |source| io_error(path, "find memory for a copy of it", source);
+        let mut bytes = MmapMut::map_anon(size).map_err(no_memory)?;
+        file.read_exact(&mut bytes).map_err(|source| io_error(path, "read all of it", source))?;
+        let bytes = bytes.make_read_only().map_err(no_memory)?;
+        Ok(Self { name: path.display().to_string(), bytes, file: None, identity, registration: None })
+    }
+
+    /// A file of no bytes: systems refuse to map it, the parser will say what is missing.
+    fn empty(path: &Path, identity: Identity) -> Result<Self, GgufError> {
+        let bytes = MmapMut::map_anon(0).and_then(MmapMut::make_read_only);
+        let bytes = bytes.map_err(|source| io_error(path, "map it into memory", source))?;
+        Ok(Self { name: path.display().to_string(), bytes, file: None, identity, registration: None })
+    }
+
+    /// The identity the file had when it was opened.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// True once the guard had to put zero pages in place of bytes the file no longer has.
+    pub fn is_damaged(&self) -> bool {
+        self.registration.as_ref().is_some_and(Registration::is_damaged)
+    }
+
+    /// Refuses if the mapped file is no longer what it was when it was opened. A copy never changes.
+    pub fn check_unchanged(&self) -> Result<(), GgufError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let facts = file.metadata().map_err(|source| GgufError::Io {
+            file: self.name.clone(),
+            action: "look at it",
+            source,
+        })?;
+        let now = Identity::of(&facts);
+        let change = if now.size_bytes != self.identity.size_bytes {
+            let (before, now) = (Grouped(self.identity.size_bytes), Grouped(now.size_bytes));
+            format!("its size went from {before} to {now} bytes")
+        } else if self.is_damaged() {
+            "parts of it could not be read".to_owned()
+        } else if now != self.identity {
+            "it was written to (its modification time is another)".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(GgufError::Changed { file: self.name.clone(), change })
+    }
+
+    /// Asks the system to read the file ahead; a hint only.
+    pub(super) fn prefetch(&self) {
+        #[cfg(unix)]
+        if self.file.is_some() {
+            // A refused hint changes nothing but speed.
+            let _ = self.bytes.advise(memmap2::Advice::WillNeed);
+        }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // Before the pages go: an address must never be registered once something else may be mapped there.
+        self.registration = None;
+    }
+}
+
+impl ByteOwner for Map {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn io_error(path: &Path, action: &'static str, source: std::io::Error) -> GgufError {
+    GgufError::Io { file: path.display().to_string(), action, source }
+}
+
+/// Opens a plain file. Looks before opening, because opening a pipe would wait for its other end.
+fn open_regular(path: &Path) -> Result<(fs::File, Identity, usize), GgufError> {
+    let refuse = |source| io_error(path, "open it", source);
+    let facts = fs::metadata(path).map_err(refuse)?;
+    if !facts.is_file() {
+        let what = if facts.is_dir() { "it is a folder" } else { "it is not a plain file" };
+        return Err(refuse(std::io::Error::new(std::io::ErrorKind::InvalidInput, what)));
+    }
+    let file = fs::File::open(path).map_err(refuse)?;
+    let identity = Identity::of(&file.metadata().map_err(refuse)?);
+    let size = usize::try_from(identity.size_bytes).ok().filter(|&size| isize::try_from(size).is_ok());
+    let too_large = || std::io::Error::new(std::io::ErrorKind::OutOfMemory, "it is larger than the address range");
+    Ok((file, identity, size.ok_or_else(|| io_error(path, "map it into memory", too_large()))?))
+}

@@ -1,0 +1,21 @@
+//! GGUF model files: opened from a memory map, checked before anything is used, written anew.
+//!
+//! [`File`] gives metadata and tensors as views of the map; nothing is copied. What is checked, and how a file that
+//! shrinks under the map is survived, is told in `docs/gguf.md`.
+
+mod cursor;
+mod error;
+mod file;
+mod guard;
+mod map;
+mod metadata;
+mod read;
+mod split;
+mod value;
+
+pub use error::{GgufError, Problem};
+pub use file::{Access, File, Tensor};
+pub use guard::install_sigbus_guard;
+pub use map::{Identity, Map};
+pub use metadata::Metadata;
+pub use value::{Array, StringArray, StringIter, Value, ValueType};
