@@ -184,14 +184,14 @@ impl File {
     ///
     /// One relaxed atomic load a part: cheap enough for every step. Needs [`super::install_sigbus_guard`].
     pub fn is_damaged(&self) -> bool {
-        self.maps().any(|map| map.is_damaged())
+        self.maps().any(Map::is_damaged)
     }
 
     /// Compares every part with what it was when opened (size, modification time; damage seen by the guard).
     ///
     /// A cut inside a page shows here and not in [`File::is_damaged`]: the rest of that page reads as zeros.
     pub fn check_unchanged(&self) -> Result<(), GgufError> {
-        self.maps().try_for_each(|map| map.check_unchanged())
+        self.maps().try_for_each(Map::check_unchanged)
     }
 
     /// Asks the system to read all tensor data ahead; a hint, it may do nothing.

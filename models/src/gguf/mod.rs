@@ -9,13 +9,17 @@ mod file;
 mod guard;
 mod map;
 mod metadata;
+mod owned;
 mod read;
 mod split;
 mod value;
+mod write;
 
 pub use error::{GgufError, Problem};
 pub use file::{Access, File, Tensor};
 pub use guard::install_sigbus_guard;
 pub use map::{Identity, Map};
 pub use metadata::Metadata;
+pub use owned::OwnedValue;
 pub use value::{Array, StringArray, StringIter, Value, ValueType};
+pub use write::{FileWriter, TensorData, Writer};

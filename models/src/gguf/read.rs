@@ -24,9 +24,9 @@ pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 /// Largest alignment accepted: padding must not blow up a small file.
 pub(super) const MAX_ALIGNMENT: u64 = 1 << 20;
 /// Most metadata keys.
-const MAX_KEYS: u64 = 1 << 16;
+pub(super) const MAX_KEYS: u64 = 1 << 16;
 /// Most tensors in one file.
-const MAX_TENSORS: u64 = 1 << 17;
+pub(super) const MAX_TENSORS: u64 = 1 << 17;
 /// Smallest key on disk: length, one byte of name, type, one byte of value.
 const MIN_KEY_BYTES: u64 = 8 + 1 + 4 + 1;
 /// Smallest tensor description: length, one byte of name, number of dimensions, type, offset.
@@ -239,7 +239,7 @@ impl<'a> Draft<'a> {
 /// Dimensions, rows and bytes of a shape as this machine counts them; `None` on overflow.
 ///
 /// The product of the dimensions after the first must fit even if another dimension is zero.
-fn sizes(stored: [u64; MAX_DIMS], dtype: DType) -> Option<([usize; MAX_DIMS], usize, u64)> {
+pub(super) fn sizes(stored: [u64; MAX_DIMS], dtype: DType) -> Option<([usize; MAX_DIMS], usize, u64)> {
     let mut dims = [1_usize; MAX_DIMS];
     for (dim, stored) in dims.iter_mut().zip(stored) {
         *dim = usize::try_from(stored).ok()?;
