@@ -201,6 +201,11 @@ impl File {
         }
     }
 
+    /// The bytes of each part.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &Bytes> {
+        self.parts.iter().map(|part| &part.bytes)
+    }
+
     fn maps(&self) -> impl Iterator<Item = &Map> {
         self.parts.iter().filter_map(|part| part.map.as_deref())
     }
