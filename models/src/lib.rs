@@ -4,3 +4,4 @@
 //! requests, threads or devices.
 
 pub mod gguf;
+pub mod synth;
