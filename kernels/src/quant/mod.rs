@@ -1,4 +1,19 @@
 //! Block formats: decode to f32, encode from f32.
 //!
 //! One file per block family. The scalar code here is the truth that every kernel is tested against; layouts are
-//! those of GGUF files, tested bit for bit against golden blocks of independent software.
+//! those of GGUF files, tested bit for bit against golden blocks of independent software. The decoders of single
+//! blocks (`legacy::q4_0`, `k::q6_k`, …) take arrays of the exact size and cannot fail, whatever the bits.
+
+mod decode;
+mod error;
+pub mod float;
+pub mod iq;
+mod iq_grids;
+pub mod k;
+mod layout;
+pub mod legacy;
+pub mod mx;
+pub mod ternary;
+
+pub use decode::decode;
+pub use error::QuantError;

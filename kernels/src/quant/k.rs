@@ -1,0 +1,93 @@
+//! K types: 256 weights in sub-blocks of 16 or 32, whose scales (and minima) are small integers times one half.
+//!
+//! Each type has a decoder and, for kernels, the unpacking of its integer scales. Layouts: kernels.md §8.
+
+use super::layout::{field, half_at, read_high_planes, read_planes};
+
+/// Decodes one Q2_K block: `d * sc * q - dmin * mn`, 16 weights a scale.
+pub fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
+    let scales = field::<0, 16, 84>(block);
+    let mut codes = [0; 256];
+    read_planes::<2>(field::<16, 64, 84>(block), 32, &mut codes);
+    let (d, dmin) = (half_at::<80, 84>(block), half_at::<82, 84>(block));
+    offset(scales.map(|s| d * f32::from(s & 15)), scales.map(|s| dmin * f32::from(s >> 4)), &codes, out);
+}
+
+/// Decodes one Q3_K block: `d * (sc - 32) * (q - 4)`, 16 weights a scale.
+pub fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
+    let mut codes = [0; 256];
+    read_planes::<2>(field::<32, 64, 110>(block), 32, &mut codes);
+    read_high_planes::<1, 2>(field::<0, 32, 110>(block), 32, &mut codes);
+    let d = half_at::<108, 110>(block);
+    let scales = q3_k_scales(field::<96, 12, 110>(block));
+    centred(scales.map(|s| d * f32::from(s)), 4, &codes, out);
+}
+
+/// Decodes one Q4_K block: `d * sc * q - dmin * mn`, 32 weights a scale.
+pub fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+    let mut codes = [0; 256];
+    read_planes::<4>(field::<16, 128, 144>(block), 32, &mut codes);
+    offset_by_pairs(half_at::<0, 144>(block), half_at::<2, 144>(block), field::<4, 12, 144>(block), &codes, out);
+}
+
+/// Decodes one Q5_K block: `d * sc * q - dmin * mn`, 32 weights a scale.
+pub fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
+    let mut codes = [0; 256];
+    read_planes::<4>(field::<48, 128, 176>(block), 32, &mut codes);
+    read_high_planes::<1, 4>(field::<16, 32, 176>(block), 32, &mut codes);
+    offset_by_pairs(half_at::<0, 176>(block), half_at::<2, 176>(block), field::<4, 12, 176>(block), &codes, out);
+}
+
+/// Decodes one Q6_K block: `d * sc * (q - 32)`, 16 weights a signed 8-bit scale.
+pub fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+    let mut codes = [0; 256];
+    read_planes::<4>(field::<0, 128, 210>(block), 64, &mut codes);
+    read_high_planes::<2, 4>(field::<128, 64, 210>(block), 32, &mut codes);
+    let d = half_at::<208, 210>(block);
+    centred(field::<192, 16, 210>(block).map(|s| d * f32::from(s.cast_signed())), 32, &codes, out);
+}
+
+/// The sixteen signed 6-bit scales of Q3_K.
+///
+/// Scale `j` has its low nibble in byte `j % 8` (low half for `j < 8`, else high half) and its two high bits in byte
+/// `8 + j % 4` at `2 * (j / 4)`.
+pub fn q3_k_scales(packed: &[u8; 12]) -> [i8; 16] {
+    std::array::from_fn(|j| {
+        let low = (packed[j % 8] >> (4 * (j / 8))) & 15;
+        let high = (packed[8 + j % 4] >> (2 * (j / 4))) & 3;
+        (low | (high << 4)).cast_signed() - 32
+    })
+}
+
+/// The eight 6-bit scales and the eight 6-bit minima of Q4_K and Q5_K.
+///
+/// The first four of each are the low six bits of bytes 0..4 and 4..8; the last four have their low nibble in bytes
+/// 8..12 (scales low, minima high) and their two high bits on top of bytes 0..4 and 4..8.
+pub fn q4_k_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let (first, last) = (|byte: usize| packed[byte] & 63, |byte: usize| (packed[byte] >> 6) << 4);
+    let scales = std::array::from_fn(|j| if j < 4 { first(j) } else { (packed[j + 4] & 15) | last(j - 4) });
+    let minima = std::array::from_fn(|j| if j < 4 { first(j + 4) } else { (packed[j + 4] >> 4) | last(j) });
+    (scales, minima)
+}
+
+fn offset_by_pairs(d: f32, dmin: f32, packed: &[u8; 12], codes: &[u8; 256], out: &mut [f32; 256]) {
+    let (scales, minima) = q4_k_scales(packed);
+    offset(scales.map(|s| d * f32::from(s)), minima.map(|m| dmin * f32::from(m)), codes, out);
+}
+
+fn offset<const SUBS: usize>(scales: [f32; SUBS], minima: [f32; SUBS], codes: &[u8; 256], out: &mut [f32; 256]) {
+    let subs = out.chunks_exact_mut(256 / SUBS).zip(codes.chunks_exact(256 / SUBS));
+    for ((out, codes), (scale, minimum)) in subs.zip(scales.into_iter().zip(minima)) {
+        for (weight, &code) in out.iter_mut().zip(codes) {
+            *weight = scale * f32::from(code) - minimum;
+        }
+    }
+}
+
+fn centred(scales: [f32; 16], zero: i8, codes: &[u8; 256], out: &mut [f32; 256]) {
+    for ((out, codes), scale) in out.chunks_exact_mut(16).zip(codes.chunks_exact(16)).zip(scales) {
+        for (weight, code) in out.iter_mut().zip(codes) {
+            *weight = scale * f32::from(code.cast_signed() - zero);
+        }
+    }
+}
