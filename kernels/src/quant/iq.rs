@@ -6,8 +6,11 @@
 use half::f16;
 
 use super::iq_grids::{IQ1_GRID, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_XXS_GRID};
-use super::layout::{field, half_at, read_planes, u16_at, u32_at};
-use super::legacy::nibbles;
+use super::layout::{field, field_mut, half_at, put_half, read_planes, u16_at, u32_at, write_planes};
+use super::legacy::{nibbles, put_nibbles, scaled};
+use super::levels::Iq4;
+use super::search::Block;
+use super::superblock::{Ranges, Super};
 
 /// The sixteen levels of IQ4_NL and IQ4_XS.
 pub const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -162,4 +165,31 @@ fn shifted(scale: f32, entry: usize, is_down: bool, out: &mut [f32; 8]) {
     for (weight, &trit) in out.iter_mut().zip(&IQ1_GRID[entry & 2047]) {
         *weight = scale * (f32::from(trit) + delta);
     }
+}
+
+/// Encodes one IQ4_NL block.
+pub(crate) fn encode_iq4_nl(block: &Block<'_, 32>, out: &mut [u8; 18]) {
+    let (d, codes) = scaled::<Iq4>(block.sample());
+    put_half::<0, 18>(out, d);
+    put_nibbles(&codes, field_mut::<2, 16, 18>(out));
+}
+
+/// Encodes one IQ4_XS block.
+pub(crate) fn encode_iq4_xs(block: &Block<'_, 256>, out: &mut [u8; 136]) {
+    let ranges = Ranges { lowest_scale: -32, highest_scale: 31, highest_minimum: 0 };
+    let (found, codes) = Super::<8>::centred::<Iq4>(block, ranges);
+    put_half::<0, 136>(out, found.d);
+    *field_mut::<2, 6, 136>(out) = packed_iq4_xs_scales(found.scales);
+    write_planes::<4, 0>(&codes, 16, field_mut::<8, 128, 136>(out));
+}
+
+/// The inverse of [`iq4_xs_scales`].
+fn packed_iq4_xs_scales(scales: [i32; 8]) -> [u8; 6] {
+    let mut packed = [0; 6];
+    for (sub, scale) in scales.into_iter().enumerate() {
+        let code = (scale + 32) as u8;
+        packed[sub / 4] |= (code >> 4) << (2 * (sub % 4));
+        packed[2 + sub / 2] |= (code & 15) << (4 * (sub % 2));
+    }
+    packed
 }

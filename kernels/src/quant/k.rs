@@ -2,7 +2,10 @@
 //!
 //! Each type has a decoder and, for kernels, the unpacking of its integer scales. Layouts: kernels.md §8.
 
-use super::layout::{field, half_at, read_high_planes, read_planes};
+use super::layout::{field, field_mut, half_at, put_half, read_high_planes, read_planes, write_planes};
+use super::levels::Linear;
+use super::search::Block;
+use super::superblock::{Ranges, Super};
 
 /// Decodes one Q2_K block: `d * sc * q - dmin * mn`, 16 weights a scale.
 pub fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
@@ -90,4 +93,79 @@ fn centred(scales: [f32; 16], zero: i8, codes: &[u8; 256], out: &mut [f32; 256])
             *weight = scale * f32::from(code.cast_signed() - zero);
         }
     }
+}
+
+/// Encodes one Q2_K block.
+pub(crate) fn encode_q2_k(block: &Block<'_, 256>, out: &mut [u8; 84]) {
+    let (found, codes) = Super::<16>::affine::<Linear<0, 3>>(block, 15, &TRIMS_2_BITS);
+    for (byte, (scale, minimum)) in out.iter_mut().zip(found.scales.iter().zip(&found.minima)) {
+        *byte = (scale | (minimum << 4)) as u8;
+    }
+    write_planes::<2, 0>(&codes, 32, field_mut::<16, 64, 84>(out));
+    put_half::<80, 84>(out, found.d);
+    put_half::<82, 84>(out, found.dmin);
+}
+
+/// Encodes one Q3_K block.
+pub(crate) fn encode_q3_k(block: &Block<'_, 256>, out: &mut [u8; 110]) {
+    let ranges = Ranges { lowest_scale: -32, highest_scale: 31, highest_minimum: 0 };
+    let (found, codes) = Super::<16>::centred::<Linear<-4, 3>>(block, ranges);
+    write_planes::<1, 2>(&codes, 32, field_mut::<0, 32, 110>(out));
+    write_planes::<2, 0>(&codes, 32, field_mut::<32, 64, 110>(out));
+    *field_mut::<96, 12, 110>(out) = packed_q3_k_scales(found.scales);
+    put_half::<108, 110>(out, found.d);
+}
+
+/// Encodes one Q4_K block.
+pub(crate) fn encode_q4_k(block: &Block<'_, 256>, out: &mut [u8; 144]) {
+    let (found, codes) = Super::<8>::affine::<Linear<0, 15>>(block, 63, &TRIMS);
+    put_half::<0, 144>(out, found.d);
+    put_half::<2, 144>(out, found.dmin);
+    *field_mut::<4, 12, 144>(out) = packed_q4_k_scales(found.scales, found.minima);
+    write_planes::<4, 0>(&codes, 32, field_mut::<16, 128, 144>(out));
+}
+
+/// Encodes one Q5_K block.
+pub(crate) fn encode_q5_k(block: &Block<'_, 256>, out: &mut [u8; 176]) {
+    let (found, codes) = Super::<8>::affine::<Linear<0, 31>>(block, 63, &TRIMS);
+    put_half::<0, 176>(out, found.d);
+    put_half::<2, 176>(out, found.dmin);
+    *field_mut::<4, 12, 176>(out) = packed_q4_k_scales(found.scales, found.minima);
+    write_planes::<1, 4>(&codes, 32, field_mut::<16, 32, 176>(out));
+    write_planes::<4, 0>(&codes, 32, field_mut::<48, 128, 176>(out));
+}
+
+/// Encodes one Q6_K block. Scales stay within ±127: kernels may negate them.
+pub(crate) fn encode_q6_k(block: &Block<'_, 256>, out: &mut [u8; 210]) {
+    let ranges = Ranges { lowest_scale: -127, highest_scale: 127, highest_minimum: 0 };
+    let (found, codes) = Super::<16>::centred::<Linear<-32, 31>>(block, ranges);
+    write_planes::<4, 0>(&codes, 64, field_mut::<0, 128, 210>(out));
+    write_planes::<2, 4>(&codes, 32, field_mut::<128, 64, 210>(out));
+    *field_mut::<192, 16, 210>(out) = found.scales.map(|scale| scale as u8);
+    put_half::<208, 210>(out, found.d);
+}
+
+/// How much of a step the range of a sub-block is narrowed by at either end.
+const TRIMS: [f32; 5] = [-0.25, 0.05, 0.35, 0.65, 0.95];
+const TRIMS_2_BITS: [f32; 5] = [-0.2, 0.0, 0.2, 0.4, 0.6];
+
+/// The inverse of [`q3_k_scales`].
+fn packed_q3_k_scales(scales: [i32; 16]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for (j, scale) in scales.into_iter().enumerate() {
+        let code = (scale + 32) as u8;
+        packed[j % 8] |= (code & 15) << (4 * (j / 8));
+        packed[8 + j % 4] |= (code >> 4) << (2 * (j / 4));
+    }
+    packed
+}
+
+/// The inverse of [`q4_k_scales`].
+fn packed_q4_k_scales(scales: [i32; 8], minima: [i32; 8]) -> [u8; 12] {
+    let (scales, minima) = (scales.map(|scale| scale as u8), minima.map(|minimum| minimum as u8));
+    std::array::from_fn(|byte| match byte {
+        0..4 => scales[byte] | ((scales[byte + 4] >> 4) << 6),
+        4..8 => minima[byte - 4] | ((minima[byte] >> 4) << 6),
+        _ => (scales[byte - 4] & 15) | ((minima[byte - 4] & 15) << 4),
+    })
 }

@@ -13,10 +13,23 @@ pub(crate) fn field<const AT: usize, const N: usize, const B: usize>(block: &[u8
     block[AT..].first_chunk().expect("checked when compiled")
 }
 
+/// As [`field`], to write to.
+#[inline(always)]
+pub(crate) fn field_mut<const AT: usize, const N: usize, const B: usize>(block: &mut [u8; B]) -> &mut [u8; N] {
+    const { assert!(AT + N <= B) };
+    block[AT..].first_chunk_mut().expect("checked when compiled")
+}
+
 /// The half at byte `AT`, as f32.
 #[inline(always)]
 pub(crate) fn half_at<const AT: usize, const B: usize>(block: &[u8; B]) -> f32 {
     f16::from_le_bytes(*field::<AT, 2, B>(block)).to_f32()
+}
+
+/// Writes `half` at byte `AT`.
+#[inline(always)]
+pub(crate) fn put_half<const AT: usize, const B: usize>(block: &mut [u8; B], half: f16) {
+    *field_mut::<AT, 2, B>(block) = half.to_le_bytes();
 }
 
 /// The little-endian u32 at byte `at` of `bytes`; zero past the end.
@@ -54,6 +67,19 @@ pub(crate) fn read_high_planes<const BITS: u32, const SHIFT: u32>(bytes: &[u8], 
     }
 }
 
+/// Writes planes of `BITS` bits: the inverse of [`read_planes`]. Bits of a code from `SHIFT` up are stored.
+pub(crate) fn write_planes<const BITS: u32, const SHIFT: u32>(codes: &[u8], group: usize, bytes: &mut [u8]) {
+    let planes = 8 / BITS as usize;
+    bytes.fill(0);
+    for (bytes, codes) in bytes.chunks_exact_mut(group).zip(codes.chunks_exact(group * planes)) {
+        for (plane, codes) in codes.chunks_exact(group).enumerate() {
+            for (code, byte) in codes.iter().zip(bytes.iter_mut()) {
+                *byte |= ((code >> SHIFT) & (((1_u16 << BITS) - 1) as u8)) << (BITS * plane as u32);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +91,20 @@ mod tests {
         assert_eq!(codes, [0, 3, 1, 2, 2, 1, 3, 0]);
         read_planes::<4>(&[0x21, 0x43, 0x65, 0x87], 2, &mut codes);
         assert_eq!(codes, [1, 3, 2, 4, 5, 7, 6, 8]);
+    }
+
+    #[test]
+    fn written_planes_read_back() {
+        let codes: [u8; 16] = std::array::from_fn(|weight| (weight as u8 * 7) % 64);
+        let (mut low, mut high, mut back) = ([0xFF; 8], [0xFF; 4], [0; 16]);
+        write_planes::<4, 0>(&codes, 4, &mut low);
+        write_planes::<2, 4>(&codes, 4, &mut high);
+        read_planes::<4>(&low, 4, &mut back);
+        let mut top = [0; 16];
+        read_planes::<2>(&high, 4, &mut top);
+        for (low, top) in back.iter_mut().zip(top) {
+            *low |= top << 4;
+        }
+        assert_eq!(back, codes);
     }
 }

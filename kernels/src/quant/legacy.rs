@@ -3,7 +3,11 @@
 //! Codes are two nibble planes of 16 bytes; the 5-bit types keep bit 4 of weight `i` in bit `i` of a u32.
 //! Layouts: kernels.md §8.
 
-use super::layout::{field, half_at, read_planes, u32_at};
+use half::f16;
+
+use super::layout::{field, field_mut, half_at, put_half, read_planes, u32_at, write_planes};
+use super::levels::{Levels, Linear};
+use super::search::{Block, Fit, Sample, half_near};
 
 /// Decodes one Q4_0 block: `d * (q - 8)`.
 pub fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
@@ -62,4 +66,111 @@ fn offset(d: f32, m: f32, codes: [u8; 32], out: &mut [f32; 32]) {
     for (weight, code) in out.iter_mut().zip(codes) {
         *weight = d * f32::from(code) + m;
     }
+}
+
+/// Encodes one Q4_0 block.
+pub(crate) fn encode_q4_0(block: &Block<'_, 32>, out: &mut [u8; 18]) {
+    let (d, codes) = scaled::<Linear<-8, 7>>(block.sample());
+    put_half::<0, 18>(out, d);
+    put_nibbles(&codes, field_mut::<2, 16, 18>(out));
+}
+
+/// Encodes one Q4_1 block.
+pub(crate) fn encode_q4_1(block: &Block<'_, 32>, out: &mut [u8; 20]) {
+    let (d, m, codes) = affine::<Linear<0, 15>>(block.sample());
+    put_half::<0, 20>(out, d);
+    put_half::<2, 20>(out, m);
+    put_nibbles(&codes, field_mut::<4, 16, 20>(out));
+}
+
+/// Encodes one Q5_0 block.
+pub(crate) fn encode_q5_0(block: &Block<'_, 32>, out: &mut [u8; 22]) {
+    let (d, codes) = scaled::<Linear<-16, 15>>(block.sample());
+    put_half::<0, 22>(out, d);
+    put_high_bits(&codes, field_mut::<2, 4, 22>(out));
+    put_nibbles(&codes, field_mut::<6, 16, 22>(out));
+}
+
+/// Encodes one Q5_1 block.
+pub(crate) fn encode_q5_1(block: &Block<'_, 32>, out: &mut [u8; 24]) {
+    let (d, m, codes) = affine::<Linear<0, 31>>(block.sample());
+    put_half::<0, 24>(out, d);
+    put_half::<2, 24>(out, m);
+    put_high_bits(&codes, field_mut::<4, 4, 24>(out));
+    put_nibbles(&codes, field_mut::<8, 16, 24>(out));
+}
+
+/// Encodes one Q8_0 block. The code -128 is never used: kernels may negate codes.
+pub(crate) fn encode_q8_0(block: &Block<'_, 32>, out: &mut [u8; 34]) {
+    type Bytes = Linear<-127, 127>;
+    let sample = block.sample();
+    let peak = sample.x.iter().fold(0.0, |peak: f32, x| peak.max(x.abs()));
+    // The half just at the peak and its neighbours; steps are 1/1024 to 1/2048, about an eighth of a code at the peak.
+    let trials = neighbours(half_near(peak / 127.0), -8..=8);
+    let d = best_half(trials, |d| sample.error::<Bytes>(Fit { scale: d, minimum: 0.0 }));
+    put_half::<0, 34>(out, d);
+    let mut codes = [0; 32];
+    sample.codes::<Bytes>(Fit { scale: d.to_f32(), minimum: 0.0 }, &mut codes);
+    *field_mut::<2, 32, 34>(out) = codes.map(|code| (i16::from(code) - 127) as u8);
+}
+
+/// A half scale and codes for levels around zero.
+pub(crate) fn scaled<L: Levels>(sample: Sample<'_>) -> (f16, [u8; 32]) {
+    let near = half_near(sample.best_scale::<L>(SCALE_TRIALS));
+    let d = best_half(neighbours(near, -1..=1), |d| sample.error::<L>(Fit { scale: d, minimum: 0.0 }));
+    let mut codes = [0; 32];
+    sample.codes::<L>(Fit { scale: d.to_f32(), minimum: 0.0 }, &mut codes);
+    (d, codes)
+}
+
+/// A half scale, a half that is added, and codes from 0 up.
+fn affine<L: Levels>(sample: Sample<'_>) -> (f16, f16, [u8; 32]) {
+    let Fit { scale, minimum } = sample.best_affine::<L>(&TRIMS, false);
+    let near = half_near(scale);
+    let start = half_near(-minimum);
+    let fit = |d: f32, m: f32| Fit { scale: d, minimum: -m };
+    let d = best_half(neighbours(near, -1..=1), |d| sample.error::<L>(fit(d, start.to_f32())));
+    let m = best_half(neighbours(start, -1..=1), |m| sample.error::<L>(fit(d.to_f32(), m)));
+    let mut codes = [0; 32];
+    sample.codes::<L>(fit(d.to_f32(), m.to_f32()), &mut codes);
+    (d, m, codes)
+}
+
+/// How many scales are tried on either side of zero.
+const SCALE_TRIALS: u32 = 22;
+
+/// How much of a step the range is narrowed by at either end.
+const TRIMS: [f32; 6] = [-0.3, 0.0, 0.3, 0.6, 0.9, 1.2];
+
+/// Halves next to `half` that have its sign and are finite; `half` itself first.
+fn neighbours(half: f16, steps: std::ops::RangeInclusive<i16>) -> impl Iterator<Item = f16> {
+    let bits = half.to_bits();
+    let others = steps.filter(|&step| step != 0).filter_map(move |step| {
+        let magnitude = (bits & 0x7FFF).checked_add_signed(step)?;
+        (magnitude < 0x7C00).then(|| f16::from_bits(magnitude | (bits & 0x8000)))
+    });
+    std::iter::once(half).chain(others)
+}
+
+/// The half with the least error, the first of equals.
+fn best_half(mut trials: impl Iterator<Item = f16>, error: impl Fn(f32) -> f32) -> f16 {
+    let mut best = trials.next().unwrap_or(f16::ZERO);
+    let mut least = error(best.to_f32());
+    for trial in trials {
+        let error = error(trial.to_f32());
+        if error < least {
+            (best, least) = (trial, error);
+        }
+    }
+    best
+}
+
+/// Stores the low four bits of 32 codes.
+pub(crate) fn put_nibbles(codes: &[u8; 32], qs: &mut [u8; 16]) {
+    write_planes::<4, 0>(codes, 16, qs);
+}
+
+fn put_high_bits(codes: &[u8; 32], qh: &mut [u8; 4]) {
+    let high = codes.iter().rev().fold(0, |high: u32, code| (high << 1) | u32::from((code >> 4) & 1));
+    *qh = high.to_le_bytes();
 }

@@ -5,6 +5,7 @@
 //! blocks (`legacy::q4_0`, `k::q6_k`, …) take arrays of the exact size and cannot fail, whatever the bits.
 
 mod decode;
+mod encode;
 mod error;
 pub mod float;
 pub mod iq;
@@ -12,8 +13,12 @@ mod iq_grids;
 pub mod k;
 mod layout;
 pub mod legacy;
+mod levels;
 pub mod mx;
+mod search;
+mod superblock;
 pub mod ternary;
 
 pub use decode::decode;
+pub use encode::{can_encode, encode};
 pub use error::QuantError;
