@@ -4,4 +4,5 @@
 //! requests, threads or devices.
 
 pub mod gguf;
+pub mod quantize;
 pub mod synth;

@@ -104,7 +104,7 @@ pub(crate) fn encode_q5_1(block: &Block<'_, 32>, out: &mut [u8; 24]) {
 pub(crate) fn encode_q8_0(block: &Block<'_, 32>, out: &mut [u8; 34]) {
     type Bytes = Linear<-127, 127>;
     let sample = block.sample();
-    let peak = sample.x.iter().fold(0.0, |peak: f32, x| peak.max(x.abs()));
+    let peak = sample.peak().abs();
     // The half just at the peak and its neighbours; steps are 1/1024 to 1/2048, about an eighth of a code at the peak.
     let trials = neighbours(half_near(peak / 127.0), -8..=8);
     let d = best_half(trials, |d| sample.error::<Bytes>(Fit { scale: d, minimum: 0.0 }));
@@ -117,7 +117,10 @@ pub(crate) fn encode_q8_0(block: &Block<'_, 32>, out: &mut [u8; 34]) {
 /// A half scale and codes for levels around zero.
 pub(crate) fn scaled<L: Levels>(sample: Sample<'_>) -> (f16, [u8; 32]) {
     let near = half_near(sample.best_scale::<L>(SCALE_TRIALS));
-    let d = best_half(neighbours(near, -1..=1), |d| sample.error::<L>(Fit { scale: d, minimum: 0.0 }));
+    // The plain scales too: halves hit them exactly where weights lie on a grid already.
+    let plain = [L::LOW, L::HIGH].map(|end| half_near(sample.peak() / end));
+    let trials = neighbours(near, -1..=1).chain(plain);
+    let d = best_half(trials, |d| sample.error::<L>(Fit { scale: d, minimum: 0.0 }));
     let mut codes = [0; 32];
     sample.codes::<L>(Fit { scale: d.to_f32(), minimum: 0.0 }, &mut codes);
     (d, codes)

@@ -125,9 +125,14 @@ impl<'a> Sample<'a> {
         }
     }
 
+    /// The weight of largest magnitude, with its sign.
+    pub fn peak(&self) -> f32 {
+        self.x.iter().copied().fold(0.0, |peak: f32, x| if x.abs() > peak.abs() { x } else { peak })
+    }
+
     /// The scale with the least error found, without a minimum. `trials` is how many are tried on either side.
     pub fn best_scale<L: Levels>(&self, trials: u32) -> f32 {
-        let peak = self.x.iter().copied().fold(0.0, |peak: f32, x| if x.abs() > peak.abs() { x } else { peak });
+        let peak = self.peak();
         if peak == 0.0 {
             return 0.0;
         }

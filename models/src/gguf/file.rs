@@ -7,7 +7,7 @@ use std::sync::Arc;
 use farpost_kernels::tensor::{Bytes, DType, Weight};
 
 use super::error::{GgufError, Problem};
-use super::map::Map;
+use super::map::{Identity, Map};
 use super::metadata::Metadata;
 use super::read::{self, MAX_DIMS, Parsed};
 use super::split;
@@ -199,6 +199,21 @@ impl File {
         for map in self.maps() {
             map.prefetch();
         }
+    }
+
+    /// Gives the memory of all mapped pages back to the system; they are read again when they are needed.
+    ///
+    /// For work that goes through a file once. Reading on from other threads meanwhile is fine.
+    pub fn release_pages(&self) {
+        for map in self.maps() {
+            map.release();
+        }
+    }
+
+    /// True if `path` leads to a file this model lies in, under whatever name.
+    pub fn has_part_at(&self, path: &Path) -> bool {
+        let Ok(there) = Identity::at(path) else { return false };
+        self.maps().any(|map| map.identity() == there)
     }
 
     /// The bytes of each part.

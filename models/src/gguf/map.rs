@@ -132,6 +132,19 @@ impl Map {
             let _ = self.bytes.advise(memmap2::Advice::WillNeed);
         }
     }
+
+    /// Tells the system that the pages are not needed now, so that they no longer count as this program's memory.
+    ///
+    /// The next read brings them back from the file (most often from the system's cache).
+    pub(super) fn release(&self) {
+        #[cfg(unix)]
+        if self.file.is_some() {
+            // SAFETY: the map is shared and file-backed, so dropped pages come back with the file's bytes: readers see
+            // what they may see at any time anyway (see `open`). A zero page that the guard put in place of a lost one
+            // is zero again when it comes back. A refused hint changes nothing but memory.
+            let _ = unsafe { self.bytes.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
 }
 
 impl Drop for Map {
