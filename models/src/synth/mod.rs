@@ -15,6 +15,7 @@ use std::path::Path;
 use farpost_kernels::tensor::DType;
 
 use crate::gguf::{self, GgufError, Writer};
+use crate::quantize::substitute;
 use layout::Fill;
 use random::Random;
 
@@ -128,21 +129,6 @@ fn put(out: &mut [u8], mut value: impl FnMut() -> f32) {
     for place in out.chunks_exact_mut(4) {
         place.copy_from_slice(&value().to_le_bytes());
     }
-}
-
-/// The type that stands in for `dtype` where rows are not whole blocks of it.
-fn substitute(dtype: DType, cols: usize) -> DType {
-    let mut dtype = dtype;
-    while !cols.is_multiple_of(dtype.block_len()) {
-        dtype = match dtype {
-            DType::Q4_K => DType::Q5_0,
-            DType::Q5_K => DType::Q5_1,
-            DType::Q6_K => DType::Q8_0,
-            other if other.block_len() == 32 => DType::F16,
-            _ => DType::IQ4_NL,
-        };
-    }
-    dtype
 }
 
 #[cfg(test)]
