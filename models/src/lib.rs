@@ -6,3 +6,4 @@
 pub mod gguf;
 pub mod quantize;
 pub mod synth;
+pub mod tokenizer;
