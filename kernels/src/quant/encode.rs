@@ -225,6 +225,21 @@ mod tests {
     }
 
     #[test]
+    fn weights_that_were_coded_before_come_back_almost_as_they_are() {
+        let weights = golden_f32("quant/weights.f32");
+        for dtype in encodable() {
+            let once = through(dtype, &weights, None);
+            let twice = through(dtype, &once, None);
+            let (first, second) = (squared_error(&weights, &once, None), squared_error(&once, &twice, None));
+            assert!(second <= 0.01 * first, "{dtype}: {second} after {first}");
+            let n_alike = once.iter().zip(&twice).filter(|(once, twice)| once == twice).count();
+            if matches!(dtype, DType::Q4_0 | DType::IQ4_NL | DType::MXFP4 | DType::TQ1_0 | DType::TQ2_0) {
+                assert_eq!(n_alike, weights.len(), "{dtype}");
+            }
+        }
+    }
+
+    #[test]
     fn kernels_may_negate_the_codes_of_q8_0_and_the_scales_of_q6_k() {
         let values: Vec<f32> = (0..4096).map(|weight| ((weight * 7919 % 4093) as f32 / 2046.5 - 1.0).powi(3)).collect();
         for block in encoded(DType::Q8_0, &values, None).chunks_exact(34) {

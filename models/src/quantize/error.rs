@@ -34,6 +34,18 @@ pub enum QuantizeError {
         /// What is wrong.
         source: QuantError,
     },
+    /// The weights of a tensor cannot be counted on this machine.
+    #[error("{file}: tensor '{tensor}': {rows} x {cols} weights are more than this machine can count")]
+    TooLarge {
+        /// The input file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
+    },
     /// The caller's progress function asked to stop.
     #[error("{file}: quantization was stopped, nothing was written")]
     Stopped {

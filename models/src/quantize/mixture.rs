@@ -128,7 +128,7 @@ pub fn substitute(dtype: DType, cols: usize) -> DType {
 /// True in the first and last eighth of the layers and in every third between.
 fn use_more(layer: usize, n_layers: usize) -> bool {
     let eighth = n_layers / 8;
-    layer < eighth || layer >= 7 * n_layers / 8 || (layer - eighth) % 3 == 2
+    layer < eighth || layer >= n_layers.saturating_mul(7) / 8 || (layer - eighth) % 3 == 2
 }
 
 fn bits(dtype: DType) -> usize {

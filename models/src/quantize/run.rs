@@ -80,14 +80,22 @@ pub fn quantize_file(
         let Assignment { dtype, instead_of } = options.mixture.assign(&shape, tensor.name(), tensor.dims());
         writer.tensor(tensor.name(), dtype, tensor.dims())?;
         substituted.extend(instead_of.map(|wanted| (tensor.name().to_owned(), wanted)));
-        plan.push((tensor, dtype));
+        let (rows, cols) = (tensor.weight().rows(), tensor.weight().cols());
+        // Blocks hold more weights than bytes: only a large address range has room for all their numbers.
+        let n_weights = rows.checked_mul(cols).ok_or_else(|| QuantizeError::TooLarge {
+            file: input.name().to_owned(),
+            tensor: tensor.name().to_owned(),
+            rows,
+            cols,
+        })?;
+        plan.push((tensor, dtype, n_weights));
     }
     let bytes_of = |tensor: &Tensor| tensor.weight().bytes().len() as u64;
     let total_bytes = input.tensors().iter().map(bytes_of).sum();
     let mut job = Job { input, threads: threads(options.threads), writer: writer.create(output)?, windows: Vec::new() };
     let mut done_bytes = 0;
-    for (tensor, dtype) in plan {
-        job.tensor(tensor, dtype, &mut |bytes| {
+    for &(tensor, dtype, n_weights) in &plan {
+        job.tensor(tensor, dtype, n_weights, &mut |bytes| {
             done_bytes += bytes;
             progress(Progress { tensor: tensor.name(), dtype, done_bytes, total_bytes })
         })?;
@@ -97,7 +105,7 @@ pub fn quantize_file(
         n_tensors: input.tensors().len(),
         input_bytes: total_bytes,
         output_bytes: job.writer.finish()?,
-        n_weights: input.tensors().iter().map(|tensor| n_weights(tensor) as u64).sum(),
+        n_weights: plan.iter().map(|(.., n_weights)| *n_weights as u64).sum(),
         substituted,
     })
 }
@@ -122,9 +130,9 @@ impl Job<'_> {
         &mut self,
         tensor: &Tensor,
         dtype: DType,
+        n_weights: usize,
         advance: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), QuantizeError> {
-        let n_weights = n_weights(tensor);
         // Small tensors are spread over all threads too.
         let window = n_weights.div_ceil(self.threads * 256).saturating_mul(256).clamp(256, WINDOW);
         let starts: Vec<usize> = (0..n_weights).step_by(window).collect();
@@ -136,7 +144,7 @@ impl Job<'_> {
             if tensor.dtype() == dtype {
                 self.writer.append(tensor.name(), &source[first..last])?;
             } else {
-                self.encode_round(tensor, dtype, round, window)?;
+                self.encode_round(tensor, dtype, round, window, n_weights)?;
                 for done in &self.windows[..round.len()] {
                     self.writer.append(tensor.name(), &done.blocks)?;
                 }
@@ -156,6 +164,7 @@ impl Job<'_> {
         dtype: DType,
         round: &[usize],
         window: usize,
+        n_weights: usize,
     ) -> Result<(), QuantizeError> {
         self.windows.resize_with(self.windows.len().max(round.len()), Window::default);
         let work = Mutex::new(round.iter().zip(&mut self.windows));
@@ -165,7 +174,7 @@ impl Job<'_> {
             loop {
                 let next = lock(&work).next();
                 let Some((&start, buffers)) = next else { return };
-                if let Err(source) = buffers.fill(tensor, dtype, start, window) {
+                if let Err(source) = buffers.fill(tensor, dtype, start, window.min(n_weights - start)) {
                     let mut failure = lock(&failure);
                     if failure.as_ref().is_none_or(|(first, _)| start < *first) {
                         *failure = Some((start, source));
@@ -193,10 +202,9 @@ impl Job<'_> {
 }
 
 impl Window {
-    /// Decodes and encodes the window of `tensor` that starts at weight `start`.
-    fn fill(&mut self, tensor: &Tensor, dtype: DType, start: usize, window: usize) -> Result<(), QuantError> {
+    /// Decodes and encodes `weights` weights of `tensor` from number `start` on.
+    fn fill(&mut self, tensor: &Tensor, dtype: DType, start: usize, weights: usize) -> Result<(), QuantError> {
         let source = tensor.dtype();
-        let weights = window.min(n_weights(tensor) - start);
         let partial = |dtype| QuantError::PartialBlock { dtype, weights };
         let first = source.row_bytes(start).ok_or(partial(source))?;
         let n_bytes = source.row_bytes(weights).ok_or(partial(source))?;
@@ -213,10 +221,6 @@ fn counted_from(start: usize, error: QuantError) -> QuantError {
         QuantError::NotFinite { dtype, index, value } => QuantError::NotFinite { dtype, index: start + index, value },
         other => other,
     }
-}
-
-fn n_weights(tensor: &Tensor) -> usize {
-    tensor.weight().rows() * tensor.weight().cols()
 }
 
 fn threads(wanted: usize) -> usize {
