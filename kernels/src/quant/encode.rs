@@ -231,7 +231,7 @@ mod tests {
             let once = through(dtype, &weights, None);
             let twice = through(dtype, &once, None);
             let (first, second) = (squared_error(&weights, &once, None), squared_error(&once, &twice, None));
-            assert!(second <= 0.01 * first, "{dtype}: {second} after {first}");
+            assert!(second <= 0.02 * first, "{dtype}: {second} after {first}");
             let n_alike = once.iter().zip(&twice).filter(|(once, twice)| once == twice).count();
             if matches!(dtype, DType::Q4_0 | DType::IQ4_NL | DType::MXFP4 | DType::TQ1_0 | DType::TQ2_0) {
                 assert_eq!(n_alike, weights.len(), "{dtype}");

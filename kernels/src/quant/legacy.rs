@@ -105,8 +105,10 @@ pub(crate) fn encode_q8_0(block: &Block<'_, 32>, out: &mut [u8; 34]) {
     type Bytes = Linear<-127, 127>;
     let sample = block.sample();
     let peak = sample.peak().abs();
-    // The half just at the peak and its neighbours; steps are 1/1024 to 1/2048, about an eighth of a code at the peak.
-    let trials = neighbours(half_near(peak / 127.0), -8..=8);
+    // The half just at the peak and its neighbours (steps are 1/1024 to 1/2048, about an eighth of a code at the peak),
+    // and those that make a whole number of the peak: weights that were coded before come back as they are.
+    let whole = (118..127).map(|code| half_near(peak / code as f32));
+    let trials = neighbours(half_near(peak / 127.0), -8..=8).chain(whole);
     let d = best_half(trials, |d| sample.error::<Bytes>(Fit { scale: d, minimum: 0.0 }));
     put_half::<0, 34>(out, d);
     let mut codes = [0; 32];
