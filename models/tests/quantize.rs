@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use farpost_firmware_tests::model;
 use farpost_kernels::quant::decode;
 use farpost_kernels::tensor::DType;
-use farpost_models::gguf::{File, Writer};
+use farpost_models::gguf::{File, OwnedValue, Writer};
 use farpost_models::quantize::{Mixture, ModelShape, Options, Progress, QuantizeError, Summary, quantize_file};
 
 /// A folder of its own for one test.
@@ -138,6 +138,29 @@ fn rows_that_are_not_whole_blocks_are_reported() {
     let output = File::open(&folder.join("out.gguf")).unwrap();
     assert_eq!(output.tensor("w.weight").unwrap().dtype(), DType::Q5_0);
     assert!(values(&output, "w.weight").iter().all(|weight| *weight == 0.5));
+}
+
+#[test]
+fn tensors_without_weights_pass_and_metadata_of_the_wrong_type_is_refused_by_key() {
+    let folder = folder("odd");
+    let (input, output) = (folder.join("in.gguf"), folder.join("out.gguf"));
+    let write = |layers: OwnedValue| {
+        let mut writer = Writer::new();
+        writer.set("general.architecture", "odd").set("odd.block_count", layers);
+        writer.set("odd.attention.head_count_kv", [4_u32, 0, 2].as_slice());
+        writer.tensor("blk.0.empty.weight", DType::F32, &[256, 0]).unwrap();
+        writer.tensor("blk.18446744073709551616.attn_v.weight", DType::F32, &[256, 2]).unwrap();
+        let mut file = writer.create(&input).unwrap();
+        file.append("blk.18446744073709551616.attn_v.weight", &[0; 2048]).unwrap();
+        file.finish().unwrap();
+    };
+    write(u32::MAX.into());
+    let summary = quantize(&input, &output, "q4_k_m", 2).unwrap();
+    assert_eq!((summary.n_tensors, summary.n_weights), (2, 512));
+    assert_eq!(File::open(&output).unwrap().find("blk.0.empty.weight").unwrap().dims(), [256, 0]);
+    write("many".into());
+    let error = quantize(&input, &output, "q4_k_m", 2).unwrap_err().to_string();
+    assert!(error.contains("odd.block_count"), "{error}");
 }
 
 #[test]
