@@ -41,46 +41,46 @@ impl<const LOW: i32, const HIGH: i32> Levels for Linear<LOW, HIGH> {
     }
 }
 
+/// Sixteen uneven levels, all whole numbers within ±127, the outermost named by `Levels`.
+pub(crate) trait Table {
+    const LEVELS: [i8; 16];
+    /// Code of the nearest level for each half step from -128 up: every border between two whole numbers lies on one.
+    const CODES: &'static [u8; 512];
+    /// Lowest and highest level, and a typical distance between those far out.
+    const SHAPE: (f32, f32, f32);
+}
+
 /// The levels of IQ4_NL and IQ4_XS.
 pub(crate) struct Iq4;
+
+impl Table for Iq4 {
+    const LEVELS: [i8; 16] = IQ4_LEVELS;
+    const CODES: &'static [u8; 512] = &nearest_codes(&IQ4_LEVELS);
+    const SHAPE: (f32, f32, f32) = (-127.0, 113.0, 20.0);
+}
 
 /// The doubled E2M1 levels of MXFP4.
 pub(crate) struct E2m1;
 
-/// Code of the nearest level for each half step from -128 up. Levels are whole numbers, so every border between two
-/// of them is a multiple of a half.
-static IQ4_CODES: [u8; 512] = nearest_codes(&IQ4_LEVELS);
-static E2M1_CODES: [u8; 512] = nearest_codes(&E2M1_DOUBLED);
-
-impl Levels for Iq4 {
-    const LOW: f32 = -127.0;
-    const HIGH: f32 = 113.0;
-    const STEP: f32 = 20.0;
-
-    #[inline(always)]
-    fn nearest(value: f32) -> f32 {
-        f32::from(IQ4_LEVELS[usize::from(Self::code(value) & 15)])
-    }
-
-    #[inline(always)]
-    fn code(value: f32) -> u8 {
-        IQ4_CODES[half_step(value)]
-    }
+impl Table for E2m1 {
+    const LEVELS: [i8; 16] = E2M1_DOUBLED;
+    const CODES: &'static [u8; 512] = &nearest_codes(&E2M1_DOUBLED);
+    const SHAPE: (f32, f32, f32) = (-12.0, 12.0, 4.0);
 }
 
-impl Levels for E2m1 {
-    const LOW: f32 = -12.0;
-    const HIGH: f32 = 12.0;
-    const STEP: f32 = 4.0;
+impl<T: Table> Levels for T {
+    const LOW: f32 = T::SHAPE.0;
+    const HIGH: f32 = T::SHAPE.1;
+    const STEP: f32 = T::SHAPE.2;
 
     #[inline(always)]
     fn nearest(value: f32) -> f32 {
-        f32::from(E2M1_DOUBLED[usize::from(Self::code(value) & 15)])
+        f32::from(T::LEVELS[usize::from(Self::code(value) & 15)])
     }
 
     #[inline(always)]
     fn code(value: f32) -> u8 {
-        E2M1_CODES[half_step(value)]
+        T::CODES[half_step(value)]
     }
 }
 
