@@ -6,4 +6,5 @@
 pub mod gguf;
 pub mod quantize;
 pub mod synth;
+pub mod template;
 pub mod tokenizer;

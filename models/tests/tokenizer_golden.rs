@@ -1,13 +1,13 @@
 //! Ids and texts of every fixture vocabulary, against the golden files.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use farpost_firmware_tests::{golden, model};
 use farpost_models::gguf;
 use farpost_models::tokenizer::{Special, Tokenizer};
 
-fn tokenizer(path: PathBuf) -> Tokenizer {
-    let file = gguf::File::open(&path).expect("a fixture is a good file");
+fn tokenizer(path: &Path) -> Tokenizer {
+    let file = gguf::File::open(path).expect("a fixture is a good file");
     Tokenizer::from_metadata(file.metadata()).expect("a fixture's tokenizer is supported")
 }
 
@@ -41,7 +41,7 @@ fn lines(name: &str) -> Vec<Line> {
     lines
 }
 
-fn check(name: &str, path: PathBuf) {
+fn check(name: &str, path: &Path) {
     let tokenizer = tokenizer(path);
     let mut wrong = Vec::new();
     for (number, line) in lines(name).iter().enumerate() {
@@ -76,7 +76,7 @@ macro_rules! vocabularies {
     ($($test:ident $name:literal $path:expr;)*) => { $(
         #[test]
         fn $test() {
-            check($name, $path);
+            check($name, &$path);
         }
     )* };
 }
@@ -97,7 +97,7 @@ vocabularies! {
 #[test]
 fn a_text_comes_back_from_its_ids() {
     for name in ["gpt-2", "llama-bpe", "qwen2", "deepseek-coder", "llama-spm", "phi-3"] {
-        let tokenizer = tokenizer(golden(&format!("vocab/{name}.gguf")));
+        let tokenizer = tokenizer(&golden(&format!("vocab/{name}.gguf")));
         for line in lines(name) {
             for special in [Special::AsText, Special::Parse] {
                 if name == "phi-3" && special == Special::Parse && line.text.contains("</s> ") {

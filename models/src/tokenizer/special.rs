@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::vocabulary::{TokenKind, Vocabulary};
+use super::vocabulary::{LONGEST_TOKEN, TokenKind, Vocabulary};
 
 /// Token texts in byte order: all that begin with the bytes seen so far are one range.
 #[derive(Debug, Default)]
@@ -29,6 +29,13 @@ impl Sorted {
     #[inline]
     fn starts_with(&self, byte: u8) -> bool {
         self.first.get(usize::from(byte)) < self.first.get(usize::from(byte) + 1)
+    }
+
+    /// True if `text` begins with a token, or is the beginning of one.
+    fn begins(&self, vocabulary: &Vocabulary, text: &[u8]) -> bool {
+        let from = self.ids.partition_point(|&id| vocabulary.text(id) < text);
+        let is_beginning = self.ids.get(from).is_some_and(|&id| vocabulary.text(id).starts_with(text));
+        is_beginning || self.longest(vocabulary, text).is_some()
     }
 
     /// The longest token that `text` begins with: its id and length.
@@ -67,8 +74,16 @@ pub(super) struct Found {
 pub(super) struct Specials {
     /// Matched in any text.
     everywhere: Sorted,
-    /// Matched in trusted text, together with the former.
-    trusted: Sorted,
+    /// Matched in trusted text only.
+    controls: Sorted,
+    /// Last bytes of control tokens, and the length of the longest.
+    last: [bool; 256],
+    longest: usize,
+}
+
+/// True if `text` is one character.
+fn is_single(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| text.chars().count() == 1)
 }
 
 impl Specials {
@@ -80,16 +95,73 @@ impl Specials {
             let matchable = |id: &u32| std::str::from_utf8(vocabulary.text(*id)).is_ok_and(|text| !text.is_empty());
             Sorted::new(vocabulary, ids.filter(matchable).collect())
         };
-        Self {
+        let mut specials = Self {
+            last: [false; 256],
+            longest: 0,
             everywhere: of(&|_, kind| kind == TokenKind::UserDefined),
-            trusted: of(&|id, kind| kind == TokenKind::UserDefined || kind.is_special() || also == Some(id)),
+            // One character can't be broken up (see `break_up`), so it must not steer anything.
+            controls: of(&|id, kind| (kind.is_special() || also == Some(id)) && !is_single(vocabulary.text(id))),
+        };
+        for &id in &specials.controls.ids {
+            let text = vocabulary.text(id);
+            specials.longest = specials.longest.max(text.len());
+            specials.last[usize::from(text.last().copied().unwrap_or(0))] = true;
         }
+        specials
+    }
+
+    /// True if some control token ends with `byte`.
+    fn is_last(&self, byte: u8) -> bool {
+        self.last[usize::from(byte)]
     }
 
     /// The token that is written as `name`.
     pub(super) fn named(&self, vocabulary: &Vocabulary, name: &str) -> Option<u32> {
-        let (id, len) = self.trusted.longest(vocabulary, name.as_bytes())?;
+        let bytes = name.as_bytes();
+        let (id, len) = longer(self.everywhere.longest(vocabulary, bytes), self.controls.longest(vocabulary, bytes))?;
         (len == name.len()).then_some(id)
+    }
+
+    /// `text` with `marker` inside every control token, and inside whatever at its ends could be part of one. `None` if
+    /// there is nothing to mark.
+    pub(super) fn break_up(&self, vocabulary: &Vocabulary, text: &str, marker: char) -> Option<String> {
+        let bytes = text.as_bytes();
+        let mut breaks = Vec::new();
+        for (at, first) in text.char_indices() {
+            let byte = *bytes.get(at)?;
+            if self.controls.starts_with(byte) && self.controls.begins(vocabulary, &bytes[at..]) {
+                breaks.push(at + first.len_utf8());
+            }
+        }
+        // The end of a token at the start of the text: what precedes it may be the token's beginning.
+        for (at, last) in text.char_indices().take(LONGEST_TOKEN) {
+            let end = at + last.len_utf8();
+            let ends = |&id: &u32| {
+                let token = vocabulary.text(id);
+                token.len() > end && token.ends_with(&bytes[..end])
+            };
+            let may_end = bytes.get(end - 1).is_some_and(|&byte| self.is_last(byte));
+            if end <= self.longest && may_end && self.controls.ids.iter().any(ends) {
+                breaks.push(at);
+            }
+            if end >= self.longest {
+                break;
+            }
+        }
+        if breaks.is_empty() {
+            return None;
+        }
+        breaks.sort_unstable();
+        breaks.dedup();
+        let mut marked = String::with_capacity(text.len() + breaks.len() * marker.len_utf8());
+        let mut start = 0;
+        for at in breaks {
+            marked.push_str(&text[start..at]);
+            marked.push(marker);
+            start = at;
+        }
+        marked.push_str(&text[start..]);
+        Some(marked)
     }
 
     /// The first token in `text` at or after `from`. Control tokens count only if they lie wholly in one of the
@@ -112,8 +184,8 @@ impl Specials {
             if self.everywhere.starts_with(byte) {
                 best = self.everywhere.longest(vocabulary, &bytes[at..]);
             }
-            if allowed > at && self.trusted.starts_with(byte) {
-                let other = self.trusted.longest(vocabulary, &bytes[at..allowed]);
+            if allowed > at && self.controls.starts_with(byte) {
+                let other = self.controls.longest(vocabulary, &bytes[at..allowed]);
                 best = longer(best, other);
             }
             if let Some((id, len)) = best {

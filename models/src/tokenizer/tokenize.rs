@@ -171,6 +171,13 @@ impl Tokenizer {
         self.specials.named(&self.vocabulary, name)
     }
 
+    /// `text` with `marker` inside all that is, or next to other text could become, a control token; `None` if there is
+    /// no such thing. With the marker taken out again after whatever is done to the text, no control token may lie
+    /// across the places where it was.
+    pub fn break_control_tokens(&self, text: &str, marker: char) -> Option<String> {
+        self.specials.break_up(&self.vocabulary, text, marker)
+    }
+
     /// Type of a token; unused for an id outside the vocabulary.
     pub fn kind(&self, id: u32) -> TokenKind {
         self.vocabulary.kind(id)
