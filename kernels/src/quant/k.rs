@@ -146,8 +146,8 @@ pub(crate) fn encode_q6_k(block: &Block<'_, 256>, out: &mut [u8; 210]) {
 }
 
 /// How much of a step the range of a sub-block is narrowed by at either end.
-const TRIMS: [f32; 5] = [-0.25, 0.05, 0.35, 0.65, 0.95];
-const TRIMS_2_BITS: [f32; 5] = [-0.2, 0.0, 0.2, 0.4, 0.6];
+const TRIMS: [f32; 4] = [-0.2, 0.15, 0.5, 0.85];
+const TRIMS_2_BITS: [f32; 4] = [-0.2, 0.1, 0.4, 0.7];
 
 /// The inverse of [`q3_k_scales`].
 fn packed_q3_k_scales(scales: [i32; 16]) -> [u8; 12] {

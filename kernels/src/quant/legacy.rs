@@ -142,10 +142,10 @@ fn affine<L: Levels>(sample: Sample<'_>) -> (f16, f16, [u8; 32]) {
 }
 
 /// How many scales are tried on either side of zero.
-const SCALE_TRIALS: u32 = 22;
+const SCALE_TRIALS: u32 = 8;
 
 /// How much of a step the range is narrowed by at either end.
-const TRIMS: [f32; 6] = [-0.3, 0.0, 0.3, 0.6, 0.9, 1.2];
+const TRIMS: [f32; 4] = [-0.2, 0.15, 0.5, 0.85];
 
 /// Halves next to `half` that have its sign and are finite; `half` itself first.
 fn neighbours(half: f16, steps: std::ops::RangeInclusive<i16>) -> impl Iterator<Item = f16> {

@@ -41,7 +41,7 @@ impl<const LOW: i32, const HIGH: i32> Levels for Linear<LOW, HIGH> {
     }
 }
 
-/// Sixteen uneven levels, all whole numbers within ±127, the outermost named by `Levels`.
+/// Sixteen uneven levels: whole numbers within ±127.
 pub(crate) trait Table {
     const LEVELS: [i8; 16];
     /// Code of the nearest level for each half step from -128 up: every border between two whole numbers lies on one.

@@ -20,7 +20,7 @@ pub(crate) struct Ranges {
 const TURNS: u32 = 3;
 
 /// How many scales are tried for a sub-block on either side of zero.
-const SCALE_TRIALS: u32 = 16;
+const SCALE_TRIALS: u32 = 8;
 
 /// The scales of a block of `SUBS` sub-blocks: weight = `d * scale * level - dmin * minimum`.
 #[derive(Clone, Copy)]
