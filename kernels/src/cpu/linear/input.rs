@@ -1,0 +1,169 @@
+//! The activation side of a product: rows of floats, kept as they are or quantized once for all products that read
+//! them.
+//!
+//! A quantized row holds int8 codes with one f32 scale per 32 (round to nearest even, codes -127..=127, so a kernel
+//! may negate them), and per 16 and per 32 the sum of codes times the scale: what minima and code offsets multiply.
+//! Rows are padded with zero codes and zero scales to whole chunks of 256, so kernels have no tails in that
+//! direction, and by one cache line more, so that rows do not compete for the same cache sets.
+//! A value that is not finite makes the scale of its 32 NaN and so the result: nothing is hidden.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::memory::Block;
+use crate::cpu::isa::Isa;
+use crate::tensor::DType;
+
+/// Weights a kernel handles at a time; rows are padded to whole chunks.
+pub(crate) const CHUNK: usize = 256;
+
+/// How a product wants its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InputKind {
+    /// Floats as they are: for F32, F16 and BF16 weights.
+    F32,
+    /// int8 in blocks of 32 under an f32 scale: for all block types.
+    Q8x32,
+}
+
+/// The kind that products with weights of `dtype` read.
+pub fn input_kind(dtype: DType) -> InputKind {
+    if dtype.is_quantized() { InputKind::Q8x32 } else { InputKind::F32 }
+}
+
+/// Rows to multiply with, reused from step to step.
+pub struct Input {
+    kind: InputKind,
+    max_rows: usize,
+    cols: usize,
+    n_chunks: usize,
+    stride: usize,
+    rows: AtomicUsize,
+    floats: Block<f32>,
+    codes: Block<i8>,
+    scales: Block<f32>,
+    sums32: Block<f32>,
+    sums16: Block<f32>,
+}
+
+/// Where one quantized row lies: whole chunks, zero past `cols`.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantRow {
+    pub(crate) codes: *const i8,
+    /// One per 32.
+    pub(crate) scales: *const f32,
+    /// Scale times sum of codes, per 32.
+    pub(crate) sums32: *const f32,
+    /// Scale times sum of codes, per 16.
+    pub(crate) sums16: *const f32,
+}
+
+impl Input {
+    /// Room for `max_rows` rows of `cols`; quantized kinds need `cols` to be a multiple of 32.
+    pub fn new(kind: InputKind, max_rows: usize, cols: usize) -> Self {
+        assert!(kind == InputKind::F32 || cols.is_multiple_of(32), "quantized rows are whole blocks of 32");
+        let n_chunks = cols.div_ceil(CHUNK);
+        let (float_rows, quant_rows) = if kind == InputKind::F32 { (max_rows, 0) } else { (0, max_rows) };
+        // Padded to whole chunks plus one cache line of either element size.
+        let stride = n_chunks * CHUNK + 64;
+        Self {
+            kind,
+            max_rows,
+            cols,
+            n_chunks,
+            stride,
+            rows: AtomicUsize::new(0),
+            floats: Block::new(float_rows * stride),
+            codes: Block::new(quant_rows * stride),
+            scales: Block::new(quant_rows * n_chunks * 8),
+            sums32: Block::new(quant_rows * n_chunks * 8),
+            sums16: Block::new(quant_rows * n_chunks * 16),
+        }
+    }
+
+    /// Kind of the rows.
+    pub fn kind(&self) -> InputKind {
+        self.kind
+    }
+
+    /// Elements of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Rows in use: what the last [`Input::begin`] said.
+    pub fn rows(&self) -> usize {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    /// Most rows there can be.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> u64 {
+        let quantized = self.codes.bytes() + self.scales.bytes() + self.sums32.bytes() + self.sums16.bytes();
+        self.floats.bytes() + quantized
+    }
+
+    /// Says that the next `rows` rows will be filled, no more than `max_rows`.
+    pub fn begin(&self, rows: usize) {
+        assert!(rows <= self.max_rows, "an input of {} rows cannot take {rows}", self.max_rows);
+        self.rows.store(rows, Ordering::Relaxed);
+    }
+
+    /// Takes over the values of one row; identical results with every instruction set.
+    ///
+    /// `row` must be below [`Input::rows`] and `values` have `cols` elements.
+    ///
+    /// # Safety
+    /// Nobody else fills or reads this row at the same time (other rows may be), and `isa` is available.
+    pub unsafe fn fill_row(&self, isa: Isa, row: usize, values: &[f32]) {
+        assert!(row < self.rows() && values.len() == self.cols, "a row of the input's size, inside of it");
+        if self.kind == InputKind::F32 {
+            // SAFETY: the row lies inside (checked), is `stride >= cols` long and ours by the caller's promise.
+            unsafe { std::slice::from_raw_parts_mut(self.floats.at(row * self.stride), self.cols) }
+                .copy_from_slice(values);
+            return;
+        }
+        let n_blocks = self.cols / 32;
+        // SAFETY: as above; the arrays have `n_chunks * 8` (16) elements a row, `n_blocks <= n_chunks * 8`.
+        let (codes, scales, sums32, sums16) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(self.codes.at(row * self.stride), self.cols),
+                std::slice::from_raw_parts_mut(self.scales.at(row * self.n_chunks * 8), n_blocks),
+                std::slice::from_raw_parts_mut(self.sums32.at(row * self.n_chunks * 8), n_blocks),
+                std::slice::from_raw_parts_mut(self.sums16.at(row * self.n_chunks * 16), 2 * n_blocks),
+            )
+        };
+        // SAFETY: `isa` is available by the caller's promise.
+        unsafe { super::quantize::quantize(isa, values, codes, scales, sums32, sums16) };
+    }
+
+    /// Chunks of [`CHUNK`] in a row.
+    pub(crate) fn n_chunks(&self) -> usize {
+        self.n_chunks
+    }
+
+    /// Elements from one row to the next (codes or floats).
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// A row of floats, zero from `cols` to the next multiple of [`CHUNK`].
+    #[inline(always)]
+    pub(crate) fn float_row(&self, row: usize) -> *const f32 {
+        self.floats.at(row * self.stride)
+    }
+
+    /// A quantized row.
+    #[inline(always)]
+    pub(crate) fn quant_row(&self, row: usize) -> QuantRow {
+        QuantRow {
+            codes: self.codes.at(row * self.stride),
+            scales: self.scales.at(row * self.n_chunks * 8),
+            sums32: self.sums32.at(row * self.n_chunks * 8),
+            sums16: self.sums16.at(row * self.n_chunks * 16),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! One call of a kernel: which weight rows meet which input rows, and where the results go.
+
+use std::ops::Range;
+
+use super::input::Input;
+use super::memory::Block;
+use crate::tensor::WeightView;
+
+/// Where results go: element [input row][weight row] of a matrix that several workers fill in disjoint parts.
+#[derive(Clone, Copy, Debug)]
+pub struct OutRows {
+    start: *mut f32,
+    stride: usize,
+    n_rows: usize,
+    n_cols: usize,
+}
+
+// SAFETY: an address; writing through it is unsafe and its users keep writes disjoint.
+unsafe impl Send for OutRows {}
+// SAFETY: as above.
+unsafe impl Sync for OutRows {}
+
+impl OutRows {
+    /// `n_rows` rows of `n_cols` elements, `stride` elements apart, from `start` on.
+    ///
+    /// # Safety
+    /// All of them must be valid to write for as long as this value is used.
+    pub unsafe fn new(start: *mut f32, stride: usize, n_rows: usize, n_cols: usize) -> Self {
+        assert!(n_cols <= stride || n_rows <= 1, "rows do not overlap");
+        Self { start, stride, n_rows, n_cols }
+    }
+
+    /// Address of an element; must be inside, which [`super::multiply`] checked for the whole job.
+    #[inline(always)]
+    pub(crate) fn at(&self, input_row: usize, weight_row: usize) -> *mut f32 {
+        debug_assert!(input_row < self.n_rows && weight_row < self.n_cols);
+        self.start.wrapping_add(input_row * self.stride + weight_row)
+    }
+
+    /// True if the element past the largest row and column is still inside.
+    pub(crate) fn holds(&self, input_rows: usize, weight_rows: usize) -> bool {
+        input_rows <= self.n_rows && weight_rows <= self.n_cols
+    }
+}
+
+/// A checked call. Made by [`super::multiply`] only, which guarantees for all kernels: `weight.bytes` has exactly
+/// `weight.rows` rows of whole blocks, `rows` lies inside it, `input` has its columns and kind and at least
+/// `input_rows.end` rows, `out` holds all results, and no one else writes them or the input meanwhile.
+pub(crate) struct Job<'a> {
+    pub(crate) weight: WeightView<'a>,
+    pub(crate) row_bytes: usize,
+    pub(crate) rows: Range<usize>,
+    pub(crate) input: &'a Input,
+    pub(crate) input_rows: Range<usize>,
+    pub(crate) panel: &'a Scratch,
+    pub(crate) out: OutRows,
+}
+
+impl Job<'_> {
+    /// Bytes of one weight row.
+    #[inline(always)]
+    pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
+        &self.weight.bytes[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Columns of the weight.
+    #[inline(always)]
+    pub(crate) fn cols(&self) -> usize {
+        self.weight.cols
+    }
+}
+
+/// Weight rows of a panel, at most.
+pub(crate) const PANEL_ROWS: usize = 16;
+
+/// What one worker works in: room for an unpacked panel. Made once; products allocate nothing.
+pub struct Scratch {
+    max_cols: usize,
+    /// Codes, or floats: `PANEL_ROWS` x columns, in the order of the micro-kernel.
+    pub(crate) values: Block<u8>,
+    /// Scales, per 16 or 32 columns `PANEL_ROWS` of them.
+    pub(crate) scales: Block<f32>,
+    /// Minima, likewise.
+    pub(crate) mins: Block<f32>,
+}
+
+impl Scratch {
+    /// Room for weights of up to `max_cols` columns of any type.
+    pub fn new(max_cols: usize) -> Self {
+        let cols = max_cols.next_multiple_of(super::input::CHUNK);
+        Self {
+            max_cols: cols,
+            values: Block::new(cols * PANEL_ROWS * size_of::<f32>()),
+            scales: Block::new(cols / 16 * PANEL_ROWS),
+            mins: Block::new(cols / 16 * PANEL_ROWS),
+        }
+    }
+
+    /// Most columns of a weight.
+    pub fn max_cols(&self) -> usize {
+        self.max_cols
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> u64 {
+        self.values.bytes() + self.scales.bytes() + self.mins.bytes()
+    }
+}

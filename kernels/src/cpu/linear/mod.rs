@@ -1,0 +1,116 @@
+//! Products of stored weights with rows of activations.
+//!
+//! [`Input`] holds the activations of a stage, quantized once; [`multiply`] is the one entry for one row (decode) as
+//! for hundreds (prefill) and picks the kernel by instruction set, type and number of rows. Block types reach kernels
+//! through [`format`]: codes, scales and minima, whatever the bits in the file.
+
+mod format;
+mod formats_linear;
+mod formats_table;
+mod input;
+mod job;
+mod memory;
+mod quantize;
+mod scalar;
+
+use std::ops::Range;
+
+pub use input::{Input, InputKind, input_kind};
+pub use job::{OutRows, Scratch};
+
+use super::isa::Isa;
+use crate::tensor::{DType, WeightView};
+use job::Job;
+
+/// Runs `$body` with `$F` being the format of a block type, `$other` for plain floats.
+macro_rules! with_format {
+    ($dtype:expr, $F:ident => $body:expr, $other:expr) => {{
+        use $crate::cpu::linear::{formats_linear as linear, formats_table as table};
+        match $dtype {
+            DType::Q4_0 => with_format!(@ $F, linear::Q4_0, $body),
+            DType::Q4_1 => with_format!(@ $F, linear::Q4_1, $body),
+            DType::Q5_0 => with_format!(@ $F, linear::Q5_0, $body),
+            DType::Q5_1 => with_format!(@ $F, linear::Q5_1, $body),
+            DType::Q8_0 => with_format!(@ $F, linear::Q8_0, $body),
+            DType::Q2_K => with_format!(@ $F, linear::Q2K, $body),
+            DType::Q3_K => with_format!(@ $F, linear::Q3K, $body),
+            DType::Q4_K => with_format!(@ $F, linear::Q4K, $body),
+            DType::Q5_K => with_format!(@ $F, linear::Q5K, $body),
+            DType::Q6_K => with_format!(@ $F, linear::Q6K, $body),
+            DType::TQ1_0 => with_format!(@ $F, linear::Tq1, $body),
+            DType::TQ2_0 => with_format!(@ $F, linear::Tq2, $body),
+            DType::IQ1_S => with_format!(@ $F, table::Iq1S, $body),
+            DType::IQ1_M => with_format!(@ $F, table::Iq1M, $body),
+            DType::IQ2_XXS => with_format!(@ $F, table::Iq2Xxs, $body),
+            DType::IQ2_XS => with_format!(@ $F, table::Iq2Xs, $body),
+            DType::IQ2_S => with_format!(@ $F, table::Iq2S, $body),
+            DType::IQ3_XXS => with_format!(@ $F, table::Iq3Xxs, $body),
+            DType::IQ3_S => with_format!(@ $F, table::Iq3S, $body),
+            DType::IQ4_NL => with_format!(@ $F, table::Iq4Nl, $body),
+            DType::IQ4_XS => with_format!(@ $F, table::Iq4Xs, $body),
+            DType::MXFP4 => with_format!(@ $F, table::Mxfp4, $body),
+            DType::NVFP4 => with_format!(@ $F, table::Nvfp4, $body),
+            DType::F32 | DType::F16 | DType::BF16 => $other,
+        }
+    }};
+    (@ $F:ident, $format:ty, $body:expr) => {{
+        type $F = $format;
+        $body
+    }};
+}
+use with_format;
+
+/// A kernel of one type and instruction set.
+type Kernel = unsafe fn(&Job<'_>);
+
+/// The kernel for few input rows (`is_tall` false) or many.
+fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
+    match (isa, is_tall) {
+        _ => with_format!(
+            dtype,
+            F => scalar::blocks::<F>,
+            match dtype {
+                DType::F32 => scalar::floats::<scalar::F32>,
+                DType::F16 => scalar::floats::<scalar::F16>,
+                _ => scalar::floats::<scalar::Bf16>,
+            }
+        ),
+    }
+}
+
+/// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
+const MAX_FLAT_ROWS: usize = 16;
+
+/// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.
+///
+/// For whole panels let `rows` start and end on multiples of 16 where many input rows are used; any range is right.
+///
+/// # Safety
+/// `isa` is available, `weight.bytes` is `weight.rows` rows of whole blocks (as [`crate::tensor::Weight`] ensures),
+/// nobody fills `input` meanwhile, and nobody else reads or writes these elements of `out`.
+pub unsafe fn multiply(
+    isa: Isa,
+    weight: &WeightView<'_>,
+    rows: Range<usize>,
+    input: &Input,
+    input_rows: Range<usize>,
+    scratch: &mut Scratch,
+    out: OutRows,
+) {
+    if rows.is_empty() || input_rows.is_empty() {
+        return;
+    }
+    let row_bytes = weight.dtype.row_bytes(weight.cols).expect("a weight's rows are whole blocks");
+    assert!(rows.end <= weight.rows && weight.rows * row_bytes == weight.bytes.len(), "rows lie inside the weight");
+    assert!(input.cols() == weight.cols && input.kind() == input_kind(weight.dtype), "the input fits the weight");
+    assert!(input_rows.end <= input.rows() && out.holds(input_rows.end, rows.end), "results have room");
+    assert!(weight.cols <= scratch.max_cols(), "the scratch fits the weight");
+    let is_tall = input_rows.len() > MAX_FLAT_ROWS;
+    let kernel = kernel(isa, weight.dtype, is_tall);
+    let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };
+    // SAFETY: the set is available and the job is checked, the rest being the caller's promise.
+    unsafe { kernel(&job) };
+}
+
+#[cfg(test)]
+mod tests;

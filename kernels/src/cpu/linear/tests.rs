@@ -1,0 +1,272 @@
+//! Every kernel against the plain one, and the plain one against decoded weights.
+
+use super::*;
+use crate::quant;
+use proptest::prelude::*;
+
+/// A small generator, so that cases are cheap to make and to repeat.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    fn value(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// How the bits of blocks are made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bits {
+    Random,
+    AllOnes,
+    AllZero,
+    ZeroScales,
+    SubnormalScales,
+}
+
+/// Where a block type keeps its halves.
+fn halves(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
+        DType::Q6_K => &[208],
+        DType::TQ1_0 => &[52],
+        DType::TQ2_0 => &[64],
+        DType::IQ1_M | DType::MXFP4 | DType::NVFP4 => &[],
+        _ => &[0],
+    }
+}
+
+fn weights(dtype: DType, rows: usize, cols: usize, bits: Bits, random: &mut Random) -> Vec<u8> {
+    if !dtype.is_quantized() {
+        let value = |random: &mut Random| match bits {
+            Bits::AllZero | Bits::ZeroScales => 0.0,
+            Bits::AllOnes => 65504.0,
+            Bits::Random => random.value(),
+            Bits::SubnormalScales => random.value() * 1e-6,
+        };
+        let values: Vec<f32> = (0..rows * cols).map(|_| value(random)).collect();
+        let mut bytes = vec![0; rows * dtype.row_bytes(cols).unwrap()];
+        quant::encode(dtype, &values, None, &mut bytes).unwrap();
+        return bytes;
+    }
+    let byte = |random: &mut Random| match bits {
+        Bits::AllZero => 0,
+        Bits::AllOnes => 255,
+        _ => (random.next() >> 32) as u8,
+    };
+    let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| byte(random)).collect();
+    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+        let half = |random: &mut Random| match bits {
+            Bits::AllZero | Bits::ZeroScales => 0,
+            Bits::SubnormalScales => (random.next() as u16) & 0x83FF,
+            _ => 0x2000 | (random.next() as u16 & 0x8FFF),
+        };
+        for at in halves(dtype) {
+            block[*at..at + 2].copy_from_slice(&half(random).to_le_bytes());
+        }
+        match (dtype, bits) {
+            // Exponents near one; an exponent of 255 would be close to the end of the range.
+            (DType::MXFP4, Bits::Random | Bits::AllOnes) => block[0] = 120 + (random.next() % 16) as u8,
+            (DType::MXFP4, Bits::SubnormalScales) => block[0] %= 2,
+            (DType::MXFP4 | DType::NVFP4, Bits::ZeroScales) => block[..4].fill(0),
+            // The half of IQ1_M lies in the top nibbles of its scale words.
+            (DType::IQ1_M, _) => {
+                let bits = half(random);
+                for word in 0..4 {
+                    block[49 + 2 * word] = block[49 + 2 * word] & 15 | ((bits >> (4 * word)) as u8 & 15) << 4;
+                }
+            }
+            _ => {}
+        }
+    }
+    bytes
+}
+
+struct Case {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+impl Case {
+    fn new(dtype: DType, rows: usize, cols: usize, input_rows: usize, bits: Bits, seed: u64) -> Self {
+        let mut random = Random(seed | 1);
+        let bytes = weights(dtype, rows, cols, bits, &mut random);
+        let values = (0..input_rows * cols)
+            .map(|at| match bits {
+                Bits::AllOnes => {
+                    if at % 3 == 0 {
+                        -1.0
+                    } else {
+                        1.0
+                    }
+                }
+                _ => random.value(),
+            })
+            .collect();
+        Self { dtype, rows, cols, bytes, values }
+    }
+
+    fn input(&self, isa: Isa) -> Input {
+        let n_rows = self.values.len() / self.cols;
+        let input = Input::new(input_kind(self.dtype), n_rows, self.cols);
+        input.begin(n_rows);
+        for (row, values) in self.values.chunks_exact(self.cols).enumerate() {
+            // SAFETY: one thread, an available set.
+            unsafe { input.fill_row(isa, row, values) };
+        }
+        input
+    }
+
+    /// All products, the weight rows from `first` on cut into jobs of `per_job`.
+    fn multiply(&self, isa: Isa, first: usize, per_job: usize) -> Vec<f32> {
+        let input = self.input(isa);
+        let weight = WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes };
+        let mut scratch = Scratch::new(self.cols);
+        let mut out = vec![f32::NAN; input.rows() * self.rows];
+        for row in (0..first).chain((first..self.rows).step_by(per_job)) {
+            let end = if row < first { row + 1 } else { (row + per_job).min(self.rows) };
+            // SAFETY: one thread; the vector has a row of `rows` elements for each input row.
+            unsafe {
+                let out = OutRows::new(out.as_mut_ptr(), self.rows, input.rows(), self.rows);
+                multiply(isa, &weight, row..end, &input, 0..input.rows(), &mut scratch, out);
+            }
+        }
+        out
+    }
+
+    /// Per result the sum of magnitudes of its terms: what rounding errors are measured against.
+    fn magnitudes(&self) -> Vec<f32> {
+        let mut decoded = vec![0.0; self.rows * self.cols];
+        quant::decode(self.dtype, &self.bytes, &mut decoded).unwrap();
+        let mut out = Vec::new();
+        for values in self.values.chunks_exact(self.cols) {
+            for row in decoded.chunks_exact(self.cols) {
+                out.push(row.iter().zip(values).map(|(w, x)| (w * x).abs()).sum());
+            }
+        }
+        out
+    }
+
+    fn check(&self, isa: Isa, bits: Bits) {
+        let (first, per_job) = (self.rows.min(3) - 1, 19);
+        let truth = self.multiply(Isa::Scalar, 0, self.rows);
+        let found = self.multiply(isa, first, per_job);
+        // Minima and code offsets are added after the product: terms that cancel leave their rounding behind.
+        let magnitudes = self.magnitudes();
+        for (at, (found, truth)) in found.iter().zip(&truth).enumerate() {
+            let (input_row, row) = (at / self.rows, at % self.rows);
+            let allowed = magnitudes[at] * 4e-5 + 1e-30;
+            assert!(
+                (found - truth).abs() <= allowed,
+                "{} {isa} {bits:?} {} x {}: [{input_row}][{row}] is {found:e}, expected {truth:e} within {allowed:e}",
+                self.dtype,
+                self.rows,
+                self.cols,
+            );
+        }
+    }
+}
+
+const COLS: [usize; 8] = [32, 96, 224, 256, 640, 896, 512, 1792];
+const INPUT_ROWS: [usize; 9] = [1, 2, 3, 5, 8, 16, 17, 33, 64];
+
+#[test]
+fn scalar_products_are_those_of_decoded_weights_and_rounded_inputs() {
+    for dtype in DType::all() {
+        let cols = if dtype.block_len() == 256 { 512 } else { 320 };
+        let case = Case::new(dtype, 5, cols, 3, Bits::Random, 77);
+        let found = case.multiply(Isa::Scalar, 0, 5);
+        let mut decoded = vec![0.0; 5 * cols];
+        quant::decode(dtype, &case.bytes, &mut decoded).unwrap();
+        for (input_row, values) in case.values.chunks_exact(cols).enumerate() {
+            for (row, weights) in decoded.chunks_exact(cols).enumerate() {
+                let exact: f64 = weights.iter().zip(values).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                let norm: f64 = weights.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+                // Rounding to a step of 1/127 of the peak is uniform noise of variance step^2 / 12; six sigma.
+                let noise = if dtype.is_quantized() { 6.0 * norm / 127.0 / 12_f64.sqrt() } else { 1e-6 * norm };
+                let found = f64::from(found[input_row * 5 + row]);
+                assert!((found - exact).abs() <= noise, "{dtype}: {found} is not {exact} within {noise}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kernel_agrees_with_the_plain_one_at_every_tail() {
+    for isa in Isa::available().into_iter().skip(1) {
+        for dtype in DType::all() {
+            for (index, cols) in COLS.into_iter().enumerate() {
+                if cols % dtype.block_len() != 0 {
+                    continue;
+                }
+                for (number, input_rows) in INPUT_ROWS.into_iter().enumerate() {
+                    if (index + number) % 3 != 0 && cols > 256 {
+                        continue;
+                    }
+                    let rows = [1, 7, 16, 21, 33][(index + number) % 5];
+                    let seed = (cols * 131 + input_rows) as u64;
+                    Case::new(dtype, rows, cols, input_rows, Bits::Random, seed).check(isa, Bits::Random);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_codes_and_scales_neither_saturate_nor_trap() {
+    for isa in Isa::available().into_iter().skip(1) {
+        for dtype in DType::all() {
+            for bits in [Bits::AllOnes, Bits::AllZero, Bits::ZeroScales, Bits::SubnormalScales] {
+                for input_rows in [1, 4, 20] {
+                    let cols = dtype.block_len().max(32) * 3;
+                    Case::new(dtype, 18, cols, input_rows, bits, 5).check(isa, bits);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn every_kernel_agrees_with_the_plain_one(
+        type_index in 0..26_usize,
+        blocks in 1..12_usize,
+        rows in 1..40_usize,
+        input_rows in 1..40_usize,
+        seed in any::<u64>(),
+    ) {
+        let dtype = DType::all().nth(type_index).unwrap();
+        let cols = if dtype.is_quantized() { dtype.block_len() * blocks.min(4 + 256 / dtype.block_len()) } else { blocks * 29 };
+        for isa in Isa::available().into_iter().skip(1) {
+            Case::new(dtype, rows, cols, input_rows, Bits::Random, seed).check(isa, Bits::Random);
+        }
+    }
+}
+
+#[test]
+fn an_input_that_is_not_finite_gives_results_that_are_not_numbers() {
+    for isa in Isa::available() {
+        for dtype in DType::all() {
+            let cols = dtype.block_len().max(32);
+            for input_rows in [1, 20] {
+                let mut case = Case::new(dtype, 17, cols, input_rows, Bits::Random, 9);
+                case.values[cols * (input_rows - 1) + 5] = f32::NAN;
+                let out = case.multiply(isa, 0, 17);
+                let (good, bad) = out.split_at(17 * (input_rows - 1));
+                assert!(good.iter().all(|value| value.is_finite()), "{dtype} {isa}");
+                assert!(bad.iter().all(|value| value.is_nan()), "{dtype} {isa}");
+            }
+        }
+    }
+}
