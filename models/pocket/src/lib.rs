@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod corpus;
+pub mod export;
 pub mod model;
 pub mod names;
 pub mod rng;

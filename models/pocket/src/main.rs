@@ -1,20 +1,162 @@
-//! x
-use farpost_pocket::{corpus::Corpus,template::Split,train};
-fn main() { 
-  let mut o = train::Options::default();
-  let a: Vec<String> = std::env::args().collect();
-  if a.len()>1 { o.steps=a[1].parse().unwrap(); }
-  if a.len()>2 { o.batch=a[2].parse().unwrap(); }
-  if a.len()>3 { o.rate=a[3].parse().unwrap(); }
-  let v = train::learn_vocabulary(&o);
-  println!("{:?}", &v.tokens[v.tokens.len()-60..]);
-  let c = Corpus::new(1, Split::Train);
-  let (mut p, mut q)=(0,0);
-  for i in 0..2000 { let e=train::encode(&v,&c.example(i)); p+=e.answer; q+=e.ids.len()-e.answer; }
-  println!("prompt {} answer {}", p as f64/2000., q as f64/2000.);
-  let n = train::train(&o,&v).unwrap();
-  let map: std::collections::HashMap<String, candle_core::Tensor> = n.vars.iter().map(|(k,v)|(k.clone(), v.as_tensor().clone())).collect();
-  candle_core::safetensors::save(&map, "/tmp/pocket_ckpt.safetensors").unwrap();
-  let t = Corpus::new(1, Split::Test);
-  println!("test {}", train::exact_match(&n,&v,&t,1000,false).unwrap());
+//! Commands of the pocket model: `train`, `pack`, `eval`, `show`.
+
+use farpost_models::gguf::File;
+use farpost_pocket::corpus::Corpus;
+use farpost_pocket::template::Split;
+use farpost_pocket::train::{self, Score};
+use farpost_pocket::{export, rng::Rng};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+farpost-pocket train [--out FILE] [--f32 FILE] [--seed N] [--steps N] [--batch N] [--rate X] [--rounded X]
+    trains, writes the F32 file and the Q8_0 file of it (default models/pocket/pocket.gguf)
+farpost-pocket pack  [--out FILE] [--f32 FILE]
+    makes the Q8_0 file anew from the F32 file
+farpost-pocket eval  [--f32 FILE] [--types f32,q8_0,q4_k_m,q4_0] [--split test] [--examples N] [--seed N]
+    exact match of the packed file in each type, by tool
+farpost-pocket show  [--split train] [--examples N] [--seed N]
+    prints examples";
+
+/// The command line.
+struct Arguments {
+    out: PathBuf,
+    f32: PathBuf,
+    types: String,
+    split: Split,
+    examples: u64,
+    options: train::Options,
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Box<dyn Error>> {
+    let mut arguments = Arguments {
+        out: "models/pocket/pocket.gguf".into(),
+        f32: "target/pocket/pocket-f32.gguf".into(),
+        types: "f32,q8_0,q4_k_m,q4_0".to_owned(),
+        split: Split::Test,
+        examples: 2000,
+        options: train::Options::default(),
+    };
+    while let Some(flag) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
+        match flag.as_str() {
+            "--out" => arguments.out = value.into(),
+            "--f32" => arguments.f32 = value.into(),
+            "--types" => arguments.types = value,
+            "--split" => arguments.split = Split::from_name(&value).ok_or("--split takes train, dev or test")?,
+            "--examples" => arguments.examples = value.parse()?,
+            "--seed" => arguments.options.seed = value.parse()?,
+            "--steps" => arguments.options.steps = value.parse()?,
+            "--batch" => arguments.options.batch = value.parse()?,
+            "--rate" => arguments.options.rate = value.parse()?,
+            "--rounded" => arguments.options.rounded = value.parse()?,
+            _ => return Err(format!("unknown option {flag}\n{HELP}").into()),
+        }
+    }
+    Ok(arguments)
+}
+
+/// Settings of the libraries below that can only come from the environment: one thread per product (the shards of a
+/// batch are the threads), and an allocator that keeps its pages.
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("RAYON_NUM_THREADS", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "1000000000"),
+    ("MALLOC_TRIM_THRESHOLD_", "4000000000"),
+    ("MALLOC_TOP_PAD_", "268435456"),
+];
+
+fn main() -> ExitCode {
+    let result = if std::env::var_os(ENVIRONMENT[0].0).is_none() { restart() } else { run().map(|()| ExitCode::SUCCESS) };
+    result.unwrap_or_else(|error| {
+        eprintln!("farpost-pocket: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn restart() -> Result<ExitCode, Box<dyn Error>> {
+    let status = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .envs(ENVIRONMENT.iter().copied())
+        .status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let arguments = parse(words)?;
+    match command.as_str() {
+        "train" => {
+            let vocabulary = train::learn_vocabulary(&arguments.options);
+            let network = train::train(&arguments.options, &vocabulary)?;
+            if let Some(folder) = arguments.f32.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            export::write(&network, &vocabulary, arguments.options.seed, &arguments.f32)?;
+            pack(&arguments)
+        }
+        "pack" => pack(&arguments),
+        "eval" => evaluate(&arguments),
+        "show" => {
+            let corpus = Corpus::new(arguments.options.seed, arguments.split);
+            for index in 0..arguments.examples {
+                let example = corpus.example(index);
+                println!("{}\n    {}", example.text, example.answer);
+            }
+            Ok(())
+        }
+        _ => {
+            println!("{HELP}");
+            Ok(())
+        }
+    }
+}
+
+fn pack(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let bytes = export::pack(&arguments.f32, &arguments.out, "q8_0")?;
+    println!("{}: {bytes} bytes", arguments.out.display());
+    Ok(())
+}
+
+fn evaluate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let corpus = Corpus::new(arguments.options.seed, arguments.split);
+    let folder = export::scratch(&mut Rng::new(arguments.options.seed, 300, 0))?;
+    let result = evaluate_in(arguments, &corpus, &folder);
+    std::fs::remove_dir_all(&folder)?;
+    let columns = result?;
+    print!("| tool | examples |");
+    for (name, bytes, _) in &columns {
+        print!(" {name} ({:.2} MB) |", *bytes as f64 / 1e6);
+    }
+    println!("\n|---|---|{}", "---|".repeat(columns.len()));
+    let Some((_, _, first)) = columns.first() else { return Ok(()) };
+    for (tool, (_, n)) in first {
+        print!("| {tool} | {n} |");
+        for (_, _, score) in &columns {
+            let (right, all) = score.get(tool).copied().unwrap_or_default();
+            print!(" {:.1} |", 100.0 * right as f64 / all.max(1) as f64);
+        }
+        println!();
+    }
+    print!("| all | {} |", arguments.examples);
+    for (_, _, score) in &columns {
+        print!(" {:.2} |", train::percent(score));
+    }
+    println!();
+    Ok(())
+}
+
+/// Name, bytes and score of every type asked for.
+fn evaluate_in(arguments: &Arguments, corpus: &Corpus, folder: &Path) -> Result<Vec<(String, u64, Score)>, Box<dyn Error>> {
+    let mut columns = Vec::new();
+    for name in arguments.types.split(',') {
+        let path = folder.join(format!("{name}.gguf"));
+        let bytes = export::pack(&arguments.f32, &path, name)?;
+        let file = File::open(&path)?;
+        let (network, vocabulary) = export::read(&file)?;
+        let score = train::exact_match(&network, &vocabulary, corpus, arguments.examples, false)?;
+        columns.push((name.to_owned(), bytes, score));
+    }
+    Ok(columns)
 }

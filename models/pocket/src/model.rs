@@ -111,6 +111,12 @@ impl Network {
             };
             vars.insert(name, Var::from_tensor(&tensor)?);
         }
+        Self::with_weights(shape, vars)
+    }
+
+    /// A network of the weights given, one for each of [`Shape::weights`].
+    pub fn with_weights(shape: Shape, vars: BTreeMap<String, Var>) -> Result<Self> {
+        let cpu = &Device::Cpu;
         let head = shape.head();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for position in 0..shape.context {

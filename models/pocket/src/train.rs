@@ -161,30 +161,53 @@ impl AdamW {
     }
 }
 
-/// Share of `n` examples of `split` whose whole answer is the most likely at every token, which is what greedy
-/// decoding gives.
-pub fn exact_match(network: &Network, vocabulary: &Vocabulary, corpus: &Corpus, n: u64, is_rounded: bool) -> Result<f64> {
-    let mut right = 0usize;
-    let plain = |_: &str, var: &Var| -> Result<Tensor> {
-        match if is_rounded { rounding_error(var)? } else { None } {
-            Some(error) => var.as_detached_tensor() + error,
-            None => Ok(var.as_detached_tensor()),
-        }
-    };
-    let mut examples: Vec<Encoded> = (0..n).map(|index| encode(vocabulary, &corpus.example(index))).collect();
-    examples.sort_by_key(|e| e.ids.len());
-    for batch in examples.chunks(64) {
-        let (tokens, at, targets) = pack(batch)?;
-        let (_, best) = network.losses(&tokens, &at, &targets, &plain)?;
+/// Right answers and examples, by tool.
+pub type Score = BTreeMap<&'static str, (usize, usize)>;
+
+/// Right answers in percent over all tools.
+pub fn percent(score: &Score) -> f64 {
+    let (right, all) = score.values().fold((0, 0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
+    100.0 * right as f64 / all.max(1) as f64
+}
+
+/// How many of the first `n` examples of `corpus` are answered right in full.
+///
+/// An answer counts if each of its tokens is the most likely one after those before it, which is when greedy decoding
+/// gives just that answer. `is_rounded` sees every matrix through Q4_0 blocks.
+pub fn exact_match(network: &Network, vocabulary: &Vocabulary, corpus: &Corpus, n: u64, is_rounded: bool) -> Result<Score> {
+    let mut score = Score::new();
+    let mut seen = BTreeMap::new();
+    for (name, var) in &network.vars {
+        let error = if is_rounded { rounding_error(var)? } else { None };
+        let tensor = match error {
+            Some(error) => (var.as_detached_tensor() + error)?,
+            None => var.as_detached_tensor(),
+        };
+        seen.insert(name.as_str(), tensor);
+    }
+    let see = |name: &str, _: &Var| -> Result<Tensor> { Ok(seen[name].clone()) };
+    let mut examples: Vec<(&'static str, Encoded)> = (0..n)
+        .map(|index| {
+            let example = corpus.example(index);
+            (example.tool, encode(vocabulary, &example))
+        })
+        .collect();
+    examples.sort_by_key(|(_, e)| e.ids.len());
+    while !examples.is_empty() {
+        let (tools, batch): (Vec<_>, Vec<_>) = examples.split_off(examples.len().saturating_sub(64)).into_iter().unzip();
+        let (tokens, at, targets) = pack(&batch)?;
+        let (_, best) = network.losses(&tokens, &at, &targets, &see)?;
         let (best, targets) = (best.to_vec1::<u32>()?, targets.to_vec1::<u32>()?);
         let mut from = 0;
-        for encoded in batch {
+        for (encoded, tool) in batch.iter().zip(tools) {
             let to = from + encoded.ids.len() - encoded.answer;
-            right += usize::from(best[from..to] == targets[from..to]);
+            let row = score.entry(tool).or_default();
+            row.0 += usize::from(best[from..to] == targets[from..to]);
+            row.1 += 1;
             from = to;
         }
     }
-    Ok(right as f64 / n as f64)
+    Ok(score)
 }
 
 /// Mean loss over `batch` and its gradients, in [`SHARDS`] parts that add up; one thread each, so that the arithmetic
@@ -273,9 +296,9 @@ pub fn train(options: &Options, vocabulary: &Vocabulary) -> Result<Network> {
             (sum, count) = (0.0, 0);
         }
         if (step + 1) % 400 == 0 || step + 1 == options.steps {
-            let exact = exact_match(&network, vocabulary, &dev, 400, false)?;
-            let exact4 = exact_match(&network, vocabulary, &dev, 400, true)?;
-            println!("step {:5}  dev exact match {:.1} %, in 4 bits {:.1} %", step + 1, 100.0 * exact, 100.0 * exact4);
+            let exact = percent(&exact_match(&network, vocabulary, &dev, 600, false)?);
+            let exact4 = percent(&exact_match(&network, vocabulary, &dev, 600, true)?);
+            println!("step {:5}  dev exact match {exact:.1} %, in 4 bits {exact4:.1} %", step + 1);
         }
     }
     Ok(network)
