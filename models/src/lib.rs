@@ -4,6 +4,8 @@
 //! requests, threads or devices.
 
 pub mod gguf;
+#[cfg(feature = "pocket")]
+pub mod pocket;
 pub mod quantize;
 pub mod synth;
 pub mod template;

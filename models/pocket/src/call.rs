@@ -73,11 +73,15 @@ mod tests {
 
     #[test]
     fn keys_take_their_canonical_order() {
-        let arguments: Vec<(String, String)> = [("at", "21:00"), ("brightness", "40"), ("room", "porch"), ("state", "on")]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into();
+        let arguments: Vec<(String, String)> =
+            [("at", "21:00"), ("brightness", "40"), ("room", "porch"), ("state", "on")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into();
         let text = json("set_light", &arguments).unwrap();
-        assert_eq!(text, r#"{"tool":"set_light","arguments":{"room":"porch","state":"on","brightness":40,"at":"21:00"}}"#);
+        assert_eq!(
+            text,
+            r#"{"tool":"set_light","arguments":{"room":"porch","state":"on","brightness":40,"at":"21:00"}}"#
+        );
         assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
     }
 

@@ -80,7 +80,10 @@ pub fn write(network: &Network, vocabulary: &Vocabulary, seed: u64, path: &Path)
         .set("tokenizer.ggml.model", "gpt2")
         .set("tokenizer.ggml.pre", "qwen2")
         .set("tokenizer.ggml.tokens", vocabulary.tokens.as_slice())
-        .set("tokenizer.ggml.token_type", vocabulary.kinds.iter().map(|kind| *kind as i32).collect::<Vec<_>>().as_slice())
+        .set(
+            "tokenizer.ggml.token_type",
+            vocabulary.kinds.iter().map(|kind| *kind as i32).collect::<Vec<_>>().as_slice(),
+        )
         .set("tokenizer.ggml.merges", vocabulary.merges.as_slice())
         .set("tokenizer.ggml.bos_token_id", vocabulary::END)
         .set("tokenizer.ggml.eos_token_id", vocabulary::END)

@@ -1,5 +1,6 @@
 //! Generator, training and evaluation of the pocket model (`POCKET.md`).
 
+pub mod answer;
 pub mod call;
 pub mod corpus;
 pub mod export;

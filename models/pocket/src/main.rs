@@ -1,7 +1,8 @@
 //! Commands of the pocket model: `train`, `pack`, `eval`, `show`.
 
 use farpost_models::gguf::File;
-use farpost_pocket::corpus::Corpus;
+use farpost_pocket::answer::Asker;
+use farpost_pocket::corpus::{Corpus, Example};
 use farpost_pocket::template::Split;
 use farpost_pocket::train::{self, Score};
 use farpost_pocket::{export, rng::Rng};
@@ -14,8 +15,10 @@ farpost-pocket train [--out FILE] [--f32 FILE] [--seed N] [--steps N] [--batch N
     trains, writes the F32 file and the Q8_0 file of it (default models/pocket/pocket.gguf)
 farpost-pocket pack  [--out FILE] [--f32 FILE]
     makes the Q8_0 file anew from the F32 file
-farpost-pocket eval  [--f32 FILE] [--types f32,q8_0,q4_k_m,q4_0] [--split test] [--examples N] [--seed N]
-    exact match of the packed file in each type, by tool
+farpost-pocket eval  [--f32 FILE] [--types f32,q8_0,q4_k_m,q4_0] [--split test] [--examples N] [--seed N] [--wrong N]
+    exact match of the packed file in each type, by tool; prints up to N wrong answers of each
+farpost-pocket ask [--out FILE] --text TEXT
+    the answer of the packed file
 farpost-pocket show  [--split train] [--examples N] [--seed N]
     prints examples";
 
@@ -26,6 +29,8 @@ struct Arguments {
     types: String,
     split: Split,
     examples: u64,
+    wrong: usize,
+    text: String,
     options: train::Options,
 }
 
@@ -36,6 +41,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Box<dyn E
         types: "f32,q8_0,q4_k_m,q4_0".to_owned(),
         split: Split::Test,
         examples: 2000,
+        wrong: 0,
+        text: String::new(),
         options: train::Options::default(),
     };
     while let Some(flag) = words.next() {
@@ -46,6 +53,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Box<dyn E
             "--types" => arguments.types = value,
             "--split" => arguments.split = Split::from_name(&value).ok_or("--split takes train, dev or test")?,
             "--examples" => arguments.examples = value.parse()?,
+            "--text" => arguments.text = value,
+            "--wrong" => arguments.wrong = value.parse()?,
             "--seed" => arguments.options.seed = value.parse()?,
             "--steps" => arguments.options.steps = value.parse()?,
             "--batch" => arguments.options.batch = value.parse()?,
@@ -67,7 +76,8 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 ];
 
 fn main() -> ExitCode {
-    let result = if std::env::var_os(ENVIRONMENT[0].0).is_none() { restart() } else { run().map(|()| ExitCode::SUCCESS) };
+    let result =
+        if std::env::var_os(ENVIRONMENT[0].0).is_none() { restart() } else { run().map(|()| ExitCode::SUCCESS) };
     result.unwrap_or_else(|error| {
         eprintln!("farpost-pocket: {error}");
         ExitCode::FAILURE
@@ -97,6 +107,12 @@ fn run() -> Result<(), Box<dyn Error>> {
             pack(&arguments)
         }
         "pack" => pack(&arguments),
+        "ask" => {
+            let file = File::open(&arguments.out)?;
+            let (network, _) = export::read(&file)?;
+            println!("{}", Asker::new(&file)?.answer(&network, &arguments.text)?);
+            Ok(())
+        }
         "eval" => evaluate(&arguments),
         "show" => {
             let corpus = Corpus::new(arguments.options.seed, arguments.split);
@@ -148,14 +164,27 @@ fn evaluate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 /// Name, bytes and score of every type asked for.
-fn evaluate_in(arguments: &Arguments, corpus: &Corpus, folder: &Path) -> Result<Vec<(String, u64, Score)>, Box<dyn Error>> {
+fn evaluate_in(
+    arguments: &Arguments,
+    corpus: &Corpus,
+    folder: &Path,
+) -> Result<Vec<(String, u64, Score)>, Box<dyn Error>> {
     let mut columns = Vec::new();
     for name in arguments.types.split(',') {
         let path = folder.join(format!("{name}.gguf"));
         let bytes = export::pack(&arguments.f32, &path, name)?;
         let file = File::open(&path)?;
         let (network, vocabulary) = export::read(&file)?;
-        let score = train::exact_match(&network, &vocabulary, corpus, arguments.examples, false)?;
+        let mut left = arguments.wrong;
+        let mut tell = |example: &Example, answer: &[u32]| {
+            if left > 0 {
+                left -= 1;
+                let pieces = answer.iter().filter_map(|id| vocabulary.tokens.get(*id as usize));
+                let text: String = pieces.map(String::as_str).collect();
+                println!("{name}: {}\n    right  {}\n    given  {text}", example.text, example.answer);
+            }
+        };
+        let score = train::exact_match(&network, &vocabulary, corpus, arguments.examples, false, &mut tell)?;
         columns.push((name.to_owned(), bytes, score));
     }
     Ok(columns)

@@ -154,7 +154,13 @@ impl Network {
     /// Negative log-likelihoods of `targets` at flat positions `at` of `tokens` [batch, time], and the best ids there.
     ///
     /// `see` maps a weight's name to the tensor to use for it: itself, or a rounded copy.
-    pub fn losses(&self, tokens: &Tensor, at: &Tensor, targets: &Tensor, see: &dyn Fn(&str, &Var) -> Result<Tensor>) -> Result<(Tensor, Tensor)> {
+    pub fn losses(
+        &self,
+        tokens: &Tensor,
+        at: &Tensor,
+        targets: &Tensor,
+        see: &dyn Fn(&str, &Var) -> Result<Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
         let (batch, time) = tokens.dims2()?;
         let Shape { width, heads, kv_heads, .. } = self.shape;
         let head = self.shape.head();
@@ -191,7 +197,8 @@ impl Network {
             let x = self.norm(&stream, &part("ffn_norm")?)?;
             let inner = self.shape.inner;
             let both = x.matmul(&Tensor::cat(&[part("ffn_gate")?, part("ffn_up")?], 0)?.t()?)?;
-            let gated = (silu(&both.narrow(1, 0, inner)?.contiguous()?)? * both.narrow(1, inner, inner)?.contiguous()?)?;
+            let gated =
+                (silu(&both.narrow(1, 0, inner)?.contiguous()?)? * both.narrow(1, inner, inner)?.contiguous()?)?;
             stream = (stream + gated.matmul(&part("ffn_down")?.t()?)?)?;
         }
         let x = self.norm(&stream.index_select(at, 0)?, &weight("output_norm.weight")?)?;

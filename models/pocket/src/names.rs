@@ -61,20 +61,74 @@ pub const PLACES: &[(&str, &str)] = &[
 
 /// Words before "pump"; the id has underscores.
 pub const PUMPS: &[&str] = &[
-    "well", "pond", "pool", "sump", "booster", "irrigation", "circulation", "coolant", "transfer", "feed", "fountain",
-    "drainage", "garden", "water", "heat", "sewage", "fuel", "vacuum", "dosing", "main",
+    "well",
+    "pond",
+    "pool",
+    "sump",
+    "booster",
+    "irrigation",
+    "circulation",
+    "coolant",
+    "transfer",
+    "feed",
+    "fountain",
+    "drainage",
+    "garden",
+    "water",
+    "heat",
+    "sewage",
+    "fuel",
+    "vacuum",
+    "dosing",
+    "main",
 ];
 
 /// Words before "valve".
 pub const VALVES: &[&str] = &[
-    "main", "main water", "gas", "garden", "irrigation", "boiler", "bypass", "drain", "inlet", "outlet", "mixing",
-    "tank", "supply", "return", "steam", "air", "cooling", "relief", "water", "greenhouse",
+    "main",
+    "main water",
+    "gas",
+    "garden",
+    "irrigation",
+    "boiler",
+    "bypass",
+    "drain",
+    "inlet",
+    "outlet",
+    "mixing",
+    "tank",
+    "supply",
+    "return",
+    "steam",
+    "air",
+    "cooling",
+    "relief",
+    "water",
+    "greenhouse",
 ];
 
 /// Words before "camera".
 pub const CAMERAS: &[&str] = &[
-    "front door", "back door", "driveway", "gate", "garage", "yard", "barn", "loading dock", "warehouse", "entrance",
-    "nursery", "street", "porch", "garden", "roof", "parking lot", "hallway", "stable", "kitchen", "living room",
+    "front door",
+    "back door",
+    "driveway",
+    "gate",
+    "garage",
+    "yard",
+    "barn",
+    "loading dock",
+    "warehouse",
+    "entrance",
+    "nursery",
+    "street",
+    "porch",
+    "garden",
+    "roof",
+    "parking lot",
+    "hallway",
+    "stable",
+    "kitchen",
+    "living room",
 ];
 
 /// What a sensor measures: phrase and id.
@@ -106,9 +160,36 @@ pub const SENSORS: &[(&str, &str)] = &[
 
 /// Names of timers.
 pub const LABELS: &[&str] = &[
-    "pasta", "egg", "eggs", "tea", "coffee", "rice", "oven", "pizza", "cake", "bread", "laundry", "dryer", "sauna",
-    "shower", "nap", "workout", "break", "meeting", "homework", "chicken", "soup", "potatoes", "sprinkler", "filter",
-    "batch", "curing", "roast", "cookies", "dishes", "parking",
+    "pasta",
+    "egg",
+    "eggs",
+    "tea",
+    "coffee",
+    "rice",
+    "oven",
+    "pizza",
+    "cake",
+    "bread",
+    "laundry",
+    "dryer",
+    "sauna",
+    "shower",
+    "nap",
+    "workout",
+    "break",
+    "meeting",
+    "homework",
+    "chicken",
+    "soup",
+    "potatoes",
+    "sprinkler",
+    "filter",
+    "batch",
+    "curing",
+    "roast",
+    "cookies",
+    "dishes",
+    "parking",
 ];
 
 /// Devices named without saying which one.
@@ -116,33 +197,89 @@ pub const DEVICES: &[&str] = &["light", "lights", "lamp", "pump", "valve", "came
 
 /// Things that the gateway does not control.
 pub const APPLIANCES: &[&str] = &[
-    "tv", "television", "radio", "dishwasher", "washing machine", "oven", "microwave", "toaster", "car", "computer",
-    "printer", "vacuum cleaner", "coffee machine", "music", "speaker", "robot", "lawn mower", "window", "curtains",
-    "fan", "alarm",
+    "tv",
+    "television",
+    "radio",
+    "dishwasher",
+    "washing machine",
+    "oven",
+    "microwave",
+    "toaster",
+    "car",
+    "computer",
+    "printer",
+    "vacuum cleaner",
+    "coffee machine",
+    "music",
+    "speaker",
+    "robot",
+    "lawn mower",
+    "window",
+    "curtains",
+    "fan",
+    "alarm",
 ];
 
 /// Countries, as distractors.
-pub const COUNTRIES: &[&str] =
-    &["france", "spain", "italy", "germany", "japan", "china", "brazil", "canada", "egypt", "norway", "india", "london", "paris", "new york"];
+pub const COUNTRIES: &[&str] = &[
+    "france", "spain", "italy", "germany", "japan", "china", "brazil", "canada", "egypt", "norway", "india", "london",
+    "paris", "new york",
+];
 
 /// Days, as distractors.
-pub const DAYS: &[&str] = &["today", "tomorrow", "tonight", "on monday", "on friday", "this weekend", "next week", "yesterday"];
+pub const DAYS: &[&str] =
+    &["today", "tomorrow", "tonight", "on monday", "on friday", "this weekend", "next week", "yesterday"];
 
 /// Games, as distractors.
 pub const GAMES: &[&str] = &["football game", "world cup", "match", "election", "race", "super bowl", "chess game"];
 
 /// Things to talk about, as distractors.
 pub const THINGS: &[&str] = &[
-    "chocolate", "milk", "bananas", "apples", "flowers", "dinosaurs", "space", "pancakes", "cheese", "the moon",
-    "the ocean", "history", "football", "books", "movies", "pasta", "coffee", "bread", "rain", "winter", "music",
-    "eggs", "the garden", "water", "summer",
+    "chocolate",
+    "milk",
+    "bananas",
+    "apples",
+    "flowers",
+    "dinosaurs",
+    "space",
+    "pancakes",
+    "cheese",
+    "the moon",
+    "the ocean",
+    "history",
+    "football",
+    "books",
+    "movies",
+    "pasta",
+    "coffee",
+    "bread",
+    "rain",
+    "winter",
+    "music",
+    "eggs",
+    "the garden",
+    "water",
+    "summer",
 ];
 
 /// People, as distractors.
-pub const PEOPLE: &[&str] = &["my mother", "mom", "dad", "my boss", "john", "anna", "the doctor", "my sister", "peter", "grandma", "the plumber"];
+pub const PEOPLE: &[&str] = &[
+    "my mother",
+    "mom",
+    "dad",
+    "my boss",
+    "john",
+    "anna",
+    "the doctor",
+    "my sister",
+    "peter",
+    "grandma",
+    "the plumber",
+];
 
 /// Animals, as distractors.
 pub const ANIMALS: &[&str] = &["dog", "cat", "cow", "horse", "fish", "chicken", "bird"];
 
 /// Music, as distractors.
-pub const MUSIC: &[&str] = &["jazz", "rock music", "my playlist", "the beatles", "classical music", "christmas songs", "a podcast"];
+pub const MUSIC: &[&str] =
+    &["jazz", "rock music", "my playlist", "the beatles", "classical music", "christmas songs", "a podcast"];

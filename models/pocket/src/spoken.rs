@@ -3,8 +3,26 @@
 use crate::rng::Rng;
 
 const ONES: [&str; 20] = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
 ];
 const TENS: [&str; 10] = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 
@@ -92,7 +110,11 @@ pub fn duration(rng: &mut Rng) -> (String, String) {
         }
         12..14 => {
             let (hours, minutes) = (1 + rng.below(6), 5 * (1 + rng.below(11)));
-            let hour = if hours == 1 { ["one hour", "an hour"][rng.below(2)].to_owned() } else { number(rng, hours) + " hours" };
+            let hour = if hours == 1 {
+                ["one hour", "an hour"][rng.below(2)].to_owned()
+            } else {
+                number(rng, hours) + " hours"
+            };
             let and = if rng.chance(70) { " and" } else { "" };
             (format!("{hour}{and} {} minutes", number(rng, minutes)), format!("{hours}h{minutes}m"))
         }
@@ -183,17 +205,18 @@ pub fn at(rng: &mut Rng) -> (String, String) {
     let half = [Half::Unsaid, Half::Unsaid, Half::Morning, Half::Evening, Half::Evening][rng.below(5)];
     let text = match half {
         Half::Unsaid => format!("{at} {spoken}"),
+        // Nobody says "tonight at one" for 13:00, so words for a part of the day go with the hours they fit.
         Half::Morning => match rng.below(4) {
-            0 => format!("this morning {at} {spoken}"),
-            1 | 2 => format!("{at} {spoken} in the morning"),
+            0 if hour < 12 => format!("this morning {at} {spoken}"),
+            1 | 2 if hour < 12 => format!("{at} {spoken} in the morning"),
             _ => format!("{at} {spoken} am"),
         },
-        Half::Evening => match rng.below(8) {
-            0 => format!("tonight {at} {spoken}"),
-            1 => format!("{at} {spoken} tonight"),
-            2 => format!("this evening {at} {spoken}"),
-            3 => format!("{at} {spoken} in the evening"),
-            4 => format!("{at} {spoken} in the afternoon"),
+        Half::Evening => match (rng.below(8), hour) {
+            (0, 5..12) => format!("tonight {at} {spoken}"),
+            (1, 5..12) => format!("{at} {spoken} tonight"),
+            (2, 5..12) => format!("this evening {at} {spoken}"),
+            (3, 5..12) => format!("{at} {spoken} in the evening"),
+            (0..4, _) => format!("{at} {spoken} in the afternoon"),
             _ => format!("{at} {spoken} pm"),
         },
     };

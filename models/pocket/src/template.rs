@@ -63,9 +63,11 @@ const TEST_OF_20: u64 = 3;
 
 fn split_of(tool: &str, line: &str) -> Split {
     // FNV-1a, then a mix so that the remainder depends on every byte.
-    let hash = tool.bytes().chain([0]).chain(line.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = tool
+        .bytes()
+        .chain([0])
+        .chain(line.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     match Rng::new(hash, 0, 0).next() % 20 {
         0..TEST_OF_20 => Split::Test,
         TEST_OF_20 => Split::Dev,

@@ -35,7 +35,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 1, steps: 2400, batch: 64, rate: 2e-3, rounded: 0.3, vocabulary: 1024 }
+        Self { seed: 1, steps: 3000, batch: 64, rate: 2.5e-3, rounded: 0.12, vocabulary: 1024 }
     }
 }
 
@@ -173,8 +173,16 @@ pub fn percent(score: &Score) -> f64 {
 /// How many of the first `n` examples of `corpus` are answered right in full.
 ///
 /// An answer counts if each of its tokens is the most likely one after those before it, which is when greedy decoding
-/// gives just that answer. `is_rounded` sees every matrix through Q4_0 blocks.
-pub fn exact_match(network: &Network, vocabulary: &Vocabulary, corpus: &Corpus, n: u64, is_rounded: bool) -> Result<Score> {
+/// gives just that answer. `is_rounded` sees every matrix through Q4_0 blocks. `wrong` is told each example that is not,
+/// with the most likely token at each place of its answer.
+pub fn exact_match(
+    network: &Network,
+    vocabulary: &Vocabulary,
+    corpus: &Corpus,
+    n: u64,
+    is_rounded: bool,
+    wrong: &mut dyn FnMut(&Example, &[u32]),
+) -> Result<Score> {
     let mut score = Score::new();
     let mut seen = BTreeMap::new();
     for (name, var) in &network.vars {
@@ -186,24 +194,29 @@ pub fn exact_match(network: &Network, vocabulary: &Vocabulary, corpus: &Corpus, 
         seen.insert(name.as_str(), tensor);
     }
     let see = |name: &str, _: &Var| -> Result<Tensor> { Ok(seen[name].clone()) };
-    let mut examples: Vec<(&'static str, Encoded)> = (0..n)
+    let mut examples: Vec<(Example, Encoded)> = (0..n)
         .map(|index| {
             let example = corpus.example(index);
-            (example.tool, encode(vocabulary, &example))
+            let encoded = encode(vocabulary, &example);
+            (example, encoded)
         })
         .collect();
     examples.sort_by_key(|(_, e)| e.ids.len());
     while !examples.is_empty() {
-        let (tools, batch): (Vec<_>, Vec<_>) = examples.split_off(examples.len().saturating_sub(64)).into_iter().unzip();
+        let (said, batch): (Vec<_>, Vec<_>) = examples.split_off(examples.len().saturating_sub(64)).into_iter().unzip();
         let (tokens, at, targets) = pack(&batch)?;
         let (_, best) = network.losses(&tokens, &at, &targets, &see)?;
         let (best, targets) = (best.to_vec1::<u32>()?, targets.to_vec1::<u32>()?);
         let mut from = 0;
-        for (encoded, tool) in batch.iter().zip(tools) {
+        for (encoded, example) in batch.iter().zip(said) {
             let to = from + encoded.ids.len() - encoded.answer;
-            let row = score.entry(tool).or_default();
-            row.0 += usize::from(best[from..to] == targets[from..to]);
+            let is_right = best[from..to] == targets[from..to];
+            let row = score.entry(example.tool).or_default();
+            row.0 += usize::from(is_right);
             row.1 += 1;
+            if !is_right {
+                wrong(&example, &best[from..to]);
+            }
             from = to;
         }
     }
@@ -296,8 +309,8 @@ pub fn train(options: &Options, vocabulary: &Vocabulary) -> Result<Network> {
             (sum, count) = (0.0, 0);
         }
         if (step + 1) % 400 == 0 || step + 1 == options.steps {
-            let exact = percent(&exact_match(&network, vocabulary, &dev, 600, false)?);
-            let exact4 = percent(&exact_match(&network, vocabulary, &dev, 600, true)?);
+            let exact = percent(&exact_match(&network, vocabulary, &dev, 600, false, &mut |_, _| {})?);
+            let exact4 = percent(&exact_match(&network, vocabulary, &dev, 600, true, &mut |_, _| {})?);
             println!("step {:5}  dev exact match {exact:.1} %, in 4 bits {exact4:.1} %", step + 1);
         }
     }

@@ -248,7 +248,10 @@ mod tests {
 
     #[test]
     fn pretokens_split_digits_and_keep_one_sign_with_a_word() {
-        assert_eq!(pretokens("it's 21:05 at the_den, ok?"), ["it", "'s", " ", "2", "1", ":", "0", "5", " at", " the", "_den", ",", " ok", "?"]);
+        assert_eq!(
+            pretokens("it's 21:05 at the_den, ok?"),
+            ["it", "'s", " ", "2", "1", ":", "0", "5", " at", " the", "_den", ",", " ok", "?"]
+        );
     }
 
     #[test]
