@@ -4,6 +4,11 @@
 //! for hundreds (prefill) and picks the kernel by instruction set, type and number of rows. Block types reach kernels
 //! through [`format`]: codes, scales and minima, whatever the bits in the file.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod drive;
 mod format;
 mod formats_linear;
 mod formats_table;
@@ -58,23 +63,39 @@ macro_rules! with_format {
         $body
     }};
 }
+#[cfg(test)]
 use with_format;
 
 /// A kernel of one type and instruction set.
 type Kernel = unsafe fn(&Job<'_>);
 
-/// The kernel for few input rows (`is_tall` false) or many.
+/// The kernel of module `$set` for a type.
+macro_rules! pick {
+    ($dtype:expr, $set:ident, $blocks:ident, $floats:ident) => {
+        with_format!(
+            $dtype,
+            F => $set::$blocks::<F>,
+            match $dtype {
+                DType::F32 => $set::$floats::<scalar::F32>,
+                DType::F16 => $set::$floats::<scalar::F16>,
+                _ => $set::$floats::<scalar::Bf16>,
+            }
+        )
+    };
+}
+
+/// The kernel for few input rows, or for many.
 fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
     match (isa, is_tall) {
-        _ => with_format!(
-            dtype,
-            F => scalar::blocks::<F>,
-            match dtype {
-                DType::F32 => scalar::floats::<scalar::F32>,
-                DType::F16 => scalar::floats::<scalar::F16>,
-                _ => scalar::floats::<scalar::Bf16>,
-            }
-        ),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, false) => pick!(dtype, avx512, flat, floats_flat),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, true) => pick!(dtype, avx512, tall, floats_tall),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, false) => pick!(dtype, avx2, flat, floats_flat),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, true) => pick!(dtype, avx2, tall, floats_tall),
+        _ => pick!(dtype, scalar, blocks, floats),
     }
 }
 

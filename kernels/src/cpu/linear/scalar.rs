@@ -45,6 +45,8 @@ pub(crate) unsafe fn blocks<F: Format>(job: &Job<'_>) {
 pub(crate) trait Float: 'static {
     /// Bytes of one.
     const BYTES: usize;
+    /// Whether it is an IEEE half (and not the upper half of an f32).
+    const IS_HALF: bool = false;
     /// The number at the start of `bytes`.
     fn value(bytes: &[u8]) -> f32;
 }
@@ -63,6 +65,7 @@ impl Float for F32 {
 pub(crate) struct F16;
 impl Float for F16 {
     const BYTES: usize = 2;
+    const IS_HALF: bool = true;
     #[inline(always)]
     fn value(bytes: &[u8]) -> f32 {
         half_value(u16::from_le_bytes([bytes[0], bytes[1]]))

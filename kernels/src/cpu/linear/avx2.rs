@@ -1,0 +1,242 @@
+//! AVX2 with FMA: `vpmaddubsw` on raw unsigned codes where two products fit 16 bits (codes up to 128), else on
+//! magnitudes with the signs moved over to the activations (which are never -128).
+
+use std::arch::x86_64::*;
+
+use super::drive::{self, Engine};
+use super::format::{Format, Unpacked};
+use super::input::{CHUNK, QuantRow};
+use super::job::Job;
+use super::scalar::Float;
+
+pub(crate) struct Avx2;
+
+/// Input rows of a tile: 4 integer and 4 float accumulators of 16 registers.
+const TILE: usize = 4;
+
+macro_rules! kernel {
+    ($name:ident<$T:ident: $bound:path> => $body:expr) => {
+        /// # Safety
+        /// The processor has AVX2, FMA and F16C; the job keeps its promises.
+        #[target_feature(enable = "avx2,fma,f16c")]
+        pub(crate) unsafe fn $name<$T: $bound>(job: &Job<'_>) {
+            // SAFETY: the caller's promises.
+            unsafe { $body(job) }
+        }
+    };
+}
+kernel!(flat<F: Format> => drive::flat::<Avx2, F>);
+kernel!(tall<F: Format> => drive::tall::<Avx2, F>);
+kernel!(floats_flat<T: Float> => drive::floats_flat::<Avx2, T>);
+kernel!(floats_tall<T: Float> => drive::floats_tall::<Avx2, T, 8>);
+
+/// Weights in the form a product takes: codes, or magnitudes and the values they came from.
+#[derive(Clone, Copy)]
+struct Weights {
+    unsigned: __m256i,
+    signed: __m256i,
+}
+
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn weights<F: Format>(codes: __m256i) -> Weights {
+    if F::OFFSET < 128 {
+        return Weights { unsigned: codes, signed: codes };
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let signed = _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN));
+        Weights { unsigned: _mm256_abs_epi8(signed), signed }
+    }
+}
+
+/// Sums of four neighbouring products.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn products<F: Format>(weights: Weights, x: __m256i) -> __m256i {
+    // SAFETY: the caller's promise. Two products stay within 2 * 128 * 127 = 32,512.
+    unsafe {
+        let x = if F::OFFSET < 128 { x } else { _mm256_sign_epi8(x, weights.signed) };
+        _mm256_madd_epi16(_mm256_maddubs_epi16(weights.unsigned, x), _mm256_set1_epi16(1))
+    }
+}
+
+/// Whether minima are to be added: the 128-offset types are multiplied signed, so theirs are not.
+#[inline(always)]
+const fn adds_mins<F: Format>() -> bool {
+    F::HAS_MIN || (F::OFFSET > 0 && F::OFFSET < 128)
+}
+
+// SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
+impl Engine for Avx2 {
+    type Sum = [__m256; 2];
+    type Floats = __m256;
+    const LANES: usize = 8;
+    const ROWS: usize = 8;
+    const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sum {
+        // SAFETY: see the impl.
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Unpacked, input: QuantRow) -> Self::Sum {
+        // SAFETY: see the impl.
+        unsafe {
+            let mut sum = sum;
+            let own = _mm256_loadu_ps(input.scales);
+            // One scale per 4 lanes.
+            let mut scales = [0.0_f32; 16];
+            if F::SUB == 32 {
+                let both = _mm256_mul_ps(_mm256_load_ps(weights.scales.as_ptr()), own);
+                _mm256_storeu_ps(scales.as_mut_ptr(), both);
+                if adds_mins::<F>() {
+                    let mins = _mm256_load_ps(weights.mins.as_ptr());
+                    sum[1] = _mm256_fmadd_ps(mins, _mm256_loadu_ps(input.sums32), sum[1]);
+                }
+            } else {
+                for half in 0..2 {
+                    let first = 4 * half as i32;
+                    let twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+                    let twice = _mm256_add_epi32(twice, _mm256_set1_epi32(first));
+                    let both = _mm256_mul_ps(
+                        _mm256_load_ps(weights.scales.as_ptr().add(8 * half)),
+                        _mm256_permutevar8x32_ps(own, twice),
+                    );
+                    _mm256_storeu_ps(scales.as_mut_ptr().add(8 * half), both);
+                    if adds_mins::<F>() {
+                        let mins = _mm256_load_ps(weights.mins.as_ptr().add(8 * half));
+                        sum[1] = _mm256_fmadd_ps(mins, _mm256_loadu_ps(input.sums16.add(8 * half)), sum[1]);
+                    }
+                }
+            }
+            for part in 0..8 {
+                let codes = _mm256_load_si256(weights.codes.as_ptr().add(32 * part).cast());
+                let x = _mm256_loadu_si256(input.codes.add(32 * part).cast());
+                let products = _mm256_cvtepi32_ps(products::<F>(self::weights::<F>(codes), x));
+                let scale = if F::SUB == 32 {
+                    _mm256_set1_ps(scales[part])
+                } else {
+                    _mm256_set_m128(_mm_set1_ps(scales[2 * part + 1]), _mm_set1_ps(scales[2 * part]))
+                };
+                sum[part % 2] = _mm256_fmadd_ps(products, scale, sum[part % 2]);
+            }
+            sum
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total(sum: Self::Sum) -> f32 {
+        // SAFETY: see the impl.
+        unsafe {
+            let sum = _mm256_add_ps(sum[0], sum[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        // SAFETY: a hint; any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+
+    #[inline(always)]
+    unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
+        let mut start = job.input_rows.start;
+        while start < job.input_rows.end {
+            // SAFETY: see the impl; the tile's input rows are inside the job.
+            start += unsafe {
+                if job.input_rows.end - start >= TILE {
+                    tile::<F, TILE>(job, row, n_rows, start)
+                } else {
+                    tile::<F, 1>(job, row, n_rows, start)
+                }
+            };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn floats_zero() -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe { _mm256_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe { _mm256_set1_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn load<T: Float>(bytes: *const u8) -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe {
+            if T::BYTES == 4 {
+                _mm256_loadu_ps(bytes.cast())
+            } else if T::IS_HALF {
+                _mm256_cvtph_ps(_mm_loadu_si128(bytes.cast()))
+            } else {
+                let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, sum: Self::Floats) -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe { _mm256_fmadd_ps(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn store(values: Self::Floats, out: *mut f32) {
+        // SAFETY: see the impl.
+        unsafe { _mm256_storeu_ps(out, values) };
+    }
+}
+
+/// The panel times `N` input rows from `start` on: 8 weight rows in the lanes, 4 columns an instruction.
+#[inline(always)]
+unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usize, start: usize) -> usize {
+    let input = job.input.quant_row(start);
+    let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
+    let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK / F::SUB);
+    let sums_of = if F::SUB == 32 { input.sums32 } else { input.sums16 };
+    let (mut codes, mut x) = (job.panel.values.at(0).cast_const(), input.codes);
+    let (scales, mins) = (job.panel.scales.at(0).cast_const(), job.panel.mins.at(0).cast_const());
+    // SAFETY: the panel and `N` input rows have `cols / SUB` sub-blocks; instructions as the caller promised.
+    unsafe {
+        let mut sums = [_mm256_setzero_ps(); N];
+        for sub in 0..job.cols() / F::SUB {
+            let mut totals = [_mm256_setzero_si256(); N];
+            for step in 0..F::SUB / 4 {
+                let weights = weights::<F>(_mm256_load_si256(codes.add(32 * step).cast()));
+                for (index, total) in totals.iter_mut().enumerate() {
+                    let four = x.add(index * stride + 4 * step).cast::<i32>().read_unaligned();
+                    *total = _mm256_add_epi32(*total, products::<F>(weights, _mm256_set1_epi32(four)));
+                }
+            }
+            codes = codes.add(8 * F::SUB);
+            x = x.add(F::SUB);
+            let scale = _mm256_load_ps(scales.add(8 * sub));
+            let min = _mm256_load_ps(mins.add(8 * sub));
+            for (index, sum) in sums.iter_mut().enumerate() {
+                let own = _mm256_set1_ps(*input.scales.add(index * scale_stride + sub * F::SUB / 32));
+                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals[index]), _mm256_mul_ps(scale, own), *sum);
+                if adds_mins::<F>() {
+                    let own = _mm256_set1_ps(*sums_of.add(index * sums_stride + sub));
+                    *sum = _mm256_fmadd_ps(min, own, *sum);
+                }
+            }
+        }
+        for (index, sum) in sums.into_iter().enumerate() {
+            let mut lanes = [0.0; 8];
+            _mm256_storeu_ps(lanes.as_mut_ptr(), sum);
+            drive::put(job, start + index, row, n_rows, &lanes);
+        }
+    }
+    N
+}

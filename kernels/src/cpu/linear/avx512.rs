@@ -1,0 +1,206 @@
+//! AVX-512 with VNNI: `vpdpbusd` multiplies the raw unsigned codes with signed activations; minima take the offset
+//! back through the sums of the activations.
+
+use std::arch::x86_64::*;
+
+use super::drive::{self, Engine};
+use super::format::{Format, Unpacked};
+use super::input::QuantRow;
+use super::job::Job;
+use super::scalar::Float;
+
+pub(crate) struct Avx512;
+
+/// Input rows of a tile: 12 integer and 12 float accumulators of 32 registers.
+const TILE: usize = 12;
+
+macro_rules! kernel {
+    ($name:ident<$T:ident: $bound:path> => $body:expr) => {
+        /// # Safety
+        /// The processor has AVX-512 F, BW, VL, DQ and VNNI; the job keeps its promises.
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+        pub(crate) unsafe fn $name<$T: $bound>(job: &Job<'_>) {
+            // SAFETY: the caller's promises.
+            unsafe { $body(job) }
+        }
+    };
+}
+kernel!(flat<F: Format> => drive::flat::<Avx512, F>);
+kernel!(tall<F: Format> => drive::tall::<Avx512, F>);
+kernel!(floats_flat<T: Float> => drive::floats_flat::<Avx512, T>);
+kernel!(floats_tall<T: Float> => drive::floats_tall::<Avx512, T, 16>);
+
+/// For vector `j` of a chunk's four, the sub-block of each of its lanes (of 4 weights).
+const SUB32: [[i32; 16]; 4] = lane_subs(8);
+const SUB16: [[i32; 16]; 4] = lane_subs(4);
+
+const fn lane_subs(lanes_per_sub: usize) -> [[i32; 16]; 4] {
+    let mut out = [[0; 16]; 4];
+    let mut lane = 0;
+    while lane < 64 {
+        out[lane / 16][lane % 16] = (lane / lanes_per_sub) as i32;
+        lane += 1;
+    }
+    out
+}
+
+/// Each of eight activation scales twice.
+const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
+
+// SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
+impl Engine for Avx512 {
+    type Sum = [__m512; 2];
+    type Floats = __m512;
+    const LANES: usize = 16;
+    const ROWS: usize = 16;
+    const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sum {
+        // SAFETY: see the impl.
+        unsafe { [_mm512_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Unpacked, input: QuantRow) -> Self::Sum {
+        // SAFETY: see the impl.
+        unsafe {
+            let mut sum = sum;
+            let (scales, subs) = if F::SUB == 32 {
+                let scales = _mm256_mul_ps(_mm256_load_ps(weights.scales.as_ptr()), _mm256_loadu_ps(input.scales));
+                if drive::adds_mins::<Self, F>() {
+                    let mins = _mm256_mul_ps(_mm256_load_ps(weights.mins.as_ptr()), _mm256_loadu_ps(input.sums32));
+                    sum[1] = _mm512_add_ps(sum[1], _mm512_zextps256_ps512(mins));
+                }
+                (_mm512_castps256_ps512(scales), &SUB32)
+            } else {
+                let twice = _mm512_loadu_si512(TWICE.as_ptr().cast());
+                let own = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(input.scales)));
+                if drive::adds_mins::<Self, F>() {
+                    let mins = _mm512_load_ps(weights.mins.as_ptr());
+                    sum[1] = _mm512_fmadd_ps(mins, _mm512_loadu_ps(input.sums16), sum[1]);
+                }
+                (_mm512_mul_ps(_mm512_load_ps(weights.scales.as_ptr()), own), &SUB16)
+            };
+            for part in 0..4 {
+                let codes = _mm512_load_si512(weights.codes.as_ptr().add(64 * part).cast());
+                let x = _mm512_loadu_si512(input.codes.add(64 * part).cast());
+                let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
+                let scale = _mm512_permutexvar_ps(_mm512_loadu_si512(subs[part].as_ptr().cast()), scales);
+                sum[part % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum[part % 2]);
+            }
+            sum
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total(sum: Self::Sum) -> f32 {
+        // SAFETY: see the impl.
+        unsafe { _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1])) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        // SAFETY: a hint; any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+
+    #[inline(always)]
+    unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
+        let mut start = job.input_rows.start;
+        while start < job.input_rows.end {
+            let left = job.input_rows.end - start;
+            // SAFETY: see the impl; the tile's input rows are inside the job.
+            start += unsafe {
+                if left >= TILE {
+                    tile::<F, TILE>(job, row, n_rows, start)
+                } else if left >= 4 {
+                    tile::<F, 4>(job, row, n_rows, start)
+                } else {
+                    tile::<F, 1>(job, row, n_rows, start)
+                }
+            };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn floats_zero() -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn load<T: Float>(bytes: *const u8) -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe {
+            if T::BYTES == 4 {
+                _mm512_loadu_ps(bytes.cast())
+            } else if T::IS_HALF {
+                _mm512_cvtph_ps(_mm256_loadu_si256(bytes.cast()))
+            } else {
+                let upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper))
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, sum: Self::Floats) -> Self::Floats {
+        // SAFETY: see the impl.
+        unsafe { _mm512_fmadd_ps(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn store(values: Self::Floats, out: *mut f32) {
+        // SAFETY: see the impl.
+        unsafe { _mm512_storeu_ps(out, values) };
+    }
+}
+
+/// The panel times `N` input rows from `start` on: 16 weight rows in the lanes, 4 columns an instruction.
+#[inline(always)]
+unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usize, start: usize) -> usize {
+    let input = job.input.quant_row(start);
+    let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
+    let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK_SUBS / F::SUB);
+    let sums_of = if F::SUB == 32 { input.sums32 } else { input.sums16 };
+    let (mut codes, mut x) = (job.panel.values.at(0).cast_const(), input.codes);
+    let (scales, mins) = (job.panel.scales.at(0).cast_const(), job.panel.mins.at(0).cast_const());
+    // SAFETY: the panel and `N` input rows have `cols / SUB` sub-blocks; instructions as the caller promised.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); N];
+        for sub in 0..job.cols() / F::SUB {
+            let mut products = [_mm512_setzero_si512(); N];
+            for step in 0..F::SUB / 4 {
+                let weights = _mm512_load_si512(codes.add(64 * step).cast());
+                for (index, products) in products.iter_mut().enumerate() {
+                    let four = x.add(index * stride + 4 * step).cast::<i32>().read_unaligned();
+                    *products = _mm512_dpbusd_epi32(*products, weights, _mm512_set1_epi32(four));
+                }
+            }
+            codes = codes.add(16 * F::SUB);
+            x = x.add(F::SUB);
+            let scale = _mm512_load_ps(scales.add(16 * sub));
+            let min = _mm512_load_ps(mins.add(16 * sub));
+            for (index, sum) in sums.iter_mut().enumerate() {
+                let own = _mm512_set1_ps(*input.scales.add(index * scale_stride + sub * F::SUB / 32));
+                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[index]), _mm512_mul_ps(scale, own), *sum);
+                if drive::adds_mins::<Avx512, F>() {
+                    let own = _mm512_set1_ps(*sums_of.add(index * sums_stride + sub));
+                    *sum = _mm512_fmadd_ps(min, own, *sum);
+                }
+            }
+        }
+        for (index, sum) in sums.into_iter().enumerate() {
+            let mut lanes = [0.0; 16];
+            _mm512_storeu_ps(lanes.as_mut_ptr(), sum);
+            drive::put(job, start + index, row, n_rows, &lanes);
+        }
+    }
+    N
+}
+
+/// Columns of a chunk.
+const CHUNK_SUBS: usize = super::input::CHUNK;
