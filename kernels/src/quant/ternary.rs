@@ -27,6 +27,7 @@ pub(crate) const TQ1_0_RUNS: [(usize, usize, usize); 3] = [(0, 32, 5), (32, 16, 
 ///
 /// A byte is a fixed-point fraction of 256 with up to five base-3 digits: multiplying by 3 moves the next digit over
 /// the point.
+#[inline(always)]
 pub(crate) fn tq1_0_codes(block: &[u8; 54], codes: &mut [u8; 256]) {
     let mut rest = codes.as_mut_slice();
     for (first, n_bytes, n_trits) in TQ1_0_RUNS {

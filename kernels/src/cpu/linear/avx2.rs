@@ -142,6 +142,28 @@ impl Engine for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
+        // SAFETY: see the impl; whole vectors of the array.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            for part in codes.as_chunks_mut::<32>().0 {
+                let stored = _mm256_loadu_si256(part.as_ptr().cast());
+                _mm256_storeu_si256(part.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, stored));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn convert_halves(values: &mut [f32; 16]) {
+        // SAFETY: see the impl; the first eight elements are there. Packing works within halves of the register.
+        unsafe {
+            let bits = _mm256_loadu_si256(values.as_ptr().cast());
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(bits, bits));
+            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(_mm256_castsi256_si128(packed)));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
         // SAFETY: a hint; any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };

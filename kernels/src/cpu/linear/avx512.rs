@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::drive::{self, Engine};
 use super::format::{Format, Unpacked};
-use super::input::QuantRow;
+use super::input::{CHUNK, QuantRow};
 use super::job::Job;
 use super::scalar::Float;
 
@@ -100,6 +100,27 @@ impl Engine for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
+        // SAFETY: see the impl; whole vectors of the array.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            for part in codes.as_chunks_mut::<64>().0 {
+                let stored = _mm512_loadu_si512(part.as_ptr().cast());
+                _mm512_storeu_si512(part.as_mut_ptr().cast(), _mm512_shuffle_epi8(table, stored));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn convert_halves(values: &mut [f32; 16]) {
+        // SAFETY: see the impl; the first eight elements are there.
+        unsafe {
+            let bits = _mm256_cvtepi32_epi16(_mm256_loadu_si256(values.as_ptr().cast()));
+            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(bits));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
         // SAFETY: a hint; any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
@@ -164,7 +185,7 @@ impl Engine for Avx512 {
 unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usize, start: usize) -> usize {
     let input = job.input.quant_row(start);
     let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
-    let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK_SUBS / F::SUB);
+    let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK / F::SUB);
     let sums_of = if F::SUB == 32 { input.sums32 } else { input.sums16 };
     let (mut codes, mut x) = (job.panel.values.at(0).cast_const(), input.codes);
     let (scales, mins) = (job.panel.scales.at(0).cast_const(), job.panel.mins.at(0).cast_const());
@@ -201,6 +222,3 @@ unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usi
     }
     N
 }
-
-/// Columns of a chunk.
-const CHUNK_SUBS: usize = super::input::CHUNK;

@@ -5,7 +5,7 @@
 //! scales applied once per tile. An [`Engine`] brings the instructions; its functions are inlined into functions that
 //! enable them.
 
-use super::format::{Format, Unpacked, unpack_chunk};
+use super::format::{Format, Unpacked, unpack_stored};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
 use super::scalar::Float;
@@ -35,6 +35,10 @@ pub(crate) trait Engine {
     unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Unpacked, input: QuantRow) -> Self::Sum;
     /// The number a sum stands for.
     unsafe fn total(sum: Self::Sum) -> f32;
+    /// Replaces all codes (0..=15) by what a table has for them.
+    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]);
+    /// Replaces the bits of halves, one in each of the first eight elements, by their values.
+    unsafe fn convert_halves(values: &mut [f32; 16]);
     /// Asks for the cache line at an address (which may be anything).
     unsafe fn prefetch(address: *const u8);
     /// Runs a panel over all input rows of a job.
@@ -61,6 +65,29 @@ pub(crate) fn advance(row: QuantRow, chunk: usize) -> QuantRow {
         sums32: row.sums32.wrapping_add(chunk * 8),
         sums16: row.sums16.wrapping_add(chunk * 16),
     }
+}
+
+/// Unpacks the next chunk of a row in the form the engine multiplies.
+///
+/// # Safety
+/// The processor has the engine's instructions.
+#[inline(always)]
+unsafe fn unpack<E: Engine, F: Format>(bytes: &[u8], out: &mut Unpacked) {
+    unpack_stored::<F>(bytes, out);
+    if F::STORED_HALVES {
+        // SAFETY: the caller's promise.
+        unsafe {
+            E::convert_halves(&mut out.scales);
+            if F::HAS_MIN {
+                E::convert_halves(&mut out.mins);
+            }
+        }
+    }
+    if let Some(table) = F::TABLE {
+        // SAFETY: the caller's promise.
+        unsafe { E::look_up(table, &mut out.codes) };
+    }
+    settle_mins::<E, F>(out);
 }
 
 /// Makes minima what the engine adds per sub-block: for unsigned codes they take the offset back.
@@ -117,8 +144,7 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                 for line in 0..chunk_bytes.div_ceil(64) {
                     E::prefetch(rest.as_ptr().wrapping_add(2048 + 64 * line));
                 }
-                unpack_chunk::<F>(rest, &mut unpacked);
-                settle_mins::<E, F>(&mut unpacked);
+                unpack::<E, F>(rest, &mut unpacked);
                 for (sum, input) in sums.iter_mut().zip(&inputs).take(count) {
                     *sum = E::dot::<F>(*sum, &unpacked, advance(*input, chunk));
                 }
@@ -162,8 +188,8 @@ unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
         for lane in 0..E::ROWS {
             if lane < n_rows {
                 let bytes = job.row_bytes(row + lane);
-                unpack_chunk::<F>(&bytes[chunk * (CHUNK / F::LEN) * F::BYTES..], &mut unpacked);
-                settle_mins::<E, F>(&mut unpacked);
+                // SAFETY: the caller's promise.
+                unsafe { unpack::<E, F>(&bytes[chunk * (CHUNK / F::LEN) * F::BYTES..], &mut unpacked) };
                 if !E::UNSIGNED {
                     for code in &mut unpacked.codes {
                         *code = code.wrapping_sub(F::OFFSET);

@@ -34,14 +34,35 @@ pub(crate) trait Format: 'static {
     /// Whether minima are anything but zero.
     const HAS_MIN: bool = false;
 
-    /// Unpacks one block. The slices have `BYTES`, `LEN` and `LEN / SUB` elements; `mins` is written only where
+    /// Levels that the stored 4-bit codes stand for, already above the offset.
+    const TABLE: Option<[u8; 16]> = None;
+
+    /// Whether scales and minima are written as the bits of halves (see [`stored_half`]), to be converted many at once.
+    const STORED_HALVES: bool = false;
+
+    /// Unpacks one block; codes of a type with a table are left as stored. The slices have `BYTES`, `LEN` and `LEN / SUB` elements; `mins` is written only where
     /// [`Format::HAS_MIN`].
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]);
 }
 
 /// Unpacks the next chunk of a row; `bytes` is the rest of the row from there on. Minima are those of the type.
-#[inline(always)]
 pub(crate) fn unpack_chunk<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+    unpack_stored::<F>(bytes, out);
+    if F::STORED_HALVES {
+        for value in out.scales.iter_mut().chain(&mut out.mins) {
+            *value = half_value(value.to_bits() as u16);
+        }
+    }
+    if let Some(table) = F::TABLE {
+        for code in &mut out.codes {
+            *code = table[usize::from(*code & 15)];
+        }
+    }
+}
+
+/// As [`unpack_chunk`], but halves and codes that a table stands behind are left as stored, for a kernel to convert.
+#[inline(always)]
+pub(crate) fn unpack_stored<F: Format>(bytes: &[u8], out: &mut Unpacked) {
     let per_chunk = CHUNK / F::LEN;
     let subs = F::LEN / F::SUB;
     if bytes.len() >= per_chunk * F::BYTES {
@@ -96,6 +117,12 @@ pub(crate) fn half_value(bits: u16) -> f32 {
 #[inline(always)]
 pub(super) fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
     half_value(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// The bits of the half at byte `at`, in the place of a number.
+#[inline(always)]
+pub(super) fn stored_half<const N: usize>(block: &[u8; N], at: usize) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes([block[at], block[at + 1]])))
 }
 
 #[cfg(test)]

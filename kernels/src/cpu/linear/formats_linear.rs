@@ -1,8 +1,7 @@
 //! Types whose levels are evenly spaced: the legacy, K and ternary types.
 
-use super::format::{Format, exact, exact_mut, half_at};
-use crate::quant::k::{q3_k_scales, q4_k_scales};
-use crate::quant::layout::{read_high_planes, read_planes};
+use super::format::{Format, exact, exact_mut, half_at, stored_half};
+use crate::quant::layout::{read_high_planes, read_planes, u32_at};
 use crate::quant::ternary::tq1_0_codes;
 
 /// Adds bit `i` of `high` as bit 4 of code `i`.
@@ -21,11 +20,12 @@ impl Format for Q4_0 {
     const LEN: usize = 32;
     const SUB: usize = 32;
     const OFFSET: u8 = 8;
+    const STORED_HALVES: bool = true;
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 18] = exact(block);
         read_planes::<4>(&block[2..], 16, codes);
-        scales[0] = half_at(block, 0);
+        scales[0] = stored_half(block, 0);
     }
 }
 
@@ -37,11 +37,12 @@ impl Format for Q4_1 {
     const SUB: usize = 32;
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
+    const STORED_HALVES: bool = true;
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         let block: &[u8; 20] = exact(block);
         read_planes::<4>(&block[4..], 16, codes);
-        (scales[0], mins[0]) = (half_at(block, 0), half_at(block, 2));
+        (scales[0], mins[0]) = (stored_half(block, 0), stored_half(block, 2));
     }
 }
 
@@ -52,12 +53,13 @@ impl Format for Q5_0 {
     const LEN: usize = 32;
     const SUB: usize = 32;
     const OFFSET: u8 = 16;
+    const STORED_HALVES: bool = true;
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 22] = exact(block);
         read_planes::<4>(&block[6..], 16, codes);
         add_fifth_bits([block[2], block[3], block[4], block[5]], exact_mut(codes));
-        scales[0] = half_at(block, 0);
+        scales[0] = stored_half(block, 0);
     }
 }
 
@@ -69,12 +71,13 @@ impl Format for Q5_1 {
     const SUB: usize = 32;
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
+    const STORED_HALVES: bool = true;
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         let block: &[u8; 24] = exact(block);
         read_planes::<4>(&block[8..], 16, codes);
         add_fifth_bits([block[4], block[5], block[6], block[7]], exact_mut(codes));
-        (scales[0], mins[0]) = (half_at(block, 0), half_at(block, 2));
+        (scales[0], mins[0]) = (stored_half(block, 0), stored_half(block, 2));
     }
 }
 
@@ -85,13 +88,14 @@ impl Format for Q8_0 {
     const LEN: usize = 32;
     const SUB: usize = 32;
     const OFFSET: u8 = 128;
+    const STORED_HALVES: bool = true;
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 34] = exact(block);
         for (code, byte) in codes.iter_mut().zip(&block[2..]) {
             *code = byte ^ 0x80;
         }
-        scales[0] = half_at(block, 0);
+        scales[0] = stored_half(block, 0);
     }
 }
 
@@ -126,19 +130,30 @@ impl Format for Q3K {
         let block: &[u8; 110] = exact(block);
         read_planes::<2>(&block[32..96], 32, codes);
         read_high_planes::<1, 2>(&block[..32], 32, exact_mut(codes));
+        // Four scales at a time: see `q3_k_scales` in `crate::quant::k`.
         let d = half_at(block, 108);
-        for (scale, packed) in scales.iter_mut().zip(q3_k_scales(exact(&block[96..108]))) {
-            *scale = d * f32::from(packed);
+        let [first, second, high] = [96, 100, 104].map(|at| u32_at(block, at));
+        let words = [first, second, first >> 4, second >> 4];
+        for (four, (word, scales)) in words.iter().zip(scales.as_chunks_mut::<4>().0).enumerate() {
+            let packed = (word & 0x0F0F_0F0F) | (((high >> (2 * four)) & 0x0303_0303) << 4);
+            for (scale, byte) in scales.iter_mut().zip(packed.to_le_bytes()) {
+                *scale = d * f32::from(byte.cast_signed() - 32);
+            }
         }
     }
 }
 
+/// Scales and minima of Q4_K and Q5_K, four at a time: see `q4_k_scales` in `crate::quant::k`.
 #[inline(always)]
 fn pair_scales(d: f32, dmin: f32, packed: &[u8; 12], scales: &mut [f32], mins: &mut [f32]) {
-    let (integer_scales, integer_mins) = q4_k_scales(packed);
+    let [first, second, last] = [0, 4, 8].map(|at| u32_at(packed, at));
+    let top = |word: u32| (word >> 2) & 0x3030_3030;
+    let integer_scales = [first & 0x3F3F_3F3F, (last & 0x0F0F_0F0F) | top(first)];
+    let integer_mins = [second & 0x3F3F_3F3F, ((last >> 4) & 0x0F0F_0F0F) | top(second)];
     for sub in 0..8 {
-        scales[sub] = d * f32::from(integer_scales[sub]);
-        mins[sub] = -dmin * f32::from(integer_mins[sub]);
+        let byte = |words: [u32; 2]| f32::from((words[sub / 4] >> (8 * (sub % 4))) as u8);
+        scales[sub] = d * byte(integer_scales);
+        mins[sub] = -dmin * byte(integer_mins);
     }
 }
 

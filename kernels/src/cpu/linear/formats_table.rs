@@ -3,7 +3,7 @@
 //! Magnitudes and signs become one signed byte; the shift of the IQ1 types is an eighth, so their codes are
 //! eightfold and exact.
 
-use super::format::{Format, exact, half_at, half_value};
+use super::format::{Format, exact, half_at, half_value, stored_half};
 use crate::quant::iq::{IQ4_LEVELS, even_signs, iq4_xs_scales};
 use crate::quant::iq_grids::{IQ1_GRID, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_XXS_GRID};
 use crate::quant::layout::{read_planes, u16_at, u32_at};
@@ -22,13 +22,6 @@ const fn lifted(levels: [i8; 16], offset: u8) -> [u8; 16] {
 const IQ4_CODES: [u8; 16] = lifted(IQ4_LEVELS, 128);
 const E2M1_CODES: [u8; 16] = lifted(E2M1_DOUBLED, 12);
 
-#[inline(always)]
-fn look_up(table: &[u8; 16], codes: &mut [u8]) {
-    for code in codes {
-        *code = table[usize::from(*code & 15)];
-    }
-}
-
 /// IQ4_NL.
 pub(crate) struct Iq4Nl;
 impl Format for Iq4Nl {
@@ -36,12 +29,13 @@ impl Format for Iq4Nl {
     const LEN: usize = 32;
     const SUB: usize = 32;
     const OFFSET: u8 = 128;
+    const TABLE: Option<[u8; 16]> = Some(IQ4_CODES);
+    const STORED_HALVES: bool = true;
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 18] = exact(block);
         read_planes::<4>(&block[2..], 16, codes);
-        look_up(&IQ4_CODES, codes);
-        scales[0] = half_at(block, 0);
+        scales[0] = stored_half(block, 0);
     }
 }
 
@@ -52,11 +46,11 @@ impl Format for Iq4Xs {
     const LEN: usize = 256;
     const SUB: usize = 32;
     const OFFSET: u8 = 128;
+    const TABLE: Option<[u8; 16]> = Some(IQ4_CODES);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 136] = exact(block);
         read_planes::<4>(&block[8..], 16, codes);
-        look_up(&IQ4_CODES, codes);
         let d = half_at(block, 0);
         for (scale, packed) in scales.iter_mut().zip(iq4_xs_scales(exact(&block[2..8]))) {
             *scale = d * f32::from(packed);
@@ -71,10 +65,10 @@ impl Format for Mxfp4 {
     const LEN: usize = 32;
     const SUB: usize = 32;
     const OFFSET: u8 = 12;
+    const TABLE: Option<[u8; 16]> = Some(E2M1_CODES);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         read_planes::<4>(&block[1..], 16, codes);
-        look_up(&E2M1_CODES, codes);
         scales[0] = e8m0_half(block[0]);
     }
 }
@@ -86,10 +80,10 @@ impl Format for Nvfp4 {
     const LEN: usize = 64;
     const SUB: usize = 16;
     const OFFSET: u8 = 12;
+    const TABLE: Option<[u8; 16]> = Some(E2M1_CODES);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         read_planes::<4>(&block[4..], 8, codes);
-        look_up(&E2M1_CODES, codes);
         for (scale, packed) in scales.iter_mut().zip(block) {
             *scale = e4m3_half(*packed);
         }

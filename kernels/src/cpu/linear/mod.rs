@@ -15,6 +15,8 @@ mod formats_table;
 mod input;
 mod job;
 mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod quantize;
 mod scalar;
 
@@ -95,6 +97,14 @@ fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
         (Isa::Avx2, false) => pick!(dtype, avx2, flat, floats_flat),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, true) => pick!(dtype, avx2, tall, floats_tall),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, false) => pick!(dtype, neon, flat, floats_flat),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, true) => pick!(dtype, neon, tall, floats_tall),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonDot, false) => pick!(dtype, neon, flat_dot, floats_flat),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonDot, true) => pick!(dtype, neon, tall_dot, floats_tall),
         _ => pick!(dtype, scalar, blocks, floats),
     }
 }

@@ -1,0 +1,82 @@
+//! Products per type and instruction set: GB/s of weights with one input row (decode), G multiply-adds a second with
+//! 512 (prefill), on one thread.
+//!
+//! `cargo bench -p farpost-benches --bench linear -- 'one row/.*avx512'`. Weights for one row are larger than the
+//! last-level cache, so the figure is one of memory as much as of the kernel.
+
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use farpost_benches::{Random, random_weight};
+use farpost_kernels::cpu::isa::Isa;
+use farpost_kernels::cpu::linear::{Input, OutRows, Scratch, input_kind, multiply};
+use farpost_kernels::tensor::{DType, Weight};
+
+const COLS: usize = 2048;
+
+struct Product {
+    weight: Weight,
+    input: Input,
+    scratch: Scratch,
+    out: Vec<f32>,
+}
+
+impl Product {
+    fn new(weight: Weight, input_rows: usize) -> Self {
+        let input = Input::new(input_kind(weight.dtype()), input_rows, COLS);
+        input.begin(input_rows);
+        let mut random = Random::new(3);
+        for row in 0..input_rows {
+            let values: Vec<f32> = (0..COLS).map(|_| random.value()).collect();
+            // SAFETY: one thread; scalar is always available.
+            unsafe { input.fill_row(Isa::Scalar, row, &values) };
+        }
+        let out = vec![0.0; input_rows * weight.rows()];
+        Self { scratch: Scratch::new(COLS), weight, input, out }
+    }
+
+    fn run(&mut self, isa: Isa) {
+        let (view, n_rows) = (self.weight.view(), self.weight.rows());
+        // SAFETY: one thread, a weight, a set of `available`, and a result vector of this size.
+        unsafe {
+            let out = OutRows::new(self.out.as_mut_ptr(), n_rows, self.input.rows(), n_rows);
+            multiply(isa, &view, 0..n_rows, &self.input, 0..self.input.rows(), &mut self.scratch, out);
+        }
+    }
+}
+
+fn products(criterion: &mut Criterion) {
+    for (name, input_rows, weights) in [("one row", 1, 64 << 20), ("8 rows", 8, 16 << 20), ("512 rows", 512, 1 << 20)] {
+        let mut group = criterion.benchmark_group(name);
+        for dtype in DType::all() {
+            let n_weights = if input_rows == 1 && !dtype.is_quantized() { weights / 2 } else { weights };
+            // Made when the first bench of the type runs, so that a filter costs nothing for the others.
+            let mut product = None;
+            for isa in Isa::available().into_iter().skip(1) {
+                let weight_bytes = n_weights / dtype.block_len() * dtype.block_bytes();
+                let throughput = if input_rows == 512 {
+                    Throughput::Elements((n_weights * input_rows) as u64)
+                } else {
+                    Throughput::Bytes(weight_bytes as u64)
+                };
+                group.throughput(throughput);
+                group.bench_function(format!("{dtype} {isa}"), |bencher| {
+                    let product = product
+                        .get_or_insert_with(|| Product::new(random_weight(dtype, n_weights / COLS, COLS), input_rows));
+                    bencher.iter(|| product.run(isa));
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(400));
+    targets = products
+}
+criterion_main!(benches);
