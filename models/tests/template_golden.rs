@@ -32,7 +32,7 @@ fn every_template_renders_every_conversation_as_jinja2_does() {
         let source = std::fs::read_to_string(golden(&format!("templates/{name}.jinja"))).expect("golden data");
         let template = ChatTemplate::new(&source, "<BOS>", "<EOS>").expect("a real template compiles");
         let expected = json(&format!("{name}.expected.json"));
-        assert_eq!(expected.as_object().map(|cases| cases.len()), Some(6));
+        assert_eq!(expected.as_object().map(serde_json::Map::len), Some(6));
         for (case, expected) in expected.as_object().expect("an object") {
             let found = template.render(&input(&cases[case]));
             let right = match (&found, expected["text"].as_str(), expected["error"].as_str()) {

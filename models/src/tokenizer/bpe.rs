@@ -1,5 +1,6 @@
 //! Byte-level BPE: a word's bytes, merged by the rank of the file's merge list (GPT-2 and its descendants).
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::byte_level;
@@ -13,6 +14,103 @@ use super::vocabulary::Vocabulary;
 const UNTRIED: u8 = 0;
 const WHOLE: u8 = 1;
 const SPLIT: u8 = 2;
+
+/// Merges that are looked up together.
+const BATCH: usize = 64;
+
+/// What the merge list is read against.
+struct Merges<'v> {
+    file: &'v str,
+    vocabulary: &'v Vocabulary,
+    findable: &'v [bool],
+}
+
+/// The start of a text, for messages.
+fn show(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.get(..80).unwrap_or(bytes)).into_owned()
+}
+
+impl Merges<'_> {
+    fn read<'a>(&self, merges: impl ExactSizeIterator<Item = &'a [u8]>) -> Result<PairTable, TokenizerError> {
+        let mut table = PairTable::with_room_for(merges.len());
+        let mut merges = merges.enumerate().peekable();
+        let mut batch = Batch::default();
+        // In most files a merge makes the same token as the one before it, or the next.
+        let mut expected = 0u32;
+        while merges.peek().is_some() {
+            batch.clear();
+            for (number, merge) in merges.by_ref().take(BATCH) {
+                self.parse(number, merge, &mut batch)?;
+            }
+            self.vocabulary.find_all(batch.halves.iter().map(|half| &batch.text[half.clone()]), &mut batch.found);
+            for (&(number, merge), (halves, found)) in
+                batch.merges.iter().zip(batch.halves.chunks_exact(2).zip(batch.found.chunks_exact(2)))
+            {
+                let text = &batch.text[halves[0].start..halves[1].end];
+                let missing = |text: &[u8]| self.missing(number, merge, text);
+                let left = found[0].ok_or_else(|| missing(&batch.text[halves[0].clone()]))?;
+                let right = found[1].ok_or_else(|| missing(&batch.text[halves[1].clone()]))?;
+                let guess = [expected, expected.saturating_add(1)].into_iter().find(|&id| self.is_surely(id, text));
+                expected = guess.or_else(|| self.vocabulary.find(text)).ok_or_else(|| missing(text))?;
+                batch.pairs.push((left, right, Merge { rank: number as u32, merged: expected }));
+            }
+            table.insert_all(&batch.pairs);
+        }
+        Ok(table)
+    }
+
+    /// True if `text` is found as `id` and no other.
+    fn is_surely(&self, id: u32, text: &[u8]) -> bool {
+        self.vocabulary.is_unique()
+            && self.findable.get(id as usize) == Some(&true)
+            && !self.vocabulary.kind(id).is_special()
+            && self.vocabulary.text(id) == text
+    }
+
+    fn missing(&self, merge: usize, found: &[u8], missing: &[u8]) -> TokenizerError {
+        let file = self.file.to_owned();
+        TokenizerError::MergeOfUnknown { file, merge, found: show(found), missing: show(missing) }
+    }
+
+    /// Takes a merge apart, which is two texts with a space between them.
+    fn parse<'a>(&self, number: usize, merge: &'a [u8], batch: &mut Batch<'a>) -> Result<(), TokenizerError> {
+        let space = merge.iter().skip(1).position(|&b| b == b' ').map(|at| at + 1);
+        let halves = space.and_then(|at| Some((merge.get(..at)?, merge.get(at + 1..)?)));
+        let Some((left, right)) = halves.filter(|(_, right)| !right.is_empty()) else {
+            let (file, found) = (self.file.to_owned(), show(merge));
+            return Err(TokenizerError::Merge { file, merge: number, found });
+        };
+        for half in [left, right] {
+            let start = batch.text.len();
+            if !byte_level::decode(half, &mut batch.text) {
+                return Err(self.missing(number, merge, half));
+            }
+            batch.halves.push(start..batch.text.len());
+        }
+        batch.merges.push((number, merge));
+        Ok(())
+    }
+}
+
+/// Some merges on their way into the table.
+#[derive(Default)]
+struct Batch<'a> {
+    merges: Vec<(usize, &'a [u8])>,
+    /// Texts of the merges, decoded, and where the two halves of each lie, next to each other.
+    text: Vec<u8>,
+    halves: Vec<Range<usize>>,
+    found: Vec<Option<u32>>,
+    pairs: Vec<(u32, u32, Merge)>,
+}
+
+impl Batch<'_> {
+    fn clear(&mut self) {
+        self.merges.clear();
+        self.text.clear();
+        self.halves.clear();
+        self.pairs.clear();
+    }
+}
 
 /// Merges of a byte-level vocabulary.
 #[derive(Debug)]
@@ -28,10 +126,11 @@ pub(super) struct Bpe {
 }
 
 impl Bpe {
-    /// Reads the merge list. `vocabulary` must be indexed.
+    /// Reads the merge list. `vocabulary` must be indexed by `findable`.
     pub(super) fn new<'a>(
         file: &str,
         vocabulary: &Vocabulary,
+        findable: &[bool],
         merges: impl ExactSizeIterator<Item = &'a [u8]>,
         pre: Pre,
         unknown: Option<u32>,
@@ -45,47 +144,10 @@ impl Bpe {
                 return Err(TokenizerError::NoByte { file: file.to_owned(), byte: byte as u8 });
             }
         }
-        let mut table = PairTable::with_room_for(merges.len());
-        let mut text = Vec::new();
-        // In most files merge n makes the token after that of merge n - 1.
-        let mut expected = NONE;
-        for (number, merge) in merges.enumerate() {
-            let show = |bytes: &[u8]| String::from_utf8_lossy(bytes.get(..80).unwrap_or(bytes)).into_owned();
-            let space = merge.iter().skip(1).position(|&b| b == b' ').map(|at| at + 1);
-            let halves = space.and_then(|at| Some((merge.get(..at)?, merge.get(at + 1..)?)));
-            let Some((left, right)) = halves.filter(|(_, right)| !right.is_empty()) else {
-                return Err(TokenizerError::Merge { file: file.to_owned(), merge: number, found: show(merge) });
-            };
-            let missing = |text: &[u8]| TokenizerError::MergeOfUnknown {
-                file: file.to_owned(),
-                merge: number,
-                found: show(merge),
-                missing: show(text),
-            };
-            text.clear();
-            let known = byte_level::decode(left, &mut text);
-            let middle = text.len();
-            if !known || middle == 0 {
-                return Err(missing(left));
-            }
-            if !byte_level::decode(right, &mut text) {
-                return Err(missing(right));
-            }
-            let (head, tail) = text.split_at(middle);
-            let find = |part: &[u8]| match part {
-                [byte] => Some(bytes[usize::from(*byte)]).filter(|&id| id != NONE),
-                _ => vocabulary.find(part),
-            };
-            let left_id = find(head).ok_or_else(|| missing(left))?;
-            let right_id = find(tail).ok_or_else(|| missing(right))?;
-            let guess = Some(expected).filter(|&id| vocabulary.text(id) == text && vocabulary.find(&text) == Some(id));
-            let merged = guess.or_else(|| vocabulary.find(&text)).ok_or_else(|| missing(&text))?;
-            expected = merged.saturating_add(1);
-            table.insert(left_id, right_id, Merge { rank: number as u32, merged });
-        }
+        let merges = Merges { file, vocabulary, findable }.read(merges)?;
         let wholes = (0..vocabulary.len()).map(|_| AtomicU8::new(UNTRIED)).collect();
         let ignore_merges = pre.ignores_merges();
-        Ok(Self { pre, bytes, merges: table, ignore_merges, unknown, wholes })
+        Ok(Self { pre, bytes, merges, ignore_merges, unknown, wholes })
     }
 
     /// Appends the ids of `text`, which holds no special tokens.

@@ -86,6 +86,14 @@ impl TextTable {
         }
     }
 
+    /// The number that is probably `key`'s, to be looked at before [`TextTable::get`] is asked for certain. Asked for many
+    /// keys in a row, the memory behind them comes in side by side.
+    #[inline]
+    pub(super) fn guess(&self, key: &[u8]) -> Option<u32> {
+        let (slot, _) = self.start(key);
+        self.slots.get(slot).map(|&(_, number)| number).filter(|&number| number != EMPTY)
+    }
+
     /// The number of `key`.
     #[inline]
     pub(super) fn get<'a>(&self, key: &[u8], text_of: impl Fn(u32) -> &'a [u8]) -> Option<u32> {
@@ -151,6 +159,16 @@ impl PairTable {
             slot = (slot + 1) & (self.slots.len() - 1);
         }
         self.slots[slot] = PairSlot { left, right, merge };
+    }
+
+    /// Keeps the merges of several pairs, in order.
+    pub(super) fn insert_all(&mut self, pairs: &[(u32, u32, Merge)]) {
+        // Reads all slots first, so that the memory behind them comes in side by side.
+        let touched = pairs.iter().fold(0, |sum, &(left, right, _)| sum ^ self.slots[self.start(left, right)].left);
+        std::hint::black_box(touched);
+        for &(left, right, merge) in pairs {
+            self.insert(left, right, merge);
+        }
     }
 
     /// The merge of a pair.

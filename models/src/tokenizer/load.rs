@@ -207,7 +207,7 @@ fn bpe(source: &Source<'_>) -> Result<Tokenizer, TokenizerError> {
     }
     vocabulary.index(&findable);
     let merges = source.metadata.required_strings(MERGES)?;
-    let bpe = Bpe::new(&source.file, &vocabulary, merges.iter(), pre, roles.unknown)?;
+    let bpe = Bpe::new(&source.file, &vocabulary, &findable, merges.iter(), pre, roles.unknown)?;
     let default = Additions { bos: pre.adds_bos(), ..Additions::default() };
     Ok(Tokenizer {
         specials: Specials::new(&vocabulary, strike),

@@ -54,6 +54,8 @@ pub(super) struct Vocabulary {
     /// The token each alias stands for.
     alias_of: Vec<u32>,
     table: TextTable,
+    /// True if two entries have the same text.
+    has_twins: bool,
 }
 
 impl Vocabulary {
@@ -64,6 +66,7 @@ impl Vocabulary {
             kinds: Vec::with_capacity(n_tokens),
             alias_of: Vec::new(),
             table: TextTable::with_room_for(0),
+            has_twins: true,
         }
     }
 
@@ -86,6 +89,7 @@ impl Vocabulary {
     /// with the same text the normal one wins, then the later one.
     pub(super) fn index(&mut self, findable: &[bool]) {
         let mut table = TextTable::with_room_for(self.ends.len());
+        let mut has_twins = false;
         let n_tokens = self.kinds.len() as u32;
         for entry in 0..self.ends.len() as u32 {
             let id = self.id_of_entry(entry);
@@ -100,12 +104,14 @@ impl Vocabulary {
                 entry,
                 |other| self.entry(other),
                 |other| {
+                    has_twins = true;
                     let other_kind = self.kind(self.id_of_entry(other));
                     kind == TokenKind::Normal || other_kind != TokenKind::Normal
                 },
             );
         }
         self.table = table;
+        self.has_twins = has_twins;
     }
 
     #[inline]
@@ -146,9 +152,31 @@ impl Vocabulary {
         }
     }
 
+    /// True if no two tokens, aliases among them, have the same text.
+    pub(super) fn is_unique(&self) -> bool {
+        !self.has_twins
+    }
+
     /// The token that is written as `text`.
     #[inline]
     pub(super) fn find(&self, text: &[u8]) -> Option<u32> {
         self.table.get(text, |entry| self.entry(entry)).map(|entry| self.id_of_entry(entry))
+    }
+
+    /// [`Vocabulary::find`] for many texts, which is quicker than one by one in a vocabulary that fills the caches.
+    pub(super) fn find_all<'k>(&self, texts: impl Iterator<Item = &'k [u8]> + Clone, found: &mut Vec<Option<u32>>) {
+        let (mut ends, mut bytes) = (0, 0);
+        found.clear();
+        found.extend(texts.clone().map(|text| self.table.guess(text)));
+        // Where the guesses' texts lie, then the texts: each a round of reads that do not wait for one another.
+        for guess in found.iter().flatten() {
+            ends ^= self.ends.get(*guess as usize).copied().unwrap_or(0);
+        }
+        for guess in found.iter().flatten() {
+            bytes ^= self.entry(*guess).first().copied().unwrap_or(0);
+        }
+        std::hint::black_box((ends, bytes));
+        found.clear();
+        found.extend(texts.map(|text| self.find(text)));
     }
 }
