@@ -143,7 +143,8 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     let parts = most.map_or(usize::MAX, |most| most.saturating_add(1));
     let Some(separator) = separator else {
         let mut words = Vec::new();
-        let mut rest = text.trim_matches(is_space);
+        // Space at the far end belongs to the last word if the words were counted out.
+        let mut rest = if from_right { text.trim_end_matches(is_space) } else { text.trim_start_matches(is_space) };
         while !rest.is_empty() {
             let at = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
             let Some(at) = at.filter(|_| words.len() + 1 < parts) else {

@@ -11,6 +11,8 @@ mod hash;
 mod load;
 mod merge;
 mod pretokenize;
+#[cfg(test)]
+mod pretokenize_tests;
 mod roles;
 mod special;
 mod spm;

@@ -1,7 +1,7 @@
 //! Cuts text into the words that byte-level BPE merges within: one scanner per published regular expression.
 //!
 //! The expressions stand above the scanners. They are written out by hand because the words of a text are most of what
-//! a tokenizer looks at; that they agree is a property test (`tests/pretokenizers.rs`). A name that is not in the table
+//! a tokenizer looks at; that they agree is a property test (`pretokenize_tests.rs`). A name that is not in the table
 //! is refused and never guessed: a wrong pre-tokenizer gives plausible, slightly wrong ids.
 
 use super::class::{Class, class};
@@ -203,6 +203,10 @@ fn contraction(text: &str, any_case: bool) -> usize {
         let byte = text.as_bytes().get(index).copied().unwrap_or(0);
         if any_case { byte.to_ascii_lowercase() } else { byte }
     };
+    if any_case && text.starts_with("'ſ") {
+        // The long s is an s in another case.
+        return "'ſ".len();
+    }
     match (at(1), at(2)) {
         (b's' | b't' | b'm' | b'd', _) => 2,
         (b'r' | b'v', b'e') | (b'l', b'l') => 3,
