@@ -163,12 +163,11 @@ fn evaluate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Name, bytes and score of every type asked for.
-fn evaluate_in(
-    arguments: &Arguments,
-    corpus: &Corpus,
-    folder: &Path,
-) -> Result<Vec<(String, u64, Score)>, Box<dyn Error>> {
+/// A type's name, the bytes of its file and how it did.
+type Column = (String, u64, Score);
+
+/// A column for every type asked for.
+fn evaluate_in(arguments: &Arguments, corpus: &Corpus, folder: &Path) -> Result<Vec<Column>, Box<dyn Error>> {
     let mut columns = Vec::new();
     for name in arguments.types.split(',') {
         let path = folder.join(format!("{name}.gguf"));
