@@ -14,7 +14,7 @@ mod formats_linear;
 mod formats_table;
 mod input;
 mod job;
-mod memory;
+pub(crate) mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantize;
@@ -24,6 +24,8 @@ use std::ops::Range;
 
 pub use input::{Input, InputKind, input_kind};
 pub use job::{OutRows, Scratch};
+
+pub(crate) use format::half_value;
 
 use super::isa::Isa;
 use crate::tensor::{DType, WeightView};
