@@ -98,7 +98,7 @@ fn the_table_of_mixtures_has_every_mixture() {
     let names: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next()).collect();
     for mixture in Mixture::all() {
         let is_named = |row: &&str| row.split([',', ' ', '(']).any(|name| name == mixture.name());
-        assert!(names.iter().any(|row| is_named(&row)), "{}", mixture.name());
+        assert!(names.iter().any(is_named), "{}", mixture.name());
     }
 }
 

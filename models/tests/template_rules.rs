@@ -109,6 +109,15 @@ fn errors_say_what_and_where() {
 }
 
 #[test]
+fn messages_of_templates_stay_short_and_cannot_steer_a_terminal() {
+    let error = render("{{ raise_exception('\u{1b}[2Jno\n' ~ 'x' * 100000) }}").expect_err("it refuses").to_string();
+    assert!(error.contains("\\u{1b}[2Jno\nxxx") && error.ends_with("x...") && error.len() < 1200, "{error}");
+    let name = "x".repeat(100_000);
+    let error = render(&format!("{{{{ 'a' | {name} }}}}")).expect_err("no such filter").to_string();
+    assert!(error.contains("xxx") && error.len() < 1200, "{}", error.len());
+}
+
+#[test]
 fn hostile_templates_are_stopped() {
     let too_much = [
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
