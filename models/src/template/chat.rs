@@ -337,12 +337,12 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // The end's '%' is not the beginning's: "{%}" ends nothing.
+        let Some((inner, _)) = tag.get(2..).and_then(|inner| inner.split_once("%}")) else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(end + 2);
-        let inner = &tag[2..end];
+        let (tag, after) = tag.split_at(inner.len() + 4);
         let word = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         match word {
             "generation" => out.push_str(&tag.replacen(word, "if true", 1)),
