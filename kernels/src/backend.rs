@@ -29,6 +29,8 @@ pub enum WantKind {
     TopK(usize),
     /// All logits.
     Logits,
+    /// The logit of one token and the log-sum-exp of all: what a text's probability needs.
+    Score(u32),
 }
 
 /// A result asked for.
@@ -63,6 +65,13 @@ pub enum Answer {
     },
     /// All logits, one per vocabulary entry.
     Logits(Vec<f32>),
+    /// The token's log-probability is `logit - log_sum_exp`.
+    Score {
+        /// Logit of the token asked for.
+        logit: f32,
+        /// Natural log of the sum of exponentials of all logits.
+        log_sum_exp: f64,
+    },
 }
 
 /// Results of a step, one per [`Want`]; reused between steps so that steps need not allocate.
