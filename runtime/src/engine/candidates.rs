@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use super::softmax::{exp, largest};
+use super::softmax::{self, exp, largest};
 
 /// A token and its logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,7 +65,14 @@ impl Candidates {
 
     /// Keeps those for which `stays` is true.
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&Candidate) -> bool) {
-        self.list.retain(|candidate| stays(candidate));
+        // Without a branch that depends on the data: of a flat row half the candidates may go, at random places.
+        let mut n_kept = 0;
+        for at in 0..self.list.len() {
+            let candidate = self.list[at];
+            self.list[n_kept] = candidate;
+            n_kept += usize::from(stays(&candidate));
+        }
+        self.list.truncate(n_kept);
     }
 
     /// Keeps those whose weight of the last [`Candidates::weigh`] and place in the list pass.
@@ -99,7 +106,7 @@ impl Candidates {
         let most = self.largest();
         self.weights.clear();
         self.weights.extend(self.list.iter().map(|candidate| exp((candidate.logit - most) / temperature)));
-        self.weights.iter().map(|&weight| f64::from(weight)).sum()
+        softmax::sum(&self.weights)
     }
 
     /// The candidates with their weights.

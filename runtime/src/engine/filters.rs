@@ -4,9 +4,13 @@ use super::candidates::{Candidate, Candidates};
 use super::sampling::{Sampling, Xtc};
 use std::cmp::Ordering;
 
-/// A bin holds keys of a sixteenth; the last one all from 64 on.
-const BINS: usize = 1024;
-const BINS_PER_UNIT: f32 = 16.0;
+/// Bins for keys, eight to each power of two.
+const BINS: usize = 2048;
+
+/// The bin of a key that is not negative: bits of such floats are in the order of the numbers.
+fn bin_of(key: f32) -> usize {
+    (key.to_bits() >> 20) as usize % BINS
+}
 
 /// Finds the cut for filters that keep a share of the probability. Kept between draws for its memory.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +73,6 @@ impl Filters {
 
     /// Keeps candidates of ascending `key` (0 or more, of a logit) until their weights reach `target`.
     fn keep_share(&mut self, candidates: &mut Candidates, target: f64, key: impl Fn(f32) -> f32) {
-        let bin_of = |key: f32| ((key * BINS_PER_UNIT) as usize).min(BINS - 1);
         self.bins.clear();
         self.bins.resize(BINS, 0.0);
         for (candidate, weight) in candidates.weighed() {
@@ -93,8 +96,8 @@ impl Filters {
         self.members.extend(members.filter(|member| bin_of(member.key) == cut_bin));
         let Some(last) = last_of_share(&mut self.members, target - below) else { return };
         candidates.retain(|&candidate| {
-            let member = Member { key: key(candidate.logit), candidate, weight: 0.0 };
-            order(&member, &last).is_le()
+            let key = key(candidate.logit);
+            key < last.key || (key == last.key && order(&Member { key, candidate, weight: 0.0 }, &last).is_le())
         });
     }
 }

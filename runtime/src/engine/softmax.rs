@@ -50,8 +50,20 @@ pub(super) fn first_unusable(row: &[f32]) -> Option<usize> {
     None
 }
 
-/// Natural log of the sum of the exponentials of `row`, which is finite and not empty.
-pub(super) fn log_sum_exp(row: &[f32]) -> f64 {
+/// The sum of `weights` in double precision, in an order of its own that does not depend on the processor.
+pub(super) fn sum(weights: &[f32]) -> f64 {
+    let mut sums = [0.0_f64; LANES];
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (sum, &weight) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(weight);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().copied().map(f64::from).sum::<f64>()
+}
+
+/// The largest of `logits`; negative infinity if there are none.
+pub(super) fn largest_of_row(row: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
@@ -59,15 +71,21 @@ pub(super) fn log_sum_exp(row: &[f32]) -> f64 {
             *most = if logit > *most { logit } else { *most };
         }
     }
-    let most = largest(most.into_iter().chain(rest.iter().copied()));
-    let mut sums = [0.0_f64; LANES];
-    for chunk in chunks {
-        for (sum, &logit) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(exp(logit - most));
+    largest(most.into_iter().chain(rest.iter().copied()))
+}
+
+/// Natural log of the sum of the exponentials of `row`, which is finite and not empty.
+pub(super) fn log_sum_exp(row: &[f32]) -> f64 {
+    let most = largest_of_row(row);
+    let mut weights = [0.0; 1024];
+    let mut total = 0.0;
+    for logits in row.chunks(weights.len()) {
+        for (weight, &logit) in weights.iter_mut().zip(logits) {
+            *weight = exp(logit - most);
         }
+        total += sum(&weights[..logits.len()]);
     }
-    let sum = sums.iter().sum::<f64>() + rest.iter().map(|&logit| f64::from(exp(logit - most))).sum::<f64>();
-    f64::from(most) + sum.ln()
+    f64::from(most) + total.ln()
 }
 
 #[cfg(test)]
