@@ -1,7 +1,7 @@
 //! Model families: from a file's metadata and tensors to a [`Graph`].
 //!
 //! One file a family, each a page that reads like the published architecture, put together from the blocks of
-//! [`decoder`]. What a file says of itself is read once into a [`Config`]; tensors are asked for by name, with the
+//! `decoder.rs`. What a file says of itself is read once into a [`Config`]; tensors are asked for by name, with the
 //! shape that the configuration gives them. How to add a family: `docs/add-a-model-family.md`.
 
 mod config;
