@@ -29,7 +29,7 @@ pub enum WantKind {
     TopK(usize),
     /// All logits.
     Logits,
-    /// The logit of one token and the log-sum-exp of all: what a text's probability needs.
+    /// The logit of one token and the log-sum-exp of all: what scoring a text needs.
     Score(u32),
 }
 
@@ -65,7 +65,7 @@ pub enum Answer {
     },
     /// All logits, one per vocabulary entry.
     Logits(Vec<f32>),
-    /// The token's log-probability is `logit - log_sum_exp`.
+    /// How likely one token is: `logit - log_sum_exp` is its log-probability.
     Score {
         /// Logit of the token asked for.
         logit: f32,

@@ -1,4 +1,16 @@
 //! The processor as a device: thread pool, run-time dispatch, kernels and the plan that runs a graph.
 
+mod attention;
+mod choose;
+mod device;
 pub mod isa;
+mod kv;
 pub mod linear;
+mod memory;
+mod plan;
+mod pointwise;
+mod pool;
+mod self_test;
+mod vector;
+
+pub use device::Cpu;

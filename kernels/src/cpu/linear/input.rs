@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::memory::Block;
+use crate::cpu::memory::Block;
 use crate::cpu::isa::Isa;
 use crate::tensor::DType;
 
@@ -77,6 +77,19 @@ impl Input {
             scales: Block::new(quant_rows * n_chunks * 8),
             sums32: Block::new(quant_rows * n_chunks * 8),
             sums16: Block::new(quant_rows * n_chunks * 16),
+        }
+    }
+
+    /// Bytes that [`Input::new`] takes.
+    pub fn bytes_for(kind: InputKind, max_rows: usize, cols: usize) -> u64 {
+        let n_chunks = cols.div_ceil(CHUNK);
+        let stride = n_chunks * CHUNK + 64;
+        match kind {
+            InputKind::F32 => Block::<f32>::bytes_for(max_rows * stride),
+            InputKind::Q8x32 => {
+                let scales = Block::<f32>::bytes_for(max_rows * n_chunks * 8);
+                Block::<i8>::bytes_for(max_rows * stride) + 2 * scales + Block::<f32>::bytes_for(max_rows * n_chunks * 16)
+            }
         }
     }
 

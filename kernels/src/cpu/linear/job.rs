@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::input::Input;
-use super::memory::Block;
+use crate::cpu::memory::Block;
 use crate::tensor::WeightView;
 
 /// Where results go: element [input row][weight row] of a matrix that several workers fill in disjoint parts.
@@ -94,6 +94,12 @@ impl Scratch {
             scales: Block::new(cols / 16 * PANEL_ROWS),
             mins: Block::new(cols / 16 * PANEL_ROWS),
         }
+    }
+
+    /// Bytes that [`Scratch::new`] takes.
+    pub fn bytes_for(max_cols: usize) -> u64 {
+        let cols = max_cols.next_multiple_of(super::input::CHUNK);
+        (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64
     }
 
     /// Most columns of a weight.

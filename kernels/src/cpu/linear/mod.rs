@@ -14,7 +14,6 @@ mod formats_linear;
 mod formats_table;
 mod input;
 mod job;
-mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantize;

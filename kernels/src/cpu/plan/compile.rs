@@ -1,0 +1,278 @@
+//! From a graph and limits to a plan: everything is checked, counted against the cap and then allocated.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+use crossbeam_utils::CachePadded;
+
+use super::arena::Layout;
+use super::attend::{max_parts, span_rows};
+use super::head::LogitsOut;
+use super::linear::{OWN_INPUT_ROWS, results_len};
+use super::lower::lower;
+use super::moe::{MoeInputs, MoeRoom};
+use super::stage::{Part, Stage, Stages};
+use super::step::{Bounds, Step};
+use super::{Compiled, Core, CpuPlan, InputNumbers, Local, Queries, StageInputs};
+use crate::backend::{DeviceError, KvType, Limits, Plan};
+use crate::cpu::attention::{self, partial_len};
+use crate::cpu::isa::Isa;
+use crate::cpu::kv::{KvCache, Q8_LEN};
+use crate::cpu::linear::{Input, InputKind, Scratch, input_kind};
+use crate::cpu::memory::Block;
+use crate::cpu::pool::Team;
+use crate::graph::{Graph, KvLayer, Moe, Op};
+use crate::tensor::Weight;
+
+/// Kind, rows and columns of an input.
+type Shape = (InputKind, usize, usize);
+
+/// Inputs that stages share, found by what they hold.
+#[derive(Default)]
+struct Inputs {
+    shapes: Vec<Shape>,
+}
+
+impl Inputs {
+    fn number(&mut self, shape: Shape) -> usize {
+        self.shapes.iter().position(|known| *known == shape).unwrap_or_else(|| {
+            self.shapes.push(shape);
+            self.shapes.len() - 1
+        })
+    }
+
+    /// The inputs that products with `weights` read, `rows` rows of them.
+    fn for_weights<'w>(&mut self, weights: impl Iterator<Item = &'w Weight>, rows: usize) -> InputNumbers {
+        let mut numbers = [None; 2];
+        for weight in weights {
+            let kind = input_kind(weight.dtype());
+            numbers[kind as usize] = Some(self.number((kind, rows, weight.cols())));
+        }
+        numbers
+    }
+
+    /// Rows of the copies that workers have for themselves.
+    fn own(shape: &Shape) -> Shape {
+        (shape.0, OWN_INPUT_ROWS.min(shape.1), shape.2)
+    }
+}
+
+/// Sizes of everything that is not a value or the cache.
+struct Sizes {
+    max_cols: usize,
+    max_width: usize,
+    results: usize,
+    /// Floats of one worker's running softmax.
+    own_partials: usize,
+    /// Floats of parts that are merged.
+    partials: usize,
+    angles: usize,
+    /// Queries of a chunk of attention, and elements of the longest head.
+    max_queries: usize,
+    max_head: usize,
+}
+
+impl Sizes {
+    fn new(graph: &Graph, stages: &Stages, max_rows: usize, n_workers: usize) -> Self {
+        let max_cols = graph.weights().map(Weight::cols).max().unwrap_or(0);
+        let mut sizes = Self {
+            max_cols,
+            max_width: graph.widths().iter().copied().max().unwrap_or(0),
+            results: 2 * results_len(max_rows),
+            own_partials: 0,
+            partials: 0,
+            max_queries: 0,
+            max_head: 0,
+            angles: stages.ropes.iter().map(|rope| 2 * rope.frequencies.len() * max_rows).sum(),
+        };
+        for (group, layer) in groups(graph) {
+            let (partial, n_queries) = (partial_len(layer.value_dim), group * span_rows(largest_group(graph)));
+            sizes.max_queries = sizes.max_queries.max(n_queries);
+            sizes.max_head = sizes.max_head.max(layer.key_dim).max(layer.value_dim);
+            sizes.own_partials = sizes.own_partials.max(n_queries * partial);
+            sizes.partials = sizes.partials.max(group * max_parts(n_workers) * partial);
+        }
+        sizes
+    }
+
+    fn attention(&self) -> attention::Scratch {
+        attention::Scratch::new(self.max_queries, self.max_head)
+    }
+
+    fn local_bytes(&self, inputs: &Inputs) -> u64 {
+        let own = inputs.shapes.iter().map(Inputs::own);
+        let floats = self.max_width + self.results + self.own_partials;
+        own.map(|(kind, rows, cols)| Input::bytes_for(kind, rows, cols)).sum::<u64>()
+            + Scratch::bytes_for(self.max_cols)
+            + attention::Scratch::bytes_for(self.max_queries, self.max_head)
+            + (floats * size_of::<f32>()) as u64
+    }
+}
+
+/// Heads per KV head of every attention layer.
+fn groups(graph: &Graph) -> impl Iterator<Item = (usize, &KvLayer)> {
+    graph.ops().iter().filter_map(|op| match op {
+        Op::Attention { layer, n_heads, .. } => {
+            let layer = &graph.kv_layers()[*layer];
+            Some((n_heads / layer.n_kv_heads, layer))
+        }
+        _ => None,
+    })
+}
+
+fn largest_group(graph: &Graph) -> usize {
+    groups(graph).map(|(group, _)| group).max().unwrap_or(1)
+}
+
+fn expert_layers(stages: &Stages) -> impl Iterator<Item = &Moe> + Clone {
+    stages.stages.iter().filter_map(|stage| match stage {
+        Stage::Moe(moe) => Some(&*moe.moe),
+        _ => None,
+    })
+}
+
+fn refuse<T>(message: String) -> Result<T, DeviceError> {
+    Err(DeviceError::Refused(message))
+}
+
+fn check(graph: &Graph, limits: &Limits) -> Result<(), DeviceError> {
+    for (name, value) in [
+        ("max_rows", limits.max_rows),
+        ("max_sequences", limits.max_sequences),
+        ("kv_tokens", limits.kv_tokens),
+        ("page_tokens", limits.page_tokens),
+    ] {
+        if value == 0 || value > 1 << 30 {
+            return refuse(format!("limit {name} is {value}, expected 1 to {}", 1 << 30));
+        }
+    }
+    if limits.kv_type == KvType::Q8_0 {
+        for (number, layer) in graph.kv_layers().iter().enumerate() {
+            for dim in [layer.key_dim, layer.value_dim] {
+                if !dim.is_multiple_of(Q8_LEN) {
+                    return refuse(format!(
+                        "a q8_0 cache needs heads of a multiple of {Q8_LEN} elements, layer {number} has {dim}"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the plan of `graph` within `limits`.
+pub(in crate::cpu) fn compile(
+    isa: Isa,
+    graph: &Graph,
+    limits: &Limits,
+    n_workers: usize,
+) -> Result<Box<dyn Plan>, DeviceError> {
+    check(graph, limits)?;
+    let max_rows = limits.max_rows;
+    let stages = lower(graph);
+    let layout = Layout::new(&stages, graph.widths(), max_rows);
+    let sizes = Sizes::new(graph, &stages, max_rows, n_workers);
+    let mut inputs = Inputs::default();
+    let stage_inputs: Vec<StageInputs> =
+        stages.stages.iter().map(|stage| inputs_of(stage, &mut inputs, max_rows)).collect();
+
+    let n_pages = limits.kv_tokens.div_ceil(limits.page_tokens);
+    let kv_bytes = KvCache::bytes_for(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens);
+    let scratch_bytes = layout.bytes()
+        + inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(*kind, *rows, *cols)).sum::<u64>()
+        + MoeRoom::bytes_for(expert_layers(&stages), max_rows)
+        + Block::<f32>::bytes_for(sizes.partials)
+        + Block::<f32>::bytes_for(sizes.angles)
+        + n_workers as u64 * sizes.local_bytes(&inputs);
+    if let Some(cap) = limits.memory_cap {
+        for (what, needed_bytes, free_bytes) in [
+            ("scratch", scratch_bytes, cap),
+            ("keys and values", kv_bytes, cap.saturating_sub(scratch_bytes)),
+        ] {
+            if needed_bytes > free_bytes {
+                return Err(DeviceError::OutOfMemory { what, needed_bytes, free_bytes });
+            }
+        }
+    }
+
+    let team = Team::new(n_workers).map_err(|error| DeviceError::Lost(format!("cannot start {n_workers} threads: {error}")))?;
+    let make = |(kind, rows, cols): Shape| Input::new(kind, rows, cols);
+    let locals = (0..n_workers).map(|_| {
+        Mutex::new(Local {
+            scratch: Scratch::new(sizes.max_cols),
+            inputs: inputs.shapes.iter().map(Inputs::own).map(make).collect(),
+            results: vec![0.0; sizes.results],
+            row: vec![0.0; sizes.max_width],
+            queries: Queries::default(),
+            attention: sizes.attention(),
+            partials: vec![0.0; sizes.own_partials],
+            reductions: Vec::new(),
+        })
+    });
+    let locals = locals.collect();
+    let angle_offsets = stages.ropes.iter().scan(0, |next, rope| {
+        let offset = *next;
+        *next += 2 * rope.frequencies.len() * max_rows;
+        Some(offset)
+    });
+    let core = Core {
+        isa,
+        n_vocab: graph.n_vocab(),
+        angle_offsets: angle_offsets.collect(),
+        angles: Block::new(sizes.angles),
+        arena: layout.allocate(),
+        inputs: inputs.shapes.iter().copied().map(make).collect(),
+        kv: KvCache::new(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens, limits.max_sequences),
+        kv_layers: graph.kv_layers().to_vec(),
+        partials: Block::new(sizes.partials),
+        moe_room: MoeRoom::new(expert_layers(&stages), max_rows),
+        step: Step::new(max_rows),
+        logits_out: LogitsOut::default(),
+        weights_mapped: mapped_bytes(graph),
+        ropes: stages.ropes,
+        stages: stages
+            .stages
+            .into_iter()
+            .zip(stage_inputs)
+            .map(|(stage, inputs)| Compiled {
+                stage,
+                inputs,
+                counters: std::array::from_fn(|_| CachePadded::new(AtomicUsize::new(0))),
+            })
+            .collect(),
+    };
+    let bounds = Bounds {
+        max_rows,
+        n_vocab: graph.n_vocab(),
+        max_context: graph.max_context(),
+        span_rows: span_rows(largest_group(graph)),
+    };
+    Ok(Box::new(CpuPlan { core, bounds, team, locals }))
+}
+
+fn inputs_of(stage: &Stage, inputs: &mut Inputs, max_rows: usize) -> StageInputs {
+    match stage {
+        Stage::Rows(_) | Stage::Attention(_) => StageInputs::None,
+        Stage::Linear(linear) => {
+            StageInputs::Products(inputs.for_weights(linear.parts.iter().flat_map(Part::weights), max_rows))
+        }
+        Stage::Moe(stage) => {
+            let moe = &stage.moe;
+            let n_slots = max_rows * moe.n_used;
+            StageInputs::Experts(MoeInputs {
+                router: inputs.for_weights(std::iter::once(&moe.router), max_rows),
+                up: inputs.for_weights([&moe.gate, &moe.up].into_iter(), n_slots),
+                down: inputs.for_weights(std::iter::once(&moe.down), n_slots),
+            })
+        }
+        Stage::Head(head) => StageInputs::Products(inputs.for_weights(std::iter::once(&head.weight), max_rows)),
+    }
+}
+
+/// Bytes of the weights, one that is used twice (a tied embedding) counted once.
+fn mapped_bytes(graph: &Graph) -> u64 {
+    let mut seen = HashSet::new();
+    let mut once = |weight: &Weight| seen.insert((weight.bytes().as_slice().as_ptr(), weight.bytes().len()));
+    graph.weights().filter(|weight| once(weight)).map(|weight| weight.bytes().len() as u64).sum()
+}

@@ -1,0 +1,176 @@
+//! The language-model head: logits of the wanted rows, reduced where they are made.
+//!
+//! Chunks of the vocabulary are shared out; each worker keeps the best logits and the log-sum-exp of its chunks, so
+//! that a full row of logits is written only where somebody wants it.
+
+use std::sync::PoisonError;
+
+use super::linear::{InputNumbers, add_bias, chunk_rows, input_for, view_rows};
+use super::stage::Head;
+use super::{Core, Counters, CpuPlan, Local};
+use crate::backend::{Answer, Output, WantKind};
+use crate::cpu::choose::{ArgMax, LogSumExp, TopK};
+use crate::cpu::linear::{OutRows, multiply};
+use crate::cpu::pointwise;
+use crate::cpu::pool::Worker;
+
+/// What one worker knows of one result.
+#[derive(Default)]
+pub(super) struct Reduction {
+    best: ArgMax,
+    top: TopK,
+    sum: LogSumExp,
+    /// The logit asked for, once its chunk was seen.
+    score: Option<f32>,
+    is_bad: bool,
+}
+
+impl Reduction {
+    fn restart(&mut self, kind: WantKind) {
+        self.best = ArgMax::default();
+        self.top.restart(if let WantKind::TopK(k) = kind { k } else { 0 });
+        self.sum = LogSumExp::default();
+        self.score = None;
+        self.is_bad = false;
+    }
+}
+
+/// Rows of logits that results want whole: one place per result, null for others.
+#[derive(Default)]
+pub(super) struct LogitsOut(Vec<*mut f32>);
+
+// SAFETY: addresses of the vectors of a step's output, which the step has borrowed exclusively.
+unsafe impl Send for LogitsOut {}
+// SAFETY: as above; workers write disjoint parts.
+unsafe impl Sync for LogitsOut {}
+
+impl Core {
+    /// Gives every result the form its want asks for; memory of the last step is used again.
+    pub(super) fn begin_results(&mut self, out: &mut Output) {
+        let want = &self.step.want;
+        out.results.truncate(want.len());
+        out.results.resize(want.len(), Answer::Greedy(0));
+        self.logits_out.0.clear();
+        for (want, answer) in want.iter().zip(&mut out.results) {
+            match (want.kind, &mut *answer) {
+                (WantKind::Logits, Answer::Logits(logits)) => logits.resize(self.n_vocab, 0.0),
+                (WantKind::Logits, _) => *answer = Answer::Logits(vec![0.0; self.n_vocab]),
+                (WantKind::TopK(_), Answer::TopK { .. }) => {}
+                (WantKind::TopK(k), _) => *answer = Answer::TopK { best: Vec::with_capacity(k), log_sum_exp: 0.0 },
+                (WantKind::Greedy, _) => *answer = Answer::Greedy(0),
+                (WantKind::Score(_), _) => *answer = Answer::Score { logit: 0.0, log_sum_exp: 0.0 },
+            }
+            self.logits_out.0.push(match answer {
+                Answer::Logits(logits) => logits.as_mut_ptr(),
+                _ => std::ptr::null_mut(),
+            });
+        }
+    }
+
+    /// Runs the head.
+    ///
+    /// # Safety
+    /// Called by all workers of the step at the same point, each with the `Local` that is its own.
+    pub(super) unsafe fn head(
+        &self,
+        stage: &Head,
+        numbers: &InputNumbers,
+        counters: &Counters,
+        worker: &Worker<'_>,
+        local: &mut Local,
+    ) {
+        let want = &self.step.want;
+        if want.is_empty() {
+            return;
+        }
+        local.reductions.resize_with(want.len().max(local.reductions.len()), Reduction::default);
+        for (reduction, want) in local.reductions.iter_mut().zip(want) {
+            reduction.restart(want.kind);
+        }
+        let row_of = |index: usize| want[index].row;
+        // SAFETY: the caller's promise; wanted rows are rows of the step.
+        let is_own =
+            unsafe { self.prepare_input(&stage.source, numbers, want.len(), row_of, counters, worker, local) };
+        let n_vocab = stage.weight.rows();
+        let chunk = chunk_rows(n_vocab, stage.weight.row_bytes(), want.len(), worker.n_workers());
+        worker.claim(&counters[1], n_vocab.div_ceil(chunk), |number| {
+            let ids = number * chunk..n_vocab.min((number + 1) * chunk);
+            let count = ids.len();
+            let Local { inputs, scratch, results, reductions, .. } = &mut *local;
+            let input = input_for(if is_own { inputs } else { &self.inputs }, numbers, &stage.weight);
+            // SAFETY: the input is filled; the worker's memory holds all results of a chunk.
+            unsafe {
+                let out = OutRows::new(results.as_mut_ptr(), count, want.len(), count);
+                let view = view_rows(&stage.weight, ids.clone());
+                multiply(self.isa, &view, 0..count, input, 0..want.len(), scratch, out);
+            }
+            for (index, (want, reduction)) in want.iter().zip(reductions).enumerate() {
+                let logits = &mut results[index * count..][..count];
+                add_bias(logits, stage.bias.as_deref(), ids.clone());
+                // SAFETY: the instruction set is available.
+                unsafe {
+                    match stage.softcap {
+                        Some(cap) => pointwise::softcap_in_place(self.isa, logits, cap, stage.scale),
+                        None if stage.scale != 1.0 => pointwise::scale_in_place(self.isa, logits, stage.scale),
+                        None => {}
+                    }
+                }
+                reduction.is_bad |= !logits.iter().all(|logit| logit.is_finite());
+                match want.kind {
+                    WantKind::Greedy => reduction.best.add(ids.start as u32, logits),
+                    WantKind::TopK(_) => {
+                        reduction.top.add(ids.start as u32, logits);
+                        reduction.sum.add(logits);
+                    }
+                    WantKind::Score(token) => {
+                        reduction.sum.add(logits);
+                        if ids.contains(&(token as usize)) {
+                            reduction.score = Some(logits[token as usize - ids.start]);
+                        }
+                    }
+                    WantKind::Logits => {
+                        // SAFETY: a row of the whole vocabulary; these columns of it are ours.
+                        unsafe {
+                            let row = self.logits_out.0[index].add(ids.start);
+                            std::ptr::copy_nonoverlapping(logits.as_ptr(), row, count);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl CpuPlan {
+    /// Joins what the workers found; false if a logit is not finite.
+    pub(super) fn collect(&mut self, out: &mut Output) -> bool {
+        let mut is_good = true;
+        let mut locals: Vec<_> =
+            self.locals.iter_mut().map(|local| local.get_mut().unwrap_or_else(PoisonError::into_inner)).collect();
+        let Some((first, others)) = locals.split_first_mut() else { return false };
+        for (index, answer) in out.results.iter_mut().enumerate() {
+            let total = &mut first.reductions[index];
+            for other in others.iter().map(|local| &local.reductions[index]) {
+                total.best.merge(&other.best);
+                total.top.merge(&other.top);
+                total.sum.merge(&other.sum);
+                total.score = total.score.or(other.score);
+                total.is_bad |= other.is_bad;
+            }
+            is_good &= !total.is_bad;
+            match answer {
+                Answer::Greedy(id) => *id = total.best.id().unwrap_or(0),
+                Answer::TopK { best, log_sum_exp } => {
+                    total.top.best_first(best);
+                    *log_sum_exp = total.sum.value();
+                }
+                Answer::Score { logit, log_sum_exp } => {
+                    *logit = total.score.unwrap_or(f32::NAN);
+                    *log_sum_exp = total.sum.value();
+                }
+                Answer::Logits(_) => {}
+            }
+        }
+        is_good
+    }
+}

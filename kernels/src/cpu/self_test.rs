@@ -1,0 +1,60 @@
+//! A known-answer test of the products, quick enough for every start: all types, few and many input rows.
+
+use super::isa::Isa;
+use super::linear::{Input, OutRows, Scratch, input_kind, multiply};
+use crate::backend::DeviceError;
+use crate::tensor::{DType, WeightView};
+
+/// Two chunks, the second not whole.
+const COLS: usize = 512;
+const ROWS: usize = 19;
+/// Enough for the kernels that unpack panels, with a tail.
+const INPUT_ROWS: usize = 21;
+
+/// Compares every product of `isa` with the plain one.
+pub(super) fn run(isa: Isa) -> Result<(), DeviceError> {
+    DType::all().try_for_each(|dtype| check(isa, dtype))
+}
+
+fn check(isa: Isa, dtype: DType) -> Result<(), DeviceError> {
+    let row_bytes = dtype.row_bytes(COLS).expect("whole blocks of every type");
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    // Any byte or half may be a scale: exponents are kept in the middle of their range.
+    let words = (0..(ROWS * row_bytes).div_ceil(8)).map(|_| next() & 0xBFBF_BFBF_BFBF_BFBF | 0x2020_2020_2020_2020);
+    let bytes: Vec<u8> = words.collect::<Vec<_>>().into_iter().flat_map(u64::to_le_bytes).collect();
+    let view = WeightView { dtype, rows: ROWS, cols: COLS, bytes: &bytes[..ROWS * row_bytes] };
+    let input = Input::new(input_kind(dtype), INPUT_ROWS, COLS);
+    input.begin(INPUT_ROWS);
+    for row in 0..INPUT_ROWS {
+        let values: Vec<f32> = (0..COLS).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
+        // SAFETY: one thread; `isa` is available.
+        unsafe { input.fill_row(isa, row, &values) };
+    }
+    let mut scratch = Scratch::new(COLS);
+    let mut product = |isa, input_rows: usize| {
+        let mut out = vec![0.0_f32; input_rows * ROWS];
+        // SAFETY: whole rows of blocks, a set that is available, room for all results.
+        unsafe {
+            let rows = OutRows::new(out.as_mut_ptr(), ROWS, input_rows, ROWS);
+            multiply(isa, &view, 0..ROWS, &input, 0..input_rows, &mut scratch, rows);
+        }
+        out
+    };
+    for input_rows in [1, 3, INPUT_ROWS] {
+        let (expected, found) = (product(Isa::Scalar, input_rows), product(isa, input_rows));
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+        let norm = square(&mut expected.iter().map(|value| f64::from(*value)));
+        let error = square(&mut expected.iter().zip(&found).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+        // A comparison that is false for what is not a number.
+        if !(error <= norm * 1e-9) {
+            return Err(DeviceError::Wrong(format!("self-test of {dtype} products with {isa}, {input_rows} rows")));
+        }
+    }
+    Ok(())
+}
