@@ -3,6 +3,7 @@
 //! Knows what a model file holds and how to turn it into a [`farpost_kernels::graph::Graph`]; knows nothing of
 //! requests, threads or devices.
 
+pub mod families;
 pub mod gguf;
 #[cfg(feature = "pocket")]
 pub mod pocket;

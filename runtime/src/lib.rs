@@ -1,3 +1,12 @@
 //! Farpost: an edge inference runtime for language models.
 //!
-//! Open a model, submit text or token ids, receive tokens. The program `farpost` is a thin shell around this crate.
+//! A [`Model`] is an opened file: open one by path, or by a name through [`Library`], or take the built-in one. An
+//! [`engine::Session`] runs it on a device: prompt in, text out. The program `farpost` is a thin shell around this
+//! crate.
+
+pub mod engine;
+mod library;
+mod model;
+
+pub use library::{Entry, Library, LibraryError};
+pub use model::{Model, ModelError, ModelOptions};

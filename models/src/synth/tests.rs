@@ -88,6 +88,44 @@ fn every_shape_can_be_written_small_and_opens_with_its_metadata() {
 }
 
 #[test]
+fn every_shape_builds_at_full_size() {
+    use std::io::{Seek, SeekFrom, Write};
+
+    for shape in shapes() {
+        // Head and rotary divisors are written; the weights are a hole in the file that nobody looks into.
+        let mut writer = Writer::new();
+        for (key, value) in layout::metadata(shape, DType::Q4_0) {
+            writer.set(&key, value);
+        }
+        let tensors = layout::tensors(shape);
+        let size: u64 = tensors
+            .iter()
+            .map(|tensor| {
+                let dtype = if tensor.is_matrix() { substitute(DType::Q4_0, tensor.dims[0]) } else { DType::F32 };
+                writer.tensor(&tensor.name, dtype, &tensor.dims).unwrap().next_multiple_of(32)
+            })
+            .sum();
+        let path = path(&format!("{}-whole", shape.name));
+        let mut file = std::fs::File::create(&path).unwrap();
+        let head = writer.start(shape.name, &mut file).unwrap().written_bytes();
+        file.set_len(head + size).unwrap();
+        for tensor in &tensors {
+            if let Fill::Given(divisors) = &tensor.fill {
+                let offset = File::open(&path).unwrap().find(&tensor.name).unwrap().offset();
+                file.seek(SeekFrom::Start(offset)).unwrap();
+                file.write_all(&divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect::<Vec<u8>>())
+                    .unwrap();
+            }
+        }
+        let built = crate::families::build(&File::open(&path).unwrap(), &crate::families::Options::default());
+        std::fs::remove_file(&path).unwrap();
+        let graph = built.unwrap().graph;
+        assert_eq!((graph.kv_layers().len(), graph.n_vocab()), (shape.layers, shape.vocabulary), "{}", shape.name);
+        assert_eq!(graph.max_context(), shape.context as usize);
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let shape = small("qwen2.5-0.5b");
     let options = Options { dtype: DType::Q4_K, seed: 7, ..Options::default() };

@@ -1,0 +1,77 @@
+//! What can go wrong while a model runs.
+
+use farpost_kernels::backend::DeviceError;
+
+use super::sampler::SampleError;
+use super::sampling::SamplingError;
+
+/// Why a session could not be opened or do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A sampling parameter.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// No token could be chosen.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// An option or parameter out of its range.
+    #[error("{parameter} is {found}, expected {expected}")]
+    OutOfRange {
+        /// Its name.
+        parameter: &'static str,
+        /// The value.
+        found: usize,
+        /// The range.
+        expected: String,
+    },
+    /// A stop string without characters.
+    #[error("stop[{number}] is empty, expected at least one character")]
+    EmptyStop {
+        /// Which one, from 0.
+        number: usize,
+    },
+    /// Nothing to go on from.
+    #[error("the prompt is empty, expected at least one token")]
+    EmptyPrompt,
+    /// The prompt does not fit.
+    #[error("the prompt has {prompt_tokens} tokens, the context holds {context_tokens}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of the context.
+        context_tokens: usize,
+    },
+    /// An id that is no token.
+    #[error("token {place} of the prompt is {id}, the model has {n_vocab}")]
+    NoSuchToken {
+        /// Place in the prompt, from 0.
+        place: usize,
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// The KV cache is smaller than was asked for.
+    #[error("the KV cache has no room for {tokens} tokens")]
+    NoRoom {
+        /// Tokens in all.
+        tokens: usize,
+    },
+    /// The model's file changed while it was read.
+    #[error("{file}: the file was cut while the model ran, its weights are gone: load it again")]
+    Damaged {
+        /// The model's file.
+        file: String,
+    },
+    /// The text is too short to measure.
+    #[error("the text has {tokens} tokens, expected at least one window of {window}")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a window.
+        window: usize,
+    },
+}

@@ -1,0 +1,168 @@
+//! A model: an opened file with its tokenizer, chat template and graph. Knows no device.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Instant;
+
+use farpost_kernels::graph::Graph;
+use farpost_models::families::{self, Built, Config, FamilyError};
+use farpost_models::gguf::{Access, File, GgufError};
+use farpost_models::template::{ChatTemplate, TemplateError};
+use farpost_models::tokenizer::{Tokenizer, TokenizerError};
+
+/// Choices made when a model is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Most positions a session of it may have; by default what the model was trained for. Models with two sets of
+    /// rotary factors choose by it.
+    pub context: Option<usize>,
+    /// Map the file or copy it into memory.
+    pub access: Access,
+}
+
+/// Why a file is no model that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] GgufError),
+    /// Its vocabulary.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Its architecture.
+    #[error(transparent)]
+    Family(#[from] FamilyError),
+    /// Vocabulary and weights do not belong together.
+    #[error("{file}: the vocabulary has {n_tokens} tokens, expected no more than the {n_logits} logits of the output")]
+    Vocabulary {
+        /// Name of the file.
+        file: String,
+        /// Tokens in the vocabulary.
+        n_tokens: usize,
+        /// Rows of the output matrix.
+        n_logits: usize,
+    },
+}
+
+/// A model that can be given to a device. Nothing in it changes: share it in an [`std::sync::Arc`].
+pub struct Model {
+    file: File,
+    tokenizer: Tokenizer,
+    template: Result<ChatTemplate, TemplateError>,
+    built: Built,
+    open_ms: f64,
+}
+
+impl Model {
+    /// Opens the file at `path`, or the split model of which it is a part.
+    pub fn open(path: &Path, options: &ModelOptions) -> Result<Self, ModelError> {
+        let start = Instant::now();
+        let file = File::open_with(path, options.access)?;
+        Self::new(file, options, start)
+    }
+
+    /// A model from an opened file.
+    pub fn from_file(file: File, options: &ModelOptions) -> Result<Self, ModelError> {
+        Self::new(file, options, Instant::now())
+    }
+
+    /// The model built into the program.
+    #[cfg(feature = "pocket")]
+    pub fn pocket() -> Result<Self, ModelError> {
+        Self::from_file(farpost_models::pocket::file(), &ModelOptions::default())
+    }
+
+    fn new(file: File, options: &ModelOptions, start: Instant) -> Result<Self, ModelError> {
+        let tokenizer = Tokenizer::from_metadata(file.metadata())?;
+        let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
+        let built = families::build(&file, &families::Options { context: options.context })?;
+        let (n_tokens, n_logits) = (tokenizer.n_vocab(), built.graph.n_vocab());
+        if n_tokens > n_logits {
+            return Err(ModelError::Vocabulary { file: file.name().to_owned(), n_tokens, n_logits });
+        }
+        let open_ms = start.elapsed().as_secs_f64() * 1e3;
+        Ok(Self { file, tokenizer, template, built, open_ms })
+    }
+
+    /// What messages call it: the file as it was named.
+    pub fn name(&self) -> &str {
+        self.file.name()
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Text to ids and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template; `None` if the file brings none that can be used.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref().ok()
+    }
+
+    /// As [`Model::template`], with the reason if there is none: raw text can be completed all the same.
+    pub fn require_template(&self) -> Result<&ChatTemplate, &TemplateError> {
+        self.template.as_ref()
+    }
+
+    /// One step of the model.
+    pub fn graph(&self) -> &Graph {
+        &self.built.graph
+    }
+
+    /// What the file says of the model.
+    pub fn config(&self) -> &Config {
+        &self.built.config
+    }
+
+    /// How long opening took, in milliseconds.
+    pub fn open_ms(&self) -> f64 {
+        self.open_ms
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Model({}, {})", self.name(), self.config().architecture)
+    }
+}
+
+#[cfg(all(test, feature = "pocket"))]
+mod tests {
+    use super::*;
+    use farpost_firmware_tests::{golden, model};
+
+    #[test]
+    fn the_pocket_model_opens_with_all_its_parts() {
+        let model = Model::pocket().unwrap();
+        assert_eq!(model.name(), farpost_models::pocket::NAME);
+        assert!(model.template().is_some());
+        assert_eq!(model.graph().n_vocab(), model.tokenizer().n_vocab());
+        assert_eq!(model.config().architecture, "llama");
+    }
+
+    #[test]
+    fn a_missing_chat_template_is_told_when_it_is_asked_for() {
+        let model = Model::open(&model("tiny-qwen2.gguf"), &ModelOptions::default()).unwrap();
+        assert!(model.template().is_none());
+        let error = model.require_template().unwrap_err().to_string();
+        assert!(error.contains("there is no chat template"), "{error}");
+    }
+
+    #[test]
+    fn the_context_asked_for_is_the_graphs() {
+        let options = ModelOptions { context: Some(77), access: Access::Copy };
+        let model = Model::open(&model("tiny-llama.gguf"), &options).unwrap();
+        assert_eq!(model.graph().max_context(), 77);
+    }
+
+    #[test]
+    fn a_vocabulary_alone_is_no_model() {
+        let error = Model::open(&golden("vocab/gpt-2.gguf"), &ModelOptions::default()).unwrap_err();
+        assert!(matches!(error, ModelError::Family(_)), "{error}");
+    }
+}
