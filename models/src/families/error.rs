@@ -2,7 +2,7 @@
 
 use farpost_kernels::graph::GraphError;
 
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, Shortened};
 
 /// Why no graph could be built from a file.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ pub enum FamilyError {
     #[error(transparent)]
     Metadata(#[from] GgufError),
     /// The architecture is not one of ours.
-    #[error("{file}: architecture '{found}' is not supported, supported are {supported}")]
+    #[error("{file}: architecture '{}' is not supported, supported are {supported}", Shortened(found))]
     UnknownArchitecture {
         /// Name of the file.
         file: String,
@@ -33,7 +33,7 @@ pub enum FamilyError {
         expected: String,
     },
     /// A tensor has another shape than the metadata gives it.
-    #[error("{file}: tensor '{tensor}' has dimensions {found}, expected {expected} ({reason})")]
+    #[error("{file}: tensor '{}' has dimensions {found}, expected {expected} ({reason})", Shortened(tensor))]
     TensorShape {
         /// Name of the file.
         file: String,
@@ -47,7 +47,7 @@ pub enum FamilyError {
         reason: &'static str,
     },
     /// A tensor holds numbers that cannot be used.
-    #[error("{file}: tensor '{tensor}' holds {found}, expected {expected}")]
+    #[error("{file}: tensor '{}' holds {found}, expected {expected}", Shortened(tensor))]
     TensorValue {
         /// Name of the file.
         file: String,
@@ -59,7 +59,10 @@ pub enum FamilyError {
         expected: &'static str,
     },
     /// A layer has a tensor that the architecture knows nothing of: leaving it out would give wrong answers.
-    #[error("{file}: tensor '{tensor}' has no place in architecture '{architecture}', results would be wrong")]
+    #[error(
+        "{file}: tensor '{}' has no place in architecture '{architecture}', results would be wrong",
+        Shortened(tensor)
+    )]
     UnusedTensor {
         /// Name of the file.
         file: String,

@@ -2,7 +2,7 @@
 
 use farpost_kernels::quant::QuantError;
 
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, Shortened};
 
 /// A refusal or a failure; no file has appeared at the output path.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum QuantizeError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// The weights of a tensor cannot be encoded.
-    #[error("{file}: tensor '{tensor}': {source}")]
+    #[error("{file}: tensor '{}': {source}", Shortened(tensor))]
     Tensor {
         /// The input file.
         file: String,
@@ -35,7 +35,7 @@ pub enum QuantizeError {
         source: QuantError,
     },
     /// The weights of a tensor cannot be counted on this machine.
-    #[error("{file}: tensor '{tensor}': {rows} x {cols} weights are more than this machine can count")]
+    #[error("{file}: tensor '{}': {rows} x {cols} weights are more than this machine can count", Shortened(tensor))]
     TooLarge {
         /// The input file.
         file: String,

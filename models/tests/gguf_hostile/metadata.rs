@@ -1,5 +1,6 @@
 //! Keys, values, strings and arrays; and values of another type than the program relies on.
 
+use farpost_models::families::{self, Options};
 use farpost_models::gguf::MemoryNeed;
 
 use crate::defect::{Case, all_are_refused, open};
@@ -292,7 +293,9 @@ fn messages_neither_grow_with_the_file_nor_carry_its_control_characters() {
         MemoryNeed::of(&open(architecture.bytes()).unwrap()).unwrap_err(),
         open(overlap.bytes()).unwrap_err(),
     ];
-    for error in errors.map(|error| error.to_string()) {
+    let architecture = open(architecture.bytes()).unwrap();
+    let no_family = families::build(&architecture, &Options::default()).unwrap_err().to_string();
+    for error in errors.map(|error| error.to_string()).into_iter().chain([no_family]) {
         assert!(error.contains(r"\u{1b}[2J") && !error.contains('\u{1b}') && error.len() < 400, "{error}");
     }
 }

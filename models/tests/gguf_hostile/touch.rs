@@ -1,6 +1,7 @@
 //! Reads everything that an opened file offers: what was accepted must be usable to the last byte.
 
 use farpost_kernels::backend::KvType;
+use farpost_models::families::{self, Options};
 use farpost_models::gguf::{File, MemoryNeed, Value};
 
 /// Reads all of `file`; gives the number of bytes in its tensors.
@@ -30,6 +31,10 @@ pub fn touch(file: &File) -> u64 {
     assert!(bytes <= file.size_bytes(), "tensors share no bytes");
     if let Ok(need) = MemoryNeed::of(file) {
         need.kv(usize::MAX, KvType::F16);
+    }
+    if let Err(error) = families::build(file, &Options::default()) {
+        let error = error.to_string();
+        assert!(error.len() < 2000 && !error.contains('\u{1b}'), "{error}");
     }
     bytes
 }
