@@ -51,8 +51,7 @@ fn check(isa: Isa, dtype: DType) -> Result<(), DeviceError> {
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
         let norm = square(&mut expected.iter().map(|value| f64::from(*value)));
         let error = square(&mut expected.iter().zip(&found).map(|(a, b)| f64::from(*a) - f64::from(*b)));
-        // A comparison that is false for what is not a number.
-        if !(error <= norm * 1e-9) {
+        if error.is_nan() || error > norm * 1e-9 {
             return Err(DeviceError::Wrong(format!("self-test of {dtype} products with {isa}, {input_rows} rows")));
         }
     }

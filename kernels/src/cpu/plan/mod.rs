@@ -122,8 +122,8 @@ impl Core {
                     let rows = &self.step.rows;
                     let chunk = rows.len().div_ceil(4 * worker.n_workers());
                     worker.claim(&counters[0], rows.len().div_ceil(chunk), |number| {
-                        for index in number * chunk..rows.len().min((number + 1) * chunk) {
-                            self.row_ops(ops, index, &rows[index]);
+                        for (index, row) in rows.iter().enumerate().skip(number * chunk).take(chunk) {
+                            self.row_ops(ops, index, row);
                         }
                     });
                 }

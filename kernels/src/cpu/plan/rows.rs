@@ -62,7 +62,7 @@ impl Core {
                         pointwise::glu(self.isa, *activation, gate, up, self.arena.row_mut(*out, index));
                     }
                     RowOp::Store { k, v, layer } => {
-                        self.store(*layer, row, self.arena.row(*k, index), self.arena.row(*v, index))
+                        self.store(*layer, row, self.arena.row(*k, index), self.arena.row(*v, index));
                     }
                 }
             }
