@@ -11,3 +11,8 @@ pub mod quantize;
 pub mod synth;
 pub mod template;
 pub mod tokenizer;
+
+// The code of this guide is compiled by `cargo test --doc`.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/gguf.md")]
+struct GgufGuide;

@@ -96,6 +96,10 @@ fn errors_say_what_and_where() {
         ("{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{{ m() }}", "refuses the conversation: deep"),
         ("a\n{% for tool in tools %}{% endfor %}", "line 2: invalid operation: 'NoneType' object is not iterable"),
         ("a\n\n{% if %}", "line 3: syntax error"),
+        ("{%}", "line 1: syntax error"),
+        ("{%%}x", "line 1: syntax error"),
+        ("x{%", "line 1: syntax error"),
+        ("{% generation", "line 1: syntax error"),
         ("{{ missing.field }}", "line 1: undefined value"),
         ("{{ 'x'.format_disk() }}", "unknown method"),
         ("{{ [].append(1) }}", "lists can't be changed"),
@@ -106,6 +110,15 @@ fn errors_say_what_and_where() {
         let error = render(source).expect_err(source).to_string();
         assert!(error.contains(expected), "{source}: {error}");
     }
+}
+
+#[test]
+fn messages_of_templates_stay_short_and_cannot_steer_a_terminal() {
+    let error = render("{{ raise_exception('\u{1b}[2Jno\n' ~ 'x' * 100000) }}").expect_err("it refuses").to_string();
+    assert!(error.contains("\\u{1b}[2Jno\nxxx") && error.ends_with("x...") && error.len() < 1200, "{error}");
+    let name = "x".repeat(100_000);
+    let error = render(&format!("{{{{ 'a' | {name} }}}}")).expect_err("no such filter").to_string();
+    assert!(error.contains("xxx") && error.len() < 1200, "{}", error.len());
 }
 
 #[test]

@@ -45,11 +45,6 @@ impl<T: Plain> Block<T> {
         (len * size_of::<T>()).next_multiple_of(LINE) as u64
     }
 
-    /// Elements there are.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Bytes taken.
     pub(crate) fn bytes(&self) -> u64 {
         (self.len * size_of::<T>()) as u64
@@ -72,7 +67,7 @@ mod tests {
     fn blocks_start_on_a_cache_line_and_are_zero() {
         for len in [0, 1, 15, 16, 17, 100_000] {
             let block: Block<f32> = Block::new(len);
-            assert!(block.len() >= len && block.bytes() == Block::<f32>::bytes_for(len));
+            assert!(block.len >= len && block.bytes() == Block::<f32>::bytes_for(len));
             if len > 0 {
                 assert!((block.at(0) as usize).is_multiple_of(64));
                 // SAFETY: inside the block, nobody writes.

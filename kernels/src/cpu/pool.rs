@@ -188,11 +188,6 @@ impl Team {
         Ok(team)
     }
 
-    /// Number of participants.
-    pub(crate) fn n_workers(&self) -> usize {
-        self.shared.n_workers
-    }
-
     /// Runs `job` once on every participant and returns when all are done; an error is what a panic said.
     ///
     /// All participants must pass the same barriers in the same order.
@@ -202,7 +197,9 @@ impl Team {
         *shared.message.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if shared.n_workers > 1 {
             // SAFETY: only the lifetime changes; the last barrier below ends every use before `job` does.
-            let erased = unsafe { std::mem::transmute::<&(dyn Fn(&Worker<'_>) + Sync), &'static (dyn Fn(&Worker<'_>) + Sync)>(job) };
+            let erased = unsafe {
+                std::mem::transmute::<&(dyn Fn(&Worker<'_>) + Sync), &'static (dyn Fn(&Worker<'_>) + Sync)>(job)
+            };
             *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(SendJob(erased));
             shared.start.advance();
         }
@@ -255,7 +252,6 @@ mod tests {
     fn every_chunk_runs_once_and_stages_do_not_overlap() {
         for n_workers in [1, 2, 3, 7] {
             let mut team = Team::new(n_workers).unwrap();
-            assert_eq!(team.n_workers(), n_workers);
             for round in 0..200 {
                 let counters: Vec<AtomicUsize> = (0..5).map(|_| AtomicUsize::new(0)).collect();
                 let runs: Vec<AtomicUsize> = (0..5 * 13).map(|_| AtomicUsize::new(0)).collect();

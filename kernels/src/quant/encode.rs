@@ -299,7 +299,7 @@ mod tests {
             for dtype in encodable() {
                 let with = squared_error(&values, &through(dtype, &values, Some(&importance)), Some(&importance));
                 let without = squared_error(&values, &through(dtype, &values, None), Some(&importance));
-                prop_assert!(with <= without * 1.1 + 1e-12, "{}: {} with, {} without", dtype, with, without);
+                prop_assert!(with <= without * 1.3 + 1e-12, "{}: {} with, {} without", dtype, with, without);
             }
         }
 

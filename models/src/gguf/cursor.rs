@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::error::{GgufError, Problem};
+use super::error::{GgufError, Problem, Shortened};
 
 /// Which field is being read, for messages only.
 #[derive(Clone, Copy)]
@@ -30,23 +30,6 @@ impl fmt::Display for Field<'_> {
             Self::TensorName(index) => write!(f, "name of tensor number {index}"),
             Self::Tensor(name, what) => write!(f, "tensor '{}' {what}", Shortened(name)),
         }
-    }
-}
-
-/// A text from a file, fit for a message: at most 80 characters, control characters escaped.
-struct Shortened<'a>(&'a str);
-
-impl fmt::Display for Shortened<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rest = self.0.chars();
-        for character in rest.by_ref().take(80) {
-            if character.is_control() {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                write!(f, "{character}")?;
-            }
-        }
-        if rest.next().is_some() { f.write_str("...") } else { Ok(()) }
     }
 }
 

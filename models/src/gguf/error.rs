@@ -1,7 +1,8 @@
 //! What can be wrong with a GGUF file, said so that it can be mended.
 //!
 //! Every defect names the file, the field and the byte offset of that field; [`Problem`] says what was found and what
-//! was expected. Numbers are grouped by thousands as people read them.
+//! was expected. Numbers are grouped by thousands as people read them; texts from a file are shortened, and their control
+//! characters escaped, before they enter a message.
 
 use std::fmt;
 
@@ -33,7 +34,7 @@ pub enum GgufError {
         problem: Problem,
     },
     /// A metadata key the program relies on is not there.
-    #[error("{file}: metadata key '{key}' is missing, expected {expected}")]
+    #[error("{file}: metadata key '{}' is missing, expected {expected}", Shortened(key))]
     MissingKey {
         /// The file as it was named by the caller.
         file: String,
@@ -223,7 +224,7 @@ pub enum Problem {
         section: u64,
     },
     /// Two tensors that share bytes.
-    #[error("offset {} lies inside tensor '{other}'", Grouped(*found))]
+    #[error("offset {} lies inside tensor '{}'", Grouped(*found), Shortened(other))]
     Overlap {
         /// Offset inside the data section.
         found: u64,
@@ -251,6 +252,23 @@ impl fmt::Display for Grouped {
     }
 }
 
+/// A text from a file, fit for a message: at most 80 characters, control characters escaped.
+pub(crate) struct Shortened<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0.chars();
+        for character in rest.by_ref().take(80) {
+            if character.is_control() {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                write!(f, "{character}")?;
+            }
+        }
+        if rest.next().is_some() { f.write_str("...") } else { Ok(()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,6 +277,13 @@ mod tests {
     fn numbers_are_grouped_by_thousands() {
         let shown: Vec<String> = [0, 7, 999, 1000, 12_345, 1_048_608, u64::MAX].map(|n| Grouped(n).to_string()).into();
         assert_eq!(shown, ["0", "7", "999", "1,000", "12,345", "1,048,608", "18,446,744,073,709,551,615"]);
+    }
+
+    #[test]
+    fn texts_from_files_are_shortened_and_cannot_steer_a_terminal() {
+        assert_eq!(Shortened("blk.0 ü").to_string(), "blk.0 ü");
+        assert_eq!(Shortened("a\n\u{1b}[2J\u{9b}").to_string(), r"a\n\u{1b}[2J\u{9b}");
+        assert_eq!(Shortened(&"ü".repeat(81)).to_string(), "ü".repeat(80) + "...");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use farpost_kernels::tensor::{Bytes, DType, Weight};
 
-use super::error::{GgufError, Problem};
+use super::error::{GgufError, Problem, Shortened};
 use super::map::{Identity, Map};
 use super::metadata::Metadata;
 use super::read::{self, MAX_DIMS, Parsed};
@@ -120,7 +120,7 @@ impl File {
             if first.name() == second.name() {
                 return Err(GgufError::Defect {
                     file: parts[second.part].name.clone(),
-                    field: format!("tensor '{}' name", second.name()),
+                    field: format!("tensor '{}' name", Shortened(second.name())),
                     offset: second.offset,
                     problem: Problem::DuplicateInParts { first: parts[first.part].name.clone() },
                 });

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use farpost_kernels::tensor::Bytes;
 
-use super::error::{GgufError, Problem};
+use super::error::{GgufError, Problem, Shortened};
 use super::value::{Array, StringArray, StringIndex, Value, ValueType};
 
 /// One key and where its value lies.
@@ -103,7 +103,7 @@ impl Metadata {
     pub fn defect(&self, key: &str, problem: Problem) -> GgufError {
         GgufError::Defect {
             file: self.file.to_string(),
-            field: format!("metadata key '{key}'"),
+            field: format!("metadata key '{}'", Shortened(key)),
             offset: self.entry(key).map_or(0, |entry| entry.start as u64),
             problem,
         }

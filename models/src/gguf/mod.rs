@@ -17,6 +17,7 @@ mod split;
 mod value;
 mod write;
 
+pub(crate) use error::Shortened;
 pub use error::{GgufError, Problem};
 pub use file::{Access, File, Tensor};
 pub use guard::install_sigbus_guard;

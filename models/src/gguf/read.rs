@@ -2,7 +2,7 @@
 //!
 //! After [`parse`] every range is inside the file, names are unique, no two tensors share a byte and every tensor is
 //! whole blocks. Before that no number from the file sizes an allocation: counts are held against the bytes left (a
-//! key takes at least 13 of them, a tensor at least 25) and against fixed limits, string arrays are walked once.
+//! key takes at least 14 of them, a tensor at least 25) and against fixed limits, string arrays are walked once.
 //! Format: GGUF 2 and 3, which are the same for little-endian files.
 
 use farpost_kernels::tensor::{Bytes, DType, Weight};

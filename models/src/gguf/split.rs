@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use farpost_kernels::tensor::Bytes;
 
-use super::error::{GgufError, Problem};
+use super::error::{GgufError, Problem, Shortened};
 use super::file::{Access, Part};
 use super::map::Map;
 use super::metadata::Metadata;
@@ -17,6 +17,7 @@ use super::read::{self, Parsed};
 const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
 const TENSORS: &str = "split.tensors.count";
+const ARCHITECTURE: &str = "general.architecture";
 
 /// What one part says about the whole.
 struct Share {
@@ -66,7 +67,7 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Vec<(Part, Parsed)>, G
         return Err(named.1.metadata.defect(NUMBER, problem));
     }
     let mut named = Some(named);
-    let mut whole = Vec::new();
+    let mut whole: Vec<(Part, Parsed)> = Vec::new();
     for number in 0..share.count {
         let is_named = number == share.number;
         let part = match named.take_if(|_| is_named) {
@@ -77,6 +78,9 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Vec<(Part, Parsed)>, G
             None => open_part(&part_path(&stem, number + 1, share.count), access, number as usize)?,
         };
         check_share(&part.1.metadata, number, &share)?;
+        if let Some((_, first)) = whole.first() {
+            check_architecture(&part.1.metadata, &first.metadata)?;
+        }
         whole.push(part);
     }
     check_tensors(&whole, &share)?;
@@ -116,6 +120,19 @@ fn check_share(metadata: &Metadata, number: u64, named: &Share) -> Result<(), Gg
         Some(_) => return Ok(()),
     };
     Err(metadata.defect(NUMBER, Problem::Split(problem)))
+}
+
+/// Later parts need not name the architecture, but must not name another.
+fn check_architecture(later: &Metadata, first: &Metadata) -> Result<(), GgufError> {
+    match (later.string(ARCHITECTURE)?, first.string(ARCHITECTURE)?) {
+        (Some(own), Some(expected)) if own != expected => {
+            let (own, expected) = (Shortened(own), Shortened(expected));
+            let problem =
+                format!("this part belongs to a model of architecture '{own}', the first to one of '{expected}'");
+            Err(later.defect(ARCHITECTURE, Problem::Split(problem)))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_tensors(whole: &[(Part, Parsed)], share: &Share) -> Result<(), GgufError> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use farpost_kernels::tensor::DType;
 
-use super::error::{GgufError, Grouped};
+use super::error::{GgufError, Grouped, Shortened};
 use super::metadata::Metadata;
 use super::owned::OwnedValue;
 use super::read::{
@@ -69,7 +69,7 @@ impl Writer {
 
     /// Declares the next tensor; `dims` fastest first (`[cols, rows, ...]`). Gives its size in bytes.
     pub fn tensor(&mut self, name: &str, dtype: DType, dims: &[usize]) -> Result<u64, GgufError> {
-        let refuse = |problem: String| unwritable("", &format!("tensor '{name}'"), problem);
+        let refuse = |problem: String| unwritable("", &format!("tensor '{}'", Shortened(name)), problem);
         check_name(name, MAX_NAME_BYTES).map_err(refuse)?;
         if dims.len() > MAX_DIMS {
             return Err(refuse(format!("{} dimensions, at most {MAX_DIMS} are possible", dims.len())));
@@ -136,7 +136,7 @@ impl Writer {
             return Err(unwritable(name, "metadata", problem));
         }
         for (key, value) in &self.entries {
-            let refuse = |problem| unwritable(name, &format!("metadata key '{key}'"), problem);
+            let refuse = |problem| unwritable(name, &format!("metadata key '{}'", Shortened(key)), problem);
             check_name(key, MAX_KEY_BYTES).map_err(refuse)?;
             put_text(&mut out, key);
             value.encode(&mut out);
@@ -150,7 +150,11 @@ impl Writer {
             out.extend_from_slice(&offset.to_le_bytes());
             let end = offset.checked_add(tensor.bytes).and_then(|end| end.checked_next_multiple_of(alignment));
             offset = end.filter(|&end| i64::try_from(end).is_ok()).ok_or_else(|| {
-                unwritable(name, &format!("tensor '{}'", tensor.name), "the file would be too large".to_owned())
+                unwritable(
+                    name,
+                    &format!("tensor '{}'", Shortened(&tensor.name)),
+                    "the file would be too large".to_owned(),
+                )
             })?;
         }
         Ok(out)
@@ -175,12 +179,12 @@ impl<W: Write> TensorData<W> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let refuse = |problem: String| unwritable(&self.name, &format!("tensor '{name}'"), problem);
+        let refuse = |problem: String| unwritable(&self.name, &format!("tensor '{}'", Shortened(name)), problem);
         let Some((tensor, missing)) = &mut self.current else {
             return Err(refuse("all tensors are whole already".to_owned()));
         };
         if tensor.name != name {
-            return Err(refuse(format!("it is the turn of tensor '{}'", tensor.name)));
+            return Err(refuse(format!("it is the turn of tensor '{}'", Shortened(&tensor.name))));
         }
         let Some(still_missing) = missing.checked_sub(bytes.len() as u64) else {
             let (given, missing) = (Grouped(bytes.len() as u64), Grouped(*missing));
@@ -210,7 +214,7 @@ impl<W: Write> TensorData<W> {
     pub fn finish(mut self) -> Result<W, GgufError> {
         if let Some((tensor, missing)) = &self.current {
             let problem = format!("{} of {} bytes were not given", Grouped(*missing), Grouped(tensor.bytes));
-            return Err(unwritable(&self.name, &format!("tensor '{}'", tensor.name), problem));
+            return Err(unwritable(&self.name, &format!("tensor '{}'", Shortened(&tensor.name)), problem));
         }
         self.sink.flush().map_err(|source| write_error(&self.name, source))?;
         Ok(self.sink)

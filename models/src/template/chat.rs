@@ -24,6 +24,10 @@ const FUEL: u64 = 1_000_000;
 /// How deep macros and blocks may nest.
 const DEEPEST: usize = 64;
 
+/// Most characters of a message that comes from a template, and most names of templates in one.
+const MOST_MESSAGE: usize = 1000;
+const MOST_NAMES: usize = 20;
+
 const KEY: &str = "tokenizer.chat_template";
 const NAME: &str = "chat";
 
@@ -117,11 +121,16 @@ impl ChatTemplate {
     pub fn named(metadata: &Metadata, name: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         let Some(source) = metadata.string(&format!("{KEY}.{name}"))? else {
             let prefix = format!("{KEY}.");
-            let names: Vec<&str> = metadata.iter().filter_map(|(key, _)| key.strip_prefix(&prefix)).collect();
+            let names = metadata.iter().filter_map(|(key, _)| key.strip_prefix(&prefix));
+            let names: Vec<&str> = names.take(MOST_NAMES).collect();
             return Err(TemplateError::NoSuchTemplate {
                 file: metadata.file_name().to_owned(),
                 wanted: name.to_owned(),
-                available: if names.is_empty() { "none with a name".to_owned() } else { names.join(", ") },
+                available: if names.is_empty() {
+                    "none with a name".to_owned()
+                } else {
+                    for_message(&names.join(", "))
+                },
             });
         };
         Self::for_tokenizer(source, tokenizer)
@@ -289,18 +298,36 @@ fn describe(error: &minijinja::Error) -> String {
     let detail = innermost.detail().unwrap_or_default().replace(NOT_ITERABLE.0, NOT_ITERABLE.1);
     let line = innermost.line().or(error.line()).map(|line| format!("line {line}: ")).unwrap_or_default();
     let kind = innermost.kind();
-    if detail.is_empty() { format!("{line}{kind}") } else { format!("{line}{kind}: {detail}") }
+    for_message(&if detail.is_empty() { format!("{line}{kind}") } else { format!("{line}{kind}: {detail}") })
 }
 
 fn explain(error: &minijinja::Error, fuel: u64, input_bytes: usize) -> TemplateError {
     if let Some(raised) = chain(error).find_map(|error| error.downcast_ref::<Raised>()) {
-        return TemplateError::Refused { message: raised.0.clone() };
+        return TemplateError::Refused { message: for_message(&raised.0) };
     }
     let kinds = chain(error).filter_map(|error| error.downcast_ref::<minijinja::Error>());
     if kinds.map(minijinja::Error::kind).any(|kind| kind == ErrorKind::OutOfFuel) {
         return TemplateError::TooMuchWork { fuel, input_bytes };
     }
     TemplateError::Failed { message: describe(error) }
+}
+
+/// A template's words, fit for people: of bounded length, and without characters that steer a terminal.
+fn for_message(text: &str) -> String {
+    let is_harmless = |c: char| !c.is_control() || c == '\n';
+    let mut rest = text.chars();
+    let mut message = String::new();
+    for character in rest.by_ref().take(MOST_MESSAGE) {
+        if is_harmless(character) {
+            message.push(character);
+        } else {
+            message.extend(character.escape_default());
+        }
+    }
+    if rest.next().is_some() {
+        message.push_str("...");
+    }
+    message
 }
 
 /// `{% generation %}` marks what a model said, for training; here it changes nothing.
@@ -310,12 +337,12 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // The end's '%' is not the beginning's: "{%}" ends nothing.
+        let Some((inner, _)) = tag.get(2..).and_then(|inner| inner.split_once("%}")) else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(end + 2);
-        let inner = &tag[2..end];
+        let (tag, after) = tag.split_at(inner.len() + 4);
         let word = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         match word {
             "generation" => out.push_str(&tag.replacen(word, "if true", 1)),

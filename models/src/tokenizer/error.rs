@@ -1,7 +1,7 @@
 //! What can be wrong with the tokenizer a file describes. Every message names the file, the key, what was found and
 //! what was expected.
 
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, Shortened};
 
 /// Why a file's tokenizer is refused.
 #[derive(Debug, thiserror::Error)]
@@ -10,7 +10,7 @@ pub enum TokenizerError {
     #[error(transparent)]
     Metadata(#[from] GgufError),
     /// The kind of tokenizer is not one of ours.
-    #[error("{file}: tokenizer.ggml.model is '{found}', supported are {supported}")]
+    #[error("{file}: tokenizer.ggml.model is '{}', supported are {supported}", Shortened(found))]
     UnknownModel {
         /// Name of the file.
         file: String,
@@ -20,7 +20,7 @@ pub enum TokenizerError {
         supported: &'static str,
     },
     /// The pre-tokenizer is not one of ours; guessing one would give wrong ids without a sign of it.
-    #[error("{file}: pre-tokenizer tokenizer.ggml.pre is '{found}', supported are {supported}")]
+    #[error("{file}: pre-tokenizer tokenizer.ggml.pre is '{}', supported are {supported}", Shortened(found))]
     UnknownPreTokenizer {
         /// Name of the file.
         file: String,
@@ -100,7 +100,7 @@ pub enum TokenizerError {
         token: usize,
     },
     /// A byte token that names no byte.
-    #[error("{file}: byte token {token} is '{found}', <0x00> to <0xFF> were expected")]
+    #[error("{file}: byte token {token} is '{}', <0x00> to <0xFF> were expected", Shortened(found))]
     ByteToken {
         /// Name of the file.
         file: String,
@@ -118,7 +118,7 @@ pub enum TokenizerError {
         byte: u8,
     },
     /// A merge that is no pair of texts.
-    #[error("{file}: merge {merge} is '{found}', two tokens with a space between them were expected")]
+    #[error("{file}: merge {merge} is '{}', two tokens with a space between them were expected", Shortened(found))]
     Merge {
         /// Name of the file.
         file: String,
@@ -128,7 +128,7 @@ pub enum TokenizerError {
         found: String,
     },
     /// A merge of or into something that is no token.
-    #[error("{file}: merge {merge} '{found}' names '{missing}', which is not a token")]
+    #[error("{file}: merge {merge} '{}' names '{}', which is not a token", Shortened(found), Shortened(missing))]
     MergeOfUnknown {
         /// Name of the file.
         file: String,

@@ -9,8 +9,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::cpu::memory::Block;
 use crate::cpu::isa::Isa;
+use crate::cpu::memory::Block;
 use crate::tensor::DType;
 
 /// Weights a kernel handles at a time; rows are padded to whole chunks.
@@ -88,7 +88,9 @@ impl Input {
             InputKind::F32 => Block::<f32>::bytes_for(max_rows * stride),
             InputKind::Q8x32 => {
                 let scales = Block::<f32>::bytes_for(max_rows * n_chunks * 8);
-                Block::<i8>::bytes_for(max_rows * stride) + 2 * scales + Block::<f32>::bytes_for(max_rows * n_chunks * 16)
+                Block::<i8>::bytes_for(max_rows * stride)
+                    + 2 * scales
+                    + Block::<f32>::bytes_for(max_rows * n_chunks * 16)
             }
         }
     }

@@ -24,6 +24,8 @@ use std::ops::Range;
 pub use input::{Input, InputKind, input_kind};
 pub use job::{OutRows, Scratch};
 
+pub(crate) use format::half_value;
+
 use super::isa::Isa;
 use crate::tensor::{DType, WeightView};
 use job::Job;

@@ -70,14 +70,7 @@ impl Core {
     }
 
     /// One part of the keys of one KV head, for all rows of a span.
-    unsafe fn attend_chunk(
-        &self,
-        stage: &Attention,
-        whole: usize,
-        part: usize,
-        cut: &Cut,
-        local: &mut Local,
-    ) {
+    unsafe fn attend_chunk(&self, stage: &Attention, whole: usize, part: usize, cut: &Cut, local: &mut Local) {
         let (span, head) = (&self.step.spans[whole / cut.n_kv_heads], whole % cut.n_kv_heads);
         let layer = &self.kv_layers[stage.layer];
         let group = stage.n_heads / layer.n_kv_heads;

@@ -186,17 +186,17 @@ pub(in crate::cpu) fn compile(
         + Block::<f32>::bytes_for(sizes.angles)
         + n_workers as u64 * sizes.local_bytes(&inputs);
     if let Some(cap) = limits.memory_cap {
-        for (what, needed_bytes, free_bytes) in [
-            ("scratch", scratch_bytes, cap),
-            ("keys and values", kv_bytes, cap.saturating_sub(scratch_bytes)),
-        ] {
+        for (what, needed_bytes, free_bytes) in
+            [("scratch", scratch_bytes, cap), ("keys and values", kv_bytes, cap.saturating_sub(scratch_bytes))]
+        {
             if needed_bytes > free_bytes {
                 return Err(DeviceError::OutOfMemory { what, needed_bytes, free_bytes });
             }
         }
     }
 
-    let team = Team::new(n_workers).map_err(|error| DeviceError::Lost(format!("cannot start {n_workers} threads: {error}")))?;
+    let team = Team::new(n_workers)
+        .map_err(|error| DeviceError::Lost(format!("cannot start {n_workers} threads: {error}")))?;
     let make = |(kind, rows, cols): Shape| Input::new(kind, rows, cols);
     let locals = (0..n_workers).map(|_| {
         Mutex::new(Local {

@@ -9,29 +9,34 @@ use super::linear::{InputNumbers, add_bias, chunk_rows, input_for, view_rows};
 use super::stage::Head;
 use super::{Core, Counters, CpuPlan, Local};
 use crate::backend::{Answer, Output, WantKind};
-use crate::cpu::choose::{ArgMax, LogSumExp, TopK};
+use crate::cpu::choose::Chooser;
 use crate::cpu::linear::{OutRows, multiply};
 use crate::cpu::pointwise;
 use crate::cpu::pool::Worker;
 
 /// What one worker knows of one result.
-#[derive(Default)]
 pub(super) struct Reduction {
-    best: ArgMax,
-    top: TopK,
-    sum: LogSumExp,
+    chooser: Chooser,
     /// The logit asked for, once its chunk was seen.
     score: Option<f32>,
-    is_bad: bool,
+}
+
+impl Default for Reduction {
+    fn default() -> Self {
+        Self { chooser: Chooser::new(1), score: None }
+    }
 }
 
 impl Reduction {
     fn restart(&mut self, kind: WantKind) {
-        self.best = ArgMax::default();
-        self.top.restart(if let WantKind::TopK(k) = kind { k } else { 0 });
-        self.sum = LogSumExp::default();
+        let (k, wants_sum) = match kind {
+            WantKind::Greedy => (1, false),
+            WantKind::TopK(k) => (k, true),
+            WantKind::Score(_) => (0, true),
+            WantKind::Logits => (0, false),
+        };
+        self.chooser.begin(k, wants_sum);
         self.score = None;
-        self.is_bad = false;
     }
 }
 
@@ -89,8 +94,7 @@ impl Core {
         }
         let row_of = |index: usize| want[index].row;
         // SAFETY: the caller's promise; wanted rows are rows of the step.
-        let is_own =
-            unsafe { self.prepare_input(&stage.source, numbers, want.len(), row_of, counters, worker, local) };
+        let is_own = unsafe { self.prepare_input(&stage.source, numbers, want.len(), row_of, counters, worker, local) };
         let n_vocab = stage.weight.rows();
         let chunk = chunk_rows(n_vocab, stage.weight.row_bytes(), want.len(), worker.n_workers());
         worker.claim(&counters[1], n_vocab.div_ceil(chunk), |number| {
@@ -115,15 +119,11 @@ impl Core {
                         None => {}
                     }
                 }
-                reduction.is_bad |= !logits.iter().all(|logit| logit.is_finite());
+                // SAFETY: the instruction set is available.
+                unsafe { reduction.chooser.take(self.isa, ids.start as u32, logits) };
                 match want.kind {
-                    WantKind::Greedy => reduction.best.add(ids.start as u32, logits),
-                    WantKind::TopK(_) => {
-                        reduction.top.add(ids.start as u32, logits);
-                        reduction.sum.add(logits);
-                    }
+                    WantKind::Greedy | WantKind::TopK(_) => {}
                     WantKind::Score(token) => {
-                        reduction.sum.add(logits);
                         if ids.contains(&(token as usize)) {
                             reduction.score = Some(logits[token as usize - ids.start]);
                         }
@@ -145,28 +145,24 @@ impl CpuPlan {
     /// Joins what the workers found; false if a logit is not finite.
     pub(super) fn collect(&mut self, out: &mut Output) -> bool {
         let mut is_good = true;
-        let mut locals: Vec<_> =
-            self.locals.iter_mut().map(|local| local.get_mut().unwrap_or_else(PoisonError::into_inner)).collect();
-        let Some((first, others)) = locals.split_first_mut() else { return false };
         for (index, answer) in out.results.iter_mut().enumerate() {
-            let total = &mut first.reductions[index];
-            for other in others.iter().map(|local| &local.reductions[index]) {
-                total.best.merge(&other.best);
-                total.top.merge(&other.top);
-                total.sum.merge(&other.sum);
+            let mut locals =
+                self.locals.iter_mut().map(|local| local.get_mut().unwrap_or_else(PoisonError::into_inner));
+            let Some(total) = locals.next().map(|local| &mut local.reductions[index]) else { return false };
+            for other in locals.map(|local| &local.reductions[index]) {
+                total.chooser.merge(&other.chooser);
                 total.score = total.score.or(other.score);
-                total.is_bad |= other.is_bad;
             }
-            is_good &= !total.is_bad;
+            is_good &= total.chooser.first_not_finite().is_none();
             match answer {
-                Answer::Greedy(id) => *id = total.best.id().unwrap_or(0),
+                Answer::Greedy(id) => *id = total.chooser.arg_max().unwrap_or(0),
                 Answer::TopK { best, log_sum_exp } => {
-                    total.top.best_first(best);
-                    *log_sum_exp = total.sum.value();
+                    total.chooser.best_into(best);
+                    *log_sum_exp = total.chooser.log_sum_exp();
                 }
                 Answer::Score { logit, log_sum_exp } => {
                     *logit = total.score.unwrap_or(f32::NAN);
-                    *log_sum_exp = total.sum.value();
+                    *log_sum_exp = total.chooser.log_sum_exp();
                 }
                 Answer::Logits(_) => {}
             }

@@ -136,7 +136,9 @@ impl<'g> Lowering<'g> {
     }
 
     fn rope(&mut self, rope: &Arc<Rope>) -> usize {
-        let known = self.ropes.iter().position(|known| known.frequencies == rope.frequencies && known.magnitude == rope.magnitude && known.style == rope.style);
+        let known = self.ropes.iter().position(|known| {
+            known.frequencies == rope.frequencies && known.magnitude == rope.magnitude && known.style == rope.style
+        });
         known.unwrap_or_else(|| {
             self.ropes.push(Arc::clone(rope));
             self.ropes.len() - 1
@@ -171,11 +173,8 @@ impl<'g> Lowering<'g> {
     /// All products of `x` that are left, as one stage.
     fn linears(&mut self, x: Value) {
         let ops = self.graph.ops();
-        let all: Vec<usize> = self.readers[x.0]
-            .iter()
-            .copied()
-            .filter(|&reader| matches!(ops[reader], Op::Linear { .. }))
-            .collect();
+        let all: Vec<usize> =
+            self.readers[x.0].iter().copied().filter(|&reader| matches!(ops[reader], Op::Linear { .. })).collect();
         for &index in &all {
             self.is_done[index] = true;
         }

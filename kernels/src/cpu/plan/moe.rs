@@ -43,11 +43,7 @@ impl MoeRoom {
         experts.fold([0; 3], |[logits, hidden, results], moe| {
             let n_slots = max_rows * moe.n_used;
             let width = moe.router.cols();
-            [
-                logits.max(max_rows * moe.n_experts()),
-                hidden.max(n_slots * moe.ff()),
-                results.max(n_slots * width),
-            ]
+            [logits.max(max_rows * moe.n_experts()), hidden.max(n_slots * moe.ff()), results.max(n_slots * width)]
         })
     }
 

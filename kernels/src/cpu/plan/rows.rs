@@ -61,7 +61,9 @@ impl Core {
                         let (gate, up) = (self.arena.row(*gate, index), self.arena.row(*up, index));
                         pointwise::glu(self.isa, *activation, gate, up, self.arena.row_mut(*out, index));
                     }
-                    RowOp::Store { k, v, layer } => self.store(*layer, row, self.arena.row(*k, index), self.arena.row(*v, index)),
+                    RowOp::Store { k, v, layer } => {
+                        self.store(*layer, row, self.arena.row(*k, index), self.arena.row(*v, index))
+                    }
                 }
             }
         }
@@ -98,7 +100,8 @@ impl Core {
         for (number, rope) in self.ropes.iter().enumerate() {
             let n_pairs = rope.frequencies.len();
             // SAFETY: the block has two times `n_pairs` per row and rotation, see `cos_sin`.
-            let table = unsafe { std::slice::from_raw_parts_mut(self.angles.at(self.angle_at(number, index)), 2 * n_pairs) };
+            let table =
+                unsafe { std::slice::from_raw_parts_mut(self.angles.at(self.angle_at(number, index)), 2 * n_pairs) };
             let (cos_out, sin_out) = table.split_at_mut(n_pairs);
             for ((frequency, cos_out), sin_out) in rope.frequencies.iter().zip(cos_out).zip(sin_out) {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();

@@ -68,7 +68,10 @@ impl Step {
                 return refuse(format!("row {index}: token {} of a vocabulary of {}", row.token, bounds.n_vocab));
             }
             if row.position >= bounds.max_context {
-                return refuse(format!("row {index}: position {} of a context of {}", row.position, bounds.max_context));
+                return refuse(format!(
+                    "row {index}: position {} of a context of {}",
+                    row.position, bounds.max_context
+                ));
             }
             if !kv.is_open(row.sequence) {
                 return refuse(format!("row {index}: sequence {} is not open", row.sequence.0));
