@@ -49,10 +49,10 @@ fn the_pocket_model_turns_a_command_into_a_call_whatever_was_said_before() {
 }
 
 #[test]
-fn a_seed_gives_the_same_text_on_any_number_of_threads_and_rows() {
+fn a_seed_gives_the_same_text_on_any_number_of_threads() {
     let mut texts = Vec::new();
-    for (threads, batch_rows) in [(1, 512), (2, 512), (2, 3)] {
-        let options = SessionOptions { threads, batch_rows, ..SessionOptions::default() };
+    for threads in [1, 2, 3] {
+        let options = SessionOptions { threads, ..SessionOptions::default() };
         let mut session = open(Model::pocket().unwrap(), &options);
         let prompt = session.model().tokenizer().encode_prompt("turn on the light", Special::AsText);
         let sampling = Sampling { temperature: 1.5, top_p: 0.99, seed: 99, ..Sampling::default() };

@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use super::softmax::{self, exp, largest};
+use super::softmax;
 
 /// A token and its logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,109 +21,145 @@ pub(super) fn ranking(a: &Candidate, b: &Candidate) -> Ordering {
 }
 
 /// The candidates of one draw. Kept between draws for its memory.
+///
+/// Ids and logits lie apart, so that loops over logits become vector code.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Candidates {
-    list: Vec<Candidate>,
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+    /// Of each candidate, after [`Candidates::weigh`].
+    weights: Vec<f32>,
     /// Room for a copy to select in.
     scratch: Vec<Candidate>,
-    /// Of each in `list`, after [`Candidates::weigh`].
-    weights: Vec<f32>,
 }
 
 impl Candidates {
     /// Starts with a whole row.
     pub(super) fn set_row(&mut self, row: &[f32]) {
-        self.list.clear();
-        self.list.extend((0..).zip(row).map(|(id, &logit)| Candidate { id, logit }));
+        self.ids.clear();
+        self.ids.extend((0..).zip(row).map(|(id, _)| id));
+        self.logits.clear();
+        self.logits.extend_from_slice(row);
     }
 
     /// Starts with the `k` best of a row.
     pub(super) fn set_best(&mut self, row: &[f32], k: usize) {
-        best((0..).zip(row).map(|(id, &logit)| Candidate { id, logit }), k, &mut self.list);
-        self.list.sort_unstable_by_key(|candidate| candidate.id);
+        best((0..).zip(row).map(|(id, &logit)| Candidate { id, logit }), k, &mut self.scratch);
+        self.take_scratch();
     }
 
     /// Starts with given tokens, each of which comes once.
     pub(super) fn set(&mut self, tokens: impl Iterator<Item = (u32, f32)>) {
-        self.list.clear();
-        self.list.extend(tokens.map(|(id, logit)| Candidate { id, logit }));
-        self.list.sort_unstable_by_key(|candidate| candidate.id);
+        self.scratch.clear();
+        self.scratch.extend(tokens.map(|(id, logit)| Candidate { id, logit }));
+        self.take_scratch();
+    }
+
+    fn take_scratch(&mut self) {
+        self.scratch.sort_unstable_by_key(|candidate| candidate.id);
+        self.ids.clear();
+        self.ids.extend(self.scratch.iter().map(|candidate| candidate.id));
+        self.logits.clear();
+        self.logits.extend(self.scratch.iter().map(|candidate| candidate.logit));
     }
 
     /// In order of ids.
-    #[cfg(test)]
-    pub(super) fn as_slice(&self) -> &[Candidate] {
-        &self.list
+    pub(super) fn iter(&self) -> impl Iterator<Item = Candidate> + Clone {
+        self.ids.iter().zip(&self.logits).map(|(&id, &logit)| Candidate { id, logit })
+    }
+
+    /// The candidates with their weights.
+    pub(super) fn weighed(&self) -> impl Iterator<Item = (Candidate, f32)> + Clone {
+        self.iter().zip(self.weights.iter().copied())
     }
 
     /// Changes the logit of one token of a whole row. Others are no longer in question and ignored.
     pub(super) fn change(&mut self, id: u32, change: impl FnOnce(f32) -> f32) {
-        if let Some(candidate) = self.list.get_mut(id as usize).filter(|candidate| candidate.id == id) {
-            candidate.logit = change(candidate.logit);
+        if self.ids.get(id as usize) == Some(&id)
+            && let Some(logit) = self.logits.get_mut(id as usize)
+        {
+            *logit = change(*logit);
         }
     }
 
     /// Keeps those for which `stays` is true.
-    pub(super) fn retain(&mut self, mut stays: impl FnMut(&Candidate) -> bool) {
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(Candidate) -> bool) {
         // Without a branch that depends on the data: of a flat row half the candidates may go, at random places.
         let mut n_kept = 0;
-        for at in 0..self.list.len() {
-            let candidate = self.list[at];
-            self.list[n_kept] = candidate;
-            n_kept += usize::from(stays(&candidate));
+        for at in 0..self.ids.len().min(self.logits.len()) {
+            let candidate = Candidate { id: self.ids[at], logit: self.logits[at] };
+            (self.ids[n_kept], self.logits[n_kept]) = (candidate.id, candidate.logit);
+            n_kept += usize::from(stays(candidate));
         }
-        self.list.truncate(n_kept);
+        self.ids.truncate(n_kept);
+        self.logits.truncate(n_kept);
     }
 
-    /// Keeps those whose weight of the last [`Candidates::weigh`] and place in the list pass.
-    pub(super) fn retain_weighed(&mut self, mut stays: impl FnMut(&Candidate, f32) -> bool) {
-        let mut weights = self.weights.iter();
-        self.list.retain(|candidate| weights.next().is_some_and(|&weight| stays(candidate, weight)));
+    /// As [`Candidates::retain`], by the weights of the last [`Candidates::weigh`].
+    pub(super) fn retain_weighed(&mut self, mut stays: impl FnMut(Candidate, f32) -> bool) {
+        let weights = std::mem::take(&mut self.weights);
+        let mut left = weights.iter();
+        self.retain(|candidate| left.next().is_some_and(|&weight| stays(candidate, weight)));
+        self.weights = weights;
     }
 
     /// Keeps the `k` best.
     pub(super) fn keep_best(&mut self, k: usize) {
-        if k >= self.list.len() {
-            return;
+        if k < self.ids.len() {
+            self.top(k);
+            self.take_scratch();
         }
-        best(self.list.iter().copied(), k, &mut self.scratch);
-        self.scratch.sort_unstable_by_key(|candidate| candidate.id);
-        std::mem::swap(&mut self.list, &mut self.scratch);
+    }
+
+    /// The `k` best, best first.
+    pub(super) fn top(&mut self, k: usize) -> &[Candidate] {
+        let tokens = self.ids.iter().zip(&self.logits).map(|(&id, &logit)| Candidate { id, logit });
+        best(tokens, k, &mut self.scratch);
+        &self.scratch
     }
 
     /// The best one, of equals that of the lowest id.
     pub(super) fn best(&self) -> Option<Candidate> {
-        self.list.iter().copied().reduce(|best, next| if next.logit > best.logit { next } else { best })
+        self.iter().reduce(|best, next| if next.logit > best.logit { next } else { best })
     }
 
     /// Largest logit.
     pub(super) fn largest(&self) -> f32 {
-        largest(self.list.iter().map(|candidate| candidate.logit))
+        softmax::largest(&self.logits)
     }
 
     /// Gives each candidate its weight at `temperature` (1 for the best one) and returns their sum.
     pub(super) fn weigh(&mut self, temperature: f32) -> f64 {
         let most = self.largest();
         self.weights.clear();
-        self.weights.extend(self.list.iter().map(|candidate| exp((candidate.logit - most) / temperature)));
+        self.weights.extend(self.logits.iter().map(|&logit| softmax::exp((logit - most) / temperature)));
         softmax::sum(&self.weights)
-    }
-
-    /// The candidates with their weights.
-    pub(super) fn weighed(&self) -> impl Iterator<Item = (Candidate, f32)> + Clone {
-        self.list.iter().copied().zip(self.weights.iter().copied())
     }
 
     /// Draws by the weights, with `unit` in [0, 1); `total` is their sum.
     pub(super) fn draw(&self, total: f64, unit: f64) -> Option<Candidate> {
+        /// Weights summed up at once before the place is looked for among them.
+        const STRIDE: usize = 1024;
         let mut left = unit * total;
-        for (candidate, weight) in self.weighed() {
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return Some(candidate);
+        for (stride, weights) in self.weights.chunks(STRIDE).enumerate() {
+            let sum = softmax::sum(weights);
+            if left >= sum {
+                left -= sum;
+                continue;
+            }
+            for (place, &weight) in weights.iter().enumerate() {
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    return self.at(stride * STRIDE + place);
+                }
             }
         }
-        self.list.last().copied()
+        // Rounding may leave a trifle at the end.
+        self.at(self.ids.len().checked_sub(1)?)
+    }
+
+    fn at(&self, place: usize) -> Option<Candidate> {
+        Some(Candidate { id: *self.ids.get(place)?, logit: *self.logits.get(place)? })
     }
 }
 
@@ -176,10 +212,10 @@ mod tests {
             sorted.sort_by_key(|candidate| candidate.id);
             let mut candidates = Candidates::default();
             candidates.set_best(&row, k);
-            prop_assert_eq!(candidates.as_slice(), &sorted);
+            prop_assert_eq!(candidates.iter().collect::<Vec<_>>(), sorted.clone());
             candidates.set_row(&row);
             candidates.keep_best(k);
-            prop_assert_eq!(candidates.as_slice(), &sorted);
+            prop_assert_eq!(candidates.iter().collect::<Vec<_>>(), sorted.clone());
         }
 
         #[test]

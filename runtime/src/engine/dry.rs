@@ -116,7 +116,7 @@ mod tests {
         let mut candidates = Candidates::default();
         candidates.set_row(&[0.0; N_VOCAB]);
         Repeats::default().penalise(&mut candidates, dry, breakers, text.iter().rev().copied());
-        candidates.as_slice().iter().map(|candidate| -candidate.logit).collect()
+        candidates.iter().map(|candidate| -candidate.logit).collect()
     }
 
     /// By the definition: for each token that was there, the longest passage before it that also ends the text.

@@ -1,8 +1,12 @@
 //! What leaves out candidates: top-k, typical, top-p, min-p, XTC. Each keeps at least one.
 
-use super::candidates::{Candidate, Candidates};
+use super::candidates::{Candidate, Candidates, ranking};
 use super::sampling::{Sampling, Xtc};
+use super::softmax::exp;
 use std::cmp::Ordering;
+
+/// How many of the best are tried before all are looked at.
+const FEW: usize = 128;
 
 /// Bins for keys, eight to each power of two.
 const BINS: usize = 2048;
@@ -29,7 +33,7 @@ struct Member {
 
 /// Low keys first; of equals, the better one; of equals, the lower id.
 fn order(a: &Member, b: &Member) -> Ordering {
-    a.key.total_cmp(&b.key).then_with(|| super::candidates::ranking(&a.candidate, &b.candidate))
+    a.key.total_cmp(&b.key).then_with(|| ranking(&a.candidate, &b.candidate))
 }
 
 impl Filters {
@@ -56,6 +60,16 @@ impl Filters {
     fn keep_likely(&mut self, candidates: &mut Candidates, p: f32) {
         let total = candidates.weigh(1.0);
         let most = candidates.largest();
+        let weight = |logit: f32| f64::from(exp(logit - most));
+        // Mostly a few have it, and those are found in a pass that is quicker than bins.
+        let mut left = total * f64::from(p);
+        let last = candidates.top(FEW).iter().copied().find(|candidate| {
+            left -= weight(candidate.logit);
+            left <= 0.0
+        });
+        if let Some(last) = last {
+            return candidates.retain(|candidate| ranking(&candidate, &last).is_le());
+        }
         self.keep_share(candidates, total * f64::from(p), |logit| most - logit);
     }
 
@@ -95,7 +109,7 @@ impl Filters {
         self.members.clear();
         self.members.extend(members.filter(|member| bin_of(member.key) == cut_bin));
         let Some(last) = last_of_share(&mut self.members, target - below) else { return };
-        candidates.retain(|&candidate| {
+        candidates.retain(|candidate| {
             let key = key(candidate.logit);
             key < last.key || (key == last.key && order(&Member { key, candidate, weight: 0.0 }, &last).is_le())
         });
@@ -132,14 +146,13 @@ fn exclude_top_choices(candidates: &mut Candidates, xtc: Xtc) {
     let total = candidates.weigh(1.0);
     let is_top = |weight: f32| f64::from(weight) >= f64::from(xtc.threshold) * total;
     let tops = candidates.weighed().filter(|(_, weight)| is_top(*weight));
-    let Some((stays, _)) = tops.max_by(|(a, _), (b, _)| super::candidates::ranking(a, b)) else { return };
+    let Some((stays, _)) = tops.max_by(|(a, _), (b, _)| ranking(a, b)) else { return };
     candidates.retain_weighed(|candidate, weight| !is_top(weight) || candidate.id == stays.id);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::candidates::ranking;
     use proptest::prelude::*;
 
     fn of(row: &[f32]) -> Candidates {
@@ -149,7 +162,7 @@ mod tests {
     }
 
     fn ids(candidates: &Candidates) -> Vec<u32> {
-        candidates.as_slice().iter().map(|candidate| candidate.id).collect()
+        candidates.iter().map(|candidate| candidate.id).collect()
     }
 
     fn apply(row: &[f32], sampling: &Sampling) -> Vec<u32> {
@@ -188,7 +201,7 @@ mod tests {
         #[test]
         fn top_p_keeps_the_shortest_beginning_of_the_ranking_that_has_the_share(row in row(), p in 0.001_f32..0.999) {
             let kept = apply(&row, &Sampling { top_p: p, ..Sampling::default() });
-            let mut sorted = of(&row).as_slice().to_vec();
+            let mut sorted = of(&row).iter().collect::<Vec<_>>();
             sorted.sort_by(ranking);
             let by_id = probabilities(&row);
             let ordered: Vec<_> = sorted.iter().map(|candidate| by_id[candidate.id as usize]).collect();

@@ -38,7 +38,7 @@ mod tests {
         candidates.set_row(row);
         add_bias(&mut candidates, sampling);
         penalise(&mut candidates, sampling, seen.iter().rev().copied(), &mut Vec::new());
-        candidates.as_slice().iter().map(|candidate| candidate.logit).collect()
+        candidates.iter().map(|candidate| candidate.logit).collect()
     }
 
     #[test]

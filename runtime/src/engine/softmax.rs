@@ -27,11 +27,6 @@ pub(super) fn exp(x: f32) -> f32 {
     value * power
 }
 
-/// Largest of `logits`; negative infinity if there are none.
-pub(super) fn largest(logits: impl IntoIterator<Item = f32>) -> f32 {
-    logits.into_iter().fold(f32::NEG_INFINITY, |most, logit| if logit > most { logit } else { most })
-}
-
 /// Logits must lie between minus this and this, so that no sum or difference of them overflows.
 pub(super) const MOST_LOGIT: f32 = 1e30;
 
@@ -63,20 +58,21 @@ pub(super) fn sum(weights: &[f32]) -> f64 {
 }
 
 /// The largest of `logits`; negative infinity if there are none.
-pub(super) fn largest_of_row(row: &[f32]) -> f32 {
+pub(super) fn largest(logits: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut most = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = row.as_chunks::<LANES>();
+    let (chunks, rest) = logits.as_chunks::<LANES>();
     for chunk in chunks {
         for (most, &logit) in most.iter_mut().zip(chunk) {
-            *most = if logit > *most { logit } else { *most };
+            *most = larger(*most, logit);
         }
     }
-    largest(most.into_iter().chain(rest.iter().copied()))
+    most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
 /// Natural log of the sum of the exponentials of `row`, which is finite and not empty.
 pub(super) fn log_sum_exp(row: &[f32]) -> f64 {
-    let most = largest_of_row(row);
+    let most = largest(row);
     let mut weights = [0.0; 1024];
     let mut total = 0.0;
     for logits in row.chunks(weights.len()) {
