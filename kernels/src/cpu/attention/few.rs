@@ -3,73 +3,87 @@
 use std::ops::Range;
 
 use super::Job;
+use super::kv::Rows;
 use super::lanes::{GroupState, Pass, scored};
-use super::scratch::{Group, TILE};
+use super::scratch::{Group, MAX_WIDTH, TILE};
 use crate::cpu::vector::{Vector, math};
 
-/// Keys met at a time.
-const KEYS: usize = 4;
+/// Most queries of a group.
+pub(super) const MOST: usize = 4;
 
-/// Registers of a value row kept as sums at a time.
-const VECS: usize = 4;
+/// Floats from the scores of one query to the next: a tile, and what [`Vector::store_sums`] may write past it.
+const STRIDE: usize = TILE + 16;
 
 /// Takes the rows of a tile into the softmax of `N` queries.
 ///
 /// # Safety
 /// As [`super::attend`]; the tile's rows are read, the state is the group's; the processor has the set.
 #[inline(always)]
-pub(super) unsafe fn step<V: Vector, const N: usize>(
+pub(super) unsafe fn step<V: Vector, R: Rows, const N: usize>(
     job: &Job<'_>,
     pass: &Pass,
     group: Group,
     state: GroupState,
     tile: usize,
     rows: Range<usize>,
+    (keys, values): (R, R),
 ) {
+    const { assert!(MOST * STRIDE <= TILE * MAX_WIDTH && N <= MOST) };
     // SAFETY: the caller's promises.
     unsafe {
-        products::<V, N>(pass, state.queries, rows.clone());
-        let mut factors = [0.0; N];
+        // As many accumulators as registers allow, beside what they are made from.
+        if V::REGISTERS >= 32 {
+            products::<V, R, N, 4>(pass, state.queries, keys, rows.clone());
+        } else {
+            products::<V, R, N, 2>(pass, state.queries, keys, rows.clone());
+        }
+        let mut factors = [V::splat(0.0); N];
         for (index, factor) in factors.iter_mut().enumerate() {
             let seen = job.seen(group.first + index);
             let start = seen.start.saturating_sub(tile).min(TILE);
             let seen = start..seen.end.saturating_sub(tile).min(TILE).max(start);
             *factor = softmax::<V>(pass, state, index, rows.clone(), seen);
         }
-        weighted_values::<V, N>(pass, state.sums, factors, rows);
+        if V::REGISTERS >= 32 {
+            weighted_values::<V, R, N, 4>(pass, state.sums, factors, values, rows);
+        } else {
+            weighted_values::<V, R, N, 2>(pass, state.sums, factors, values, rows);
+        }
     }
 }
 
-/// Dot products of `N` queries with rows of the key tile, and with rows beside them to make whole fours.
+/// Dot products of `N` queries with rows of keys, `KEYS` at a time, and with rows beside them to make that whole.
 ///
 /// # Safety
 /// As [`step`].
 #[inline(always)]
-unsafe fn products<V: Vector, const N: usize>(pass: &Pass, queries: *const f32, rows: Range<usize>) {
-    const { assert!(TILE.is_multiple_of(KEYS)) };
-    let mut row = rows.start - rows.start % KEYS;
-    while row < rows.end {
-        // SAFETY: the caller's promises; whole fours lie inside the tile, rows are whole registers.
+unsafe fn products<V: Vector, R: Rows, const N: usize, const KEYS: usize>(
+    pass: &Pass,
+    queries: *const f32,
+    keys: R,
+    rows: Range<usize>,
+) {
+    const { assert!(TILE.is_multiple_of(KEYS) && KEYS <= 4) };
+    for row in (rows.start - rows.start % KEYS..rows.end).step_by(KEYS) {
+        // SAFETY: the caller's promises; `KEYS` rows lie inside the tile, rows are whole registers.
         unsafe {
-            let keys = pass.keys.add(row * pass.key_stride).cast_const();
-            let mut sums = [[V::splat(0.0); KEYS]; N];
+            let mut sums = [[V::splat(0.0); 4]; N];
             for at in (0..pass.key_stride).step_by(V::LANES) {
-                let mut four = [V::splat(0.0); KEYS];
-                for (key, four) in four.iter_mut().enumerate() {
-                    *four = V::load(keys.add(key * pass.key_stride + at));
+                let mut elements = [V::splat(0.0); KEYS];
+                for (key, elements) in elements.iter_mut().enumerate() {
+                    *elements = keys.load(row + key, at);
                 }
                 for (query, sums) in sums.iter_mut().enumerate() {
                     let q = V::load(queries.add(query * pass.key_stride + at));
-                    for (key, sum) in sums.iter_mut().enumerate() {
-                        *sum = q.mul_add(four[key], *sum);
+                    for (sum, elements) in sums.iter_mut().zip(&elements) {
+                        *sum = q.mul_add(*elements, *sum);
                     }
                 }
             }
             for (query, sums) in sums.iter().enumerate() {
-                V::store_sums(*sums, pass.scores.add(query * TILE + row));
+                V::store_sums(*sums, pass.scores.add(query * STRIDE + row));
             }
         }
-        row += KEYS;
     }
 }
 
@@ -85,12 +99,12 @@ unsafe fn softmax<V: Vector>(
     index: usize,
     rows: Range<usize>,
     seen: Range<usize>,
-) -> f32 {
+) -> V {
     const { assert!(TILE.is_multiple_of(V::LANES)) };
     let first = rows.start - rows.start % V::LANES;
     // SAFETY: the caller's promises; whole registers of the query's scores.
     unsafe {
-        let scores = pass.scores.add(index * TILE);
+        let scores = pass.scores.add(index * STRIDE);
         let nothing = V::splat(f32::NEG_INFINITY);
         let old = *state.largest.add(index);
         let mut highest = V::splat(old);
@@ -111,9 +125,9 @@ unsafe fn softmax<V: Vector>(
             total = total.add(weights);
             weights.store(scores.add(row));
         }
-        let factor = if largest > old { (old - base).exp() } else { 1.0 };
+        let factor = math::exp(V::splat(old - base));
         *state.largest.add(index) = largest;
-        *state.totals.add(index) = *state.totals.add(index) * factor + total.sum();
+        *state.totals.add(index) = *state.totals.add(index) * factor.first() + total.sum();
         factor
     }
 }
@@ -121,15 +135,16 @@ unsafe fn softmax<V: Vector>(
 /// Numbers of lanes.
 const NUMBERS: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
-/// Adds rows of the value tile, times their exponentials, to the sums of `N` queries.
+/// Adds rows of values, times their exponentials, to the sums of `N` queries, `VECS` registers of a row at a time.
 ///
 /// # Safety
 /// As [`step`].
 #[inline(always)]
-unsafe fn weighted_values<V: Vector, const N: usize>(
+unsafe fn weighted_values<V: Vector, R: Rows, const N: usize, const VECS: usize>(
     pass: &Pass,
     sums: *mut f32,
-    factors: [f32; N],
+    factors: [V; N],
+    values: R,
     rows: Range<usize>,
 ) {
     let mut at = 0;
@@ -137,19 +152,20 @@ unsafe fn weighted_values<V: Vector, const N: usize>(
         // SAFETY: the caller's promises; so many registers of a row are left.
         at += unsafe {
             if pass.value_stride - at >= VECS * V::LANES {
-                value_block::<V, N, VECS>(pass, sums, factors, rows.clone(), at)
+                value_block::<V, R, N, VECS>(pass, sums, factors, values, rows.clone(), at)
             } else {
-                value_block::<V, N, 1>(pass, sums, factors, rows.clone(), at)
+                value_block::<V, R, N, 1>(pass, sums, factors, values, rows.clone(), at)
             }
         };
     }
 }
 
 #[inline(always)]
-unsafe fn value_block<V: Vector, const N: usize, const VECS: usize>(
+unsafe fn value_block<V: Vector, R: Rows, const N: usize, const VECS: usize>(
     pass: &Pass,
     sums: *mut f32,
-    factors: [f32; N],
+    factors: [V; N],
+    values: R,
     rows: Range<usize>,
     at: usize,
 ) -> usize {
@@ -159,18 +175,18 @@ unsafe fn value_block<V: Vector, const N: usize, const VECS: usize>(
         let mut own = [[V::splat(0.0); VECS]; N];
         for (query, own) in own.iter_mut().enumerate() {
             for (vec, own) in own.iter_mut().enumerate() {
-                *own = V::load(place(query, vec)).mul(V::splat(factors[query]));
+                *own = V::load(place(query, vec)).mul(factors[query]);
             }
         }
         for row in rows {
-            let mut values = [V::splat(0.0); VECS];
-            for (vec, values) in values.iter_mut().enumerate() {
-                *values = V::load(pass.values.add(row * pass.value_stride + at + vec * V::LANES));
+            let mut elements = [V::splat(0.0); VECS];
+            for (vec, elements) in elements.iter_mut().enumerate() {
+                *elements = values.load(row, at + vec * V::LANES);
             }
             for (query, own) in own.iter_mut().enumerate() {
-                let weight = V::splat(*pass.scores.add(query * TILE + row));
-                for (vec, own) in own.iter_mut().enumerate() {
-                    *own = values[vec].mul_add(weight, *own);
+                let weight = V::splat(*pass.scores.add(query * STRIDE + row));
+                for (own, elements) in own.iter_mut().zip(&elements) {
+                    *own = elements.mul_add(weight, *own);
                 }
             }
         }

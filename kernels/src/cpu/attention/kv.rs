@@ -78,6 +78,28 @@ pub(super) struct Place {
     pub(super) scales: *const u8,
 }
 
+/// Positions of a plane in turn: a walk spares a division per position.
+pub(super) struct Places<'a> {
+    plane: Plane<'a>,
+    page: usize,
+    token: usize,
+}
+
+impl Places<'_> {
+    /// Where the next position's vector lies.
+    #[inline(always)]
+    pub(super) fn next(&mut self) -> Place {
+        let Plane { kv_type, dim, page_tokens, pages, start, page_stride } = self.plane;
+        let block = start.wrapping_add(pages[self.page] as usize * page_stride);
+        let place = place_in(kv_type, block, page_tokens, dim, self.token);
+        self.token += 1;
+        if self.token == page_tokens {
+            (self.page, self.token) = (self.page + 1, 0);
+        }
+        place
+    }
+}
+
 /// Places of token `token` of a block.
 #[inline(always)]
 pub(super) fn place_in(kv_type: KvType, block: *const u8, page_tokens: usize, dim: usize, token: usize) -> Place {
@@ -90,7 +112,65 @@ pub(super) fn place_in(kv_type: KvType, block: *const u8, page_tokens: usize, di
     Place { elements: block.wrapping_add(token * bytes), scales }
 }
 
-impl Plane<'_> {
+/// Rows of elements that a loop reads as floats, whatever they are stored as.
+///
+/// # Safety
+/// `load` reads a register of elements from `at` on; rows and elements must be there, the processor have the set.
+pub(super) trait Rows: Copy {
+    /// `LANES` elements of a row.
+    unsafe fn load<V: Vector>(self, row: usize, at: usize) -> V;
+}
+
+/// Rows of floats in one array.
+#[derive(Clone, Copy)]
+pub(super) struct Widened {
+    pub(super) start: *const f32,
+    pub(super) stride: usize,
+}
+
+impl Rows for Widened {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(self, row: usize, at: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(self.start.add(row * self.stride + at)) }
+    }
+}
+
+/// Rows of halves where they are stored.
+#[derive(Clone, Copy)]
+pub(super) struct Halves(pub(super) *const Place);
+
+impl Rows for Halves {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(self, row: usize, at: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_halves((*self.0.add(row)).elements.cast::<u16>().add(at)) }
+    }
+}
+
+/// Rows of Q8_0 where they are stored.
+#[derive(Clone, Copy)]
+pub(super) struct Codes(pub(super) *const Place);
+
+impl Rows for Codes {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(self, row: usize, at: usize) -> V {
+        // SAFETY: the caller's promise; a register lies inside one block.
+        unsafe {
+            let place = *self.0.add(row);
+            let scale = V::splat_half(place.scales.cast::<u16>().add(at / Q8_LEN));
+            V::load_bytes(place.elements.cast::<i8>().add(at)).mul(scale)
+        }
+    }
+}
+
+impl<'a> Plane<'a> {
+    /// Where the vectors of positions from `first` on lie, one after the other.
+    #[inline(always)]
+    pub(super) fn places_from(self, first: usize) -> Places<'a> {
+        Places { plane: self, page: first / self.page_tokens, token: first % self.page_tokens }
+    }
+
     /// Where the vector of a position lies.
     #[inline(always)]
     pub(super) fn place(&self, position: usize) -> Place {
@@ -143,10 +223,10 @@ impl Plane<'_> {
                 }
                 KvType::Q8_0 => {
                     for block in 0..self.dim / Q8_LEN {
-                        let scale = half_value(place.scales.cast::<u16>().add(block).read_unaligned());
+                        let scale = V::splat_half(place.scales.cast::<u16>().add(block));
                         for at in (block * Q8_LEN..(block + 1) * Q8_LEN).step_by(V::LANES) {
                             let codes = V::load_bytes(place.elements.cast::<i8>().add(at));
-                            codes.mul(V::splat(scale)).store(out.add(at));
+                            codes.mul(scale).store(out.add(at));
                         }
                     }
                 }

@@ -2,11 +2,15 @@
 //!
 //! Many queries stand side by side in the lanes of registers ([`super::many`]): every step of the softmax works on all
 //! of them and nothing is summed across lanes. The few that do not fill a register have the elements of a head in the
-//! lanes instead ([`super::few`]).
+//! lanes instead ([`super::few`]); where there are no others, they read keys and values as stored, each only once.
 
+use std::ops::Range;
+
+use super::kv::{Codes, Halves, Rows, Widened};
 use super::partial::{Part, join_in_lanes};
 use super::scratch::{ALIGN, Group, MAX_WIDTH, TILE};
 use super::{Job, few, many};
+use crate::backend::KvType;
 use crate::cpu::vector::{Vector, math};
 
 /// The sizes and places that the loops of a call share.
@@ -62,38 +66,65 @@ pub(super) unsafe fn in_lanes<V: Vector>(job: &mut Job<'_>) {
     };
     let (start, end) = seen(&job.scratch.groups, 0, usize::MAX);
     let (keys, values) = (head.key_plane(), head.value_plane());
+    let is_whole = head.key_dim.is_multiple_of(ALIGN) && head.value_dim.is_multiple_of(ALIGN);
+    let is_alone = matches!(job.scratch.groups[..], [Group { width: 0, .. }]);
+    let is_direct = is_alone && is_whole && head.kv_type != KvType::F32;
     let mut tile = start - start % TILE;
     while tile < end {
         let (from, to) = seen(&job.scratch.groups, tile, tile + TILE);
         let (from, to) = (from.max(tile), to.min(tile + TILE));
-        for position in from..to {
-            // SAFETY: positions seen have written keys and values; rows of a tile are `stride` floats.
-            unsafe {
-                keys.read::<V>(
-                    keys.place(position),
-                    pass.key_stride,
-                    pass.keys.add((position - tile) * pass.key_stride),
-                );
-                let row = pass.values.add((position - tile) * pass.value_stride);
-                values.read::<V>(values.place(position), pass.value_stride, row);
+        if from < to {
+            let rows = from - tile..to - tile;
+            let (mut key_places, mut value_places) = (keys.places_from(from), values.places_from(from));
+            if is_direct {
+                // Rows that nobody sees are read as well, and left out later: any place will do for them.
+                let mut places = [[keys.place(from); TILE], [values.place(from); TILE]];
+                for row in rows.clone() {
+                    (places[0][row], places[1][row]) = (key_places.next(), value_places.next());
+                }
+                let [key_places, value_places] = [places[0].as_ptr(), places[1].as_ptr()];
+                let group = job.scratch.groups[0];
+                // SAFETY: places of written keys and values, whole registers each; the group's own state.
+                unsafe {
+                    if head.kv_type == KvType::F16 {
+                        let stored = (Halves(key_places), Halves(value_places));
+                        few_step::<V, _>(job, &pass, group, tile, rows, stored);
+                    } else {
+                        let stored = (Codes(key_places), Codes(value_places));
+                        few_step::<V, _>(job, &pass, group, tile, rows, stored);
+                    }
+                }
+                tile += TILE;
+                continue;
+            }
+            for row in rows {
+                // SAFETY: positions seen have written keys and values; rows of a tile are `stride` floats.
+                unsafe {
+                    keys.read::<V>(key_places.next(), pass.key_stride, pass.keys.add(row * pass.key_stride));
+                    let row = pass.values.add(row * pass.value_stride);
+                    values.read::<V>(value_places.next(), pass.value_stride, row);
+                }
             }
         }
         for index in 0..job.scratch.groups.len() {
             let group = job.scratch.groups[index];
             let (from, to) = (group.from.max(tile), group.to.min(tile + TILE));
-            if from < to {
-                let state = state(job, &pass, group);
-                let rows = from - tile..to - tile;
-                // SAFETY: rows of the tile that hold what was just read; the group's own state.
-                unsafe {
-                    match (group.width, group.count) {
-                        (0, 1) => few::step::<V, 1>(job, &pass, group, state, tile, rows),
-                        (0, 2) => few::step::<V, 2>(job, &pass, group, state, tile, rows),
-                        (0, 3) => few::step::<V, 3>(job, &pass, group, state, tile, rows),
-                        (0, _) => few::step::<V, 4>(job, &pass, group, state, tile, rows),
-                        (width, _) if width == V::LANES => many::step::<V, 1>(job, &pass, group, state, tile, rows),
-                        _ => many::step::<V, 2>(job, &pass, group, state, tile, rows),
-                    }
+            if from >= to {
+                continue;
+            }
+            let rows = from - tile..to - tile;
+            // SAFETY: rows of the tile that hold what was just read; the group's own state.
+            unsafe {
+                if group.width == 0 {
+                    let read = (
+                        Widened { start: pass.keys, stride: pass.key_stride },
+                        Widened { start: pass.values, stride: pass.value_stride },
+                    );
+                    few_step::<V, _>(job, &pass, group, tile, rows, read);
+                } else if group.width == V::LANES {
+                    many::step::<V, 1>(job, &pass, group, state(job, &pass, group), tile, rows);
+                } else {
+                    many::step::<V, 2>(job, &pass, group, state(job, &pass, group), tile, rows);
                 }
             }
         }
@@ -106,10 +137,34 @@ pub(super) unsafe fn in_lanes<V: Vector>(job: &mut Job<'_>) {
     }
 }
 
+/// The step of a group of few, by their number.
+///
+/// # Safety
+/// As [`few::step`].
+#[inline(always)]
+unsafe fn few_step<V: Vector, R: Rows>(
+    job: &Job<'_>,
+    pass: &Pass,
+    group: Group,
+    tile: usize,
+    rows: Range<usize>,
+    stored: (R, R),
+) {
+    let state = state(job, pass, group);
+    // SAFETY: the caller's promises.
+    unsafe {
+        match group.count {
+            1 => few::step::<V, R, 1>(job, pass, group, state, tile, rows, stored),
+            2 => few::step::<V, R, 2>(job, pass, group, state, tile, rows, stored),
+            3 => few::step::<V, R, 3>(job, pass, group, state, tile, rows, stored),
+            _ => few::step::<V, R, 4>(job, pass, group, state, tile, rows, stored),
+        }
+    }
+}
+
 /// Divides the queries into groups: as many as fill two registers (or nearly), then one, the rest by few.
 fn divide<V: Vector>(job: &mut Job<'_>) {
     const { assert!(2 * V::LANES <= MAX_WIDTH) };
-    let most_few = if V::REGISTERS >= 32 { 4 } else { 2 };
     job.scratch.groups.clear();
     let (mut first, mut slot) = (0, 0);
     while first < job.queries.len() {
@@ -119,7 +174,7 @@ fn divide<V: Vector>(job: &mut Job<'_>) {
         } else if left > V::LANES * 5 / 8 {
             (V::LANES, left.min(V::LANES))
         } else {
-            (0, left.min(most_few))
+            (0, left.min(few::MOST))
         };
         let (mut from, mut to) = (usize::MAX, 0);
         for seen in (first..first + count).map(|query| job.seen(query)).filter(|seen| !seen.is_empty()) {

@@ -14,6 +14,8 @@ impl Vector for Avx2 {
 
     instructions! {
         splat(value: f32) -> Self = Self(_mm256_set1_ps(value));
+        splat_half(from: *const u16) -> Self =
+            Self(_mm256_cvtph_ps(_mm_set1_epi16(from.read_unaligned().cast_signed())));
         load(from: *const f32) -> Self = Self(_mm256_loadu_ps(from));
         load_halves(from: *const u16) -> Self = Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast())));
         load_bytes(from: *const i8) -> Self =
@@ -58,6 +60,7 @@ impl Vector for Avx2 {
         };
         where_less(self, bound: Self, yes: Self, no: Self) -> Self =
             Self(_mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)));
+        first(self) -> f32 = _mm256_cvtss_f32(self.0);
         sum(self) -> f32 = {
             let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));

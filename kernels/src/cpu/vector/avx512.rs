@@ -33,6 +33,8 @@ impl Vector for Avx512 {
 
     instructions! {
         splat(value: f32) -> Self = Self(_mm512_set1_ps(value));
+        splat_half(from: *const u16) -> Self =
+            Self(_mm512_cvtph_ps(_mm256_set1_epi16(from.read_unaligned().cast_signed())));
         load(from: *const f32) -> Self = Self(_mm512_loadu_ps(from));
         load_halves(from: *const u16) -> Self = Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())));
         load_bytes(from: *const i8) -> Self =
@@ -67,6 +69,7 @@ impl Vector for Avx512 {
         times_power_of_two(self, power: Self) -> Self = Self(_mm512_scalef_ps(self.0, power.0));
         where_less(self, bound: Self, yes: Self, no: Self) -> Self =
             Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0), no.0, yes.0));
+        first(self) -> f32 = _mm512_cvtss_f32(self.0);
         sum(self) -> f32 = _mm512_reduce_add_ps(self.0);
         store_sums(of: [Self; 4], to: *mut f32) = {
             // Quarters of registers first, then lanes of quarters.

@@ -25,6 +25,8 @@ pub(crate) trait Vector: Copy {
 
     /// The same number in every lane.
     unsafe fn splat(value: f32) -> Self;
+    /// A half in every lane, widened.
+    unsafe fn splat_half(from: *const u16) -> Self;
     /// `LANES` floats.
     unsafe fn load(from: *const f32) -> Self;
     /// `LANES` halves, widened.
@@ -65,6 +67,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn times_power_of_two(self, power: Self) -> Self;
     /// `yes` where `self < bound`, else `no`, also where one of them is NaN.
     unsafe fn where_less(self, bound: Self, yes: Self, no: Self) -> Self;
+    /// The first lane.
+    unsafe fn first(self) -> f32;
     /// Sum of all lanes.
     unsafe fn sum(self) -> f32;
     /// Writes four floats: the sum of all lanes of each.

@@ -55,6 +55,7 @@ impl Vector for Neon {
 
     instructions! {
         splat(value: f32) -> Self = Self(vdupq_n_f32(value));
+        splat_half(from: *const u16) -> Self = Self(widened(vdup_n_u16(from.read_unaligned())));
         load(from: *const f32) -> Self = Self(vld1q_f32(from));
         load_halves(from: *const u16) -> Self = Self(widened(vld1_u16(from)));
         load_bytes(from: *const i8) -> Self = {
@@ -87,6 +88,7 @@ impl Vector for Neon {
         };
         where_less(self, bound: Self, yes: Self, no: Self) -> Self =
             Self(vbslq_f32(vcltq_f32(self.0, bound.0), yes.0, no.0));
+        first(self) -> f32 = vgetq_lane_f32::<0>(self.0);
         sum(self) -> f32 = vaddvq_f32(self.0);
         store_sums(of: [Self; 4], to: *mut f32) =
             vst1q_f32(to, vpaddq_f32(vpaddq_f32(of[0].0, of[1].0), vpaddq_f32(of[2].0, of[3].0)));
