@@ -134,11 +134,10 @@ mod tests {
         values
     }
 
-    fn check(function: Function, x: f32, bound: f64) {
+    fn check(function: Function, x: [f32; 16], bound: f64) {
+        let truth = values(Isa::Scalar, function, x);
         for isa in Isa::available() {
-            let found = values(isa, function, [x; 16]);
-            let expected = values(Isa::Scalar, function, [x; 16])[0];
-            for found in found {
+            for ((found, expected), x) in values(isa, function, x).into_iter().zip(truth).zip(x) {
                 // Subnormal results have fewer bits, or none where the exponential below a fraction is infinite.
                 let subnormal = if matches!(function, Sigmoid) { f64::from(f32::MIN_POSITIVE) } else { 3e-45 };
                 let error = (f64::from(found) - f64::from(expected)).abs();
@@ -150,8 +149,8 @@ mod tests {
 
     #[test]
     fn a_sweep_over_all_magnitudes_stays_within_the_bounds() {
-        for step in -400_000_i32..=400_000 {
-            let x = step as f32 * 2.7e-4;
+        for step in (-400_000_i32..400_000).step_by(16) {
+            let x = std::array::from_fn(|lane| (step + lane as i32) as f32 * 2.7e-4);
             check(Exp, x, 2.0e-7);
             check(Sigmoid, x, 4e-7);
             check(Tanh, x, 4e-7);
@@ -160,12 +159,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bits_give_what_the_plain_functions_give(bits in any::<u32>()) {
-            let x = f32::from_bits(bits);
-            if x.is_nan() {
-                return Ok(());
-            }
-            check(Exp, if x.abs() > 1e3 { x.signum() * 1e3 } else { x }, 2.0e-7);
+        fn any_bits_give_what_the_plain_functions_give(bits in any::<[u32; 16]>()) {
+            let x = bits.map(f32::from_bits).map(|x| if x.is_nan() { 0.5 } else { x });
+            check(Exp, x, 2.0e-7);
             check(Sigmoid, x, 4e-7);
             check(Tanh, x, 4e-7);
         }
