@@ -1,6 +1,6 @@
 //! The processor as a device: thread pool, run-time dispatch, kernels and the plan that runs a graph.
 
-mod attention;
+pub mod attention;
 mod choose;
 mod device;
 pub mod isa;
