@@ -1,6 +1,10 @@
 //! Golden logits of the tiny models, and measures of how far others are from them.
 
+mod agreement;
+
 use std::path::PathBuf;
+
+pub use agreement::{Agreement, divergence};
 
 /// The tiny models: one a family and variant, all F32.
 pub const TINY: [&str; 9] =

@@ -63,8 +63,8 @@ impl Settings {
         let window = number("attention.sliding_window").map(|window| window as usize);
         // Gemma 2 alternates, local first; Gemma 3 has five local layers for each global one.
         let is_local = |layer: usize| match family {
-            Family::Gemma2 => layer % 2 == 0,
-            Family::Gemma3 => (layer + 1) % 6 != 0,
+            Family::Gemma2 => layer.is_multiple_of(2),
+            Family::Gemma3 => !(layer + 1).is_multiple_of(6),
             Family::Phi3 => true,
             _ => false,
         };
