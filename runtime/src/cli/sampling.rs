@@ -66,10 +66,10 @@ pub struct PenaltyArgs {
     dry_allowed_length: usize,
     /// DRY: how many of the last tokens are looked at, or 'all'
     #[arg(long, hide_short_help = true, value_name = "N", default_value = "all", value_parser = count_or_all)]
-    dry_last_n: CountOrAll,
+    dry_penalty_last_n: CountOrAll,
     /// DRY: a text that ends a passage (may be given several times) [default: line break : " *]
     #[arg(long, hide_short_help = true, value_name = "TEXT")]
-    dry_sequence_breaker: Vec<String>,
+    dry_sequence_breakers: Vec<String>,
 }
 
 /// Rarely wanted.
@@ -102,11 +102,11 @@ impl SamplingArgs {
             multiplier: penalties.dry_multiplier,
             base: penalties.dry_base,
             allowed_length: penalties.dry_allowed_length,
-            last_n: penalties.dry_last_n.0,
+            last_n: penalties.dry_penalty_last_n.0,
             ..Dry::default()
         };
-        if !penalties.dry_sequence_breaker.is_empty() {
-            dry.sequence_breakers.clone_from(&penalties.dry_sequence_breaker);
+        if !penalties.dry_sequence_breakers.is_empty() {
+            dry.sequence_breakers.clone_from(&penalties.dry_sequence_breakers);
         }
         Sampling {
             temperature: self.temperature.unwrap_or(if is_built_in { 0.0 } else { 0.8 }),
