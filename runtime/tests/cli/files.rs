@@ -1,9 +1,9 @@
 //! `inspect`, `quantize` and `synth`: files in, files out, nothing half-written left behind.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use crate::program::{Folder, command, farpost, golden, model};
+use crate::program::{Folder, command, farpost, golden, interrupt, model};
 
 #[test]
 fn inspect_tells_metadata_tensors_types_and_memory() {
@@ -114,8 +114,7 @@ fn ctrl_c_during_quantization_ends_with_130_and_leaves_nothing_behind() {
     // The note comes once signals are listened to.
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().contains("quantizing"));
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
+    interrupt(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(folder.names(), [""; 0]);
 }

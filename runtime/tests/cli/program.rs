@@ -86,6 +86,14 @@ pub fn finish(command: &mut Command, input: &[u8]) -> Ran {
     Ran { code: output.status.code(), out: output.stdout, err }
 }
 
+/// Sends a running program what Ctrl-C sends.
+pub fn interrupt(child: &std::process::Child) {
+    // Built into every shell; a program of that name is not everywhere.
+    let sent =
+        Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().expect("there is a shell");
+    assert!(sent.success());
+}
+
 /// A folder that goes away with the test.
 pub struct Folder(PathBuf);
 

@@ -1,11 +1,11 @@
 //! `farpost run`: the answer, its JSON form, sampling, where it ends, and what is refused.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::program::{Folder, command, farpost, farpost_with, finish, golden, model};
+use crate::program::{Folder, command, farpost, farpost_with, finish, golden, interrupt, model};
 
 const COMMAND: &str = "turn on the porch light at nine";
 
@@ -220,8 +220,7 @@ fn text_comes_as_it_is_written_and_ctrl_c_ends_it_with_130() {
     let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut first = [0; 1];
     child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
+    interrupt(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(130), b"".as_slice()));
     assert!(output.stdout.ends_with(b"\n"), "the line is ended");
