@@ -115,7 +115,7 @@ impl Library {
         let is_name = !name.contains(std::path::is_separator) && name != "." && name != "..";
         let Some(folder) = self.folder() else { return not_found("no model folder is known".to_owned()) };
         if !is_name {
-            return not_found("it is no name in the model folder".to_owned());
+            return not_found("paths are not looked for in the model folder".to_owned());
         }
         let inside = folder.join(name);
         if inside.is_dir() {
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(message("two"), format!("{place}/two: the folder holds 2 models, name one: x.gguf, y.gguf"));
         assert_eq!(message("none"), format!("{place}/none: there is no .gguf file in this folder"));
         assert_eq!(message("c"), format!("c: there is no such file, and none in {place}"));
-        assert_eq!(message("x/y.gguf"), "x/y.gguf: there is no such file, and it is no name in the model folder");
+        assert_eq!(message("x/y.gguf"), "x/y.gguf: there is no such file, and paths are not looked for in the model folder");
         let expected = "expected a path, a folder or a name in the model folder";
         assert_eq!(message(""), format!("model name \"\" is empty, {expected}"));
         assert_eq!(message("a\0"), format!("model name \"a\\0\" holds a NUL, {expected}"));

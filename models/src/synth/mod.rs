@@ -10,6 +10,8 @@ mod random;
 mod shapes;
 mod vocabulary;
 
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use farpost_kernels::tensor::DType;
@@ -55,12 +57,13 @@ const CHUNK: usize = 1 << 20;
 
 /// Writes a model of `shape` to `path` and gives the file's size.
 ///
-/// `progress` gets the bytes of weights done and in all. The file has its name only once it is whole.
+/// `progress` gets the bytes of weights done and in all, and may stop the work. The file has its name only once it is
+/// whole.
 pub fn write(
     shape: &Shape,
     options: &Options<'_>,
     path: &Path,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<u64, GgufError> {
     let mut shape = shape.clone();
     shape.layers = options.layers.unwrap_or(shape.layers);
@@ -118,7 +121,10 @@ pub fn write(
             file.append(&tensor.name, &chunk)?;
             weights -= step;
             done += chunk.len() as u64;
-            progress(done, total);
+            if progress(done, total).is_break() {
+                let file = path.display().to_string();
+                return Err(GgufError::Io { file, action: "finish it", source: ErrorKind::Interrupted.into() });
+            }
         }
     }
     file.finish()

@@ -24,7 +24,11 @@ fn small(name: &str) -> Shape {
 fn written(shape: &Shape, options: &Options<'_>, name: &str) -> Vec<u8> {
     let path = path(name);
     let mut last = (0, 0);
-    let size = write(shape, options, &path, &mut |done, total| last = (done, total)).unwrap();
+    let size = write(shape, options, &path, &mut |done, total| {
+        last = (done, total);
+        ControlFlow::Continue(())
+    });
+    let size = size.unwrap();
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert_eq!(size, bytes.len() as u64);

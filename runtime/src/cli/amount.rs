@@ -1,0 +1,101 @@
+//! Numbers as people read them: grouped thousands, bytes with a unit, durations.
+
+use std::time::Duration;
+
+/// Thousands grouped: 1,048,576.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Bytes in powers of 1024 with three digits: 241 MiB, 5.62 GiB.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut size = n as f64 / 1024.0;
+    let mut unit = 0;
+    // What would be rounded to 1000 or more is written in the next unit.
+    while size >= 999.5 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let decimals = if size < 9.995 { 2 } else { usize::from(size < 99.95) };
+    format!("{size:.decimals$} {}", UNITS[unit])
+}
+
+/// Bytes as people write them: 1000000, 512K, 512M, 2G, 1.5GiB, all in powers of 1024.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a number of bytes, or one with K, M, G or T, such as 512M".to_owned();
+    let lower = text.trim().to_ascii_lowercase();
+    let unit = lower.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let number: f64 = lower.strip_suffix(unit).and_then(|number| number.parse().ok()).ok_or_else(wrong)?;
+    let power = match unit.trim_start().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(wrong()),
+    };
+    let bytes = number * 1024_f64.powi(power);
+    // Beyond 2^53 not every byte can be told apart, and there is no such memory.
+    if bytes.fract() == 0.0 && bytes <= 9e15 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// A duration with three digits: 0.25 ms, 12.3 s, 2 min 5 s.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        _ if seconds < 0.01 => format!("{:.2} ms", seconds * 1e3),
+        _ if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
+        _ if seconds < 9.995 => format!("{seconds:.2} s"),
+        _ if seconds < 60.0 => format!("{seconds:.1} s"),
+        _ => {
+            let seconds = seconds.round() as u64;
+            format!("{} min {} s", seconds / 60, seconds % 60)
+        }
+    }
+}
+
+/// A count and what is counted, in the plural where it is one.
+pub fn count(n: u64, singular: &str) -> String {
+    if n == 1 { format!("1 {singular}") } else { format!("{} {singular}s", grouped(n)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_three_digits_and_the_right_unit() {
+        let shown = [0, 1023, 1024, 10_240, 1_023_000, 1 << 20, 253_116_960, u64::MAX].map(bytes);
+        assert_eq!(
+            shown,
+            ["0 B", "1023 B", "1.00 KiB", "10.0 KiB", "999 KiB", "1.00 MiB", "241 MiB", "16.0 EiB"].map(str::to_owned)
+        );
+    }
+
+    #[test]
+    fn sizes_are_read_with_and_without_a_unit() {
+        let read = |text: &str| parse_bytes(text).ok();
+        assert_eq!([read("0"), read("1000"), read("1.5g")], [Some(0), Some(1000), Some(3 << 29)]);
+        assert_eq!([read("512M"), read("512 MiB"), read("2T")], [Some(512 << 20), Some(512 << 20), Some(2 << 40)]);
+        assert_eq!([read(""), read("-1"), read("1x"), read("0.3"), read("1e9"), read("99999999T")], [None; 6]);
+    }
+
+    #[test]
+    fn durations_and_counts_read_well() {
+        let shown = [0.000_25, 0.25, 2.5, 12.34, 125.2].map(|seconds| duration(Duration::from_secs_f64(seconds)));
+        assert_eq!(shown, ["0.25 ms", "250 ms", "2.50 s", "12.3 s", "2 min 5 s"].map(str::to_owned));
+        assert_eq!([count(1, "token"), count(1234, "token")], ["1 token".to_owned(), "1,234 tokens".to_owned()]);
+    }
+}

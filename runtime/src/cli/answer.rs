@@ -1,0 +1,69 @@
+//! What is told of an answer beside its text: JSON for programs, figures for people.
+
+use farpost::engine::{Generated, Logprobs, Sampling, Timings};
+use farpost_kernels::backend::MemoryUse;
+use farpost_models::tokenizer::Tokenizer;
+use serde_json::{Value as Json, json};
+
+use super::amount;
+
+/// Log-probabilities of a chosen token and the likeliest in its place.
+pub fn logprobs(id: u32, told: &Logprobs, tokenizer: &Tokenizer) -> Json {
+    let entry = |id: u32, logprob: f32| json!({ "id": id, "token": tokenizer.token_text(id), "logprob": logprob });
+    let mut json = entry(id, told.chosen);
+    json["top"] = told.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
+    json
+}
+
+/// Adds an answer to the JSON object that tells of it.
+pub fn report(object: &mut Json, generated: &Generated, sampling: &Sampling, logprobs: Vec<Json>) {
+    object["ids"] = json!(generated.ids);
+    object["text"] = json!(generated.text);
+    object["finish_reason"] = json!(generated.finish.reason());
+    object["seed"] = json!(sampling.seed);
+    object["timings"] = timings(&generated.timings);
+    if sampling.logprobs.is_some() {
+        object["logprobs"] = logprobs.into();
+    }
+}
+
+/// Times in milliseconds, counts and rates.
+fn timings(timings: &Timings) -> Json {
+    json!({
+        "load_ms": timings.load_ms,
+        "prefill_ms": timings.prefill_ms,
+        "decode_ms": timings.decode_ms,
+        "prompt_tokens": timings.prompt_tokens,
+        "cached_tokens": timings.cached_tokens,
+        "generated_tokens": timings.generated_tokens,
+        "prefill_tokens_per_second": timings.prefill_tokens_per_second(),
+        "decode_tokens_per_second": timings.decode_tokens_per_second(),
+    })
+}
+
+/// Four lines for people.
+pub fn figures(generated: &Generated, memory: &MemoryUse) -> String {
+    let timings = &generated.timings;
+    let rate = |rate: Option<f64>| rate.map(|rate| format!(", {rate:.0} tokens/s")).unwrap_or_default();
+    let run = timings.prompt_tokens.saturating_sub(timings.cached_tokens) as u64;
+    let cached = match timings.cached_tokens {
+        0 => String::new(),
+        n => format!(" ({} more were there)", amount::grouped(n as u64)),
+    };
+    format!(
+        "load    {}\nprompt  {}{cached} in {}{}\nanswer  {} in {}{}\nmemory  {} of weights, {} to work in",
+        milliseconds(timings.load_ms),
+        amount::count(run, "token"),
+        milliseconds(timings.prefill_ms),
+        rate(timings.prefill_tokens_per_second()),
+        amount::count(timings.generated_tokens as u64, "token"),
+        milliseconds(timings.decode_ms),
+        rate(timings.decode_tokens_per_second()),
+        amount::bytes(memory.weights_mapped.saturating_add(memory.weights_packed)),
+        amount::bytes(memory.kv.saturating_add(memory.scratch)),
+    )
+}
+
+fn milliseconds(ms: f64) -> String {
+    amount::duration(std::time::Duration::from_secs_f64((ms / 1e3).max(0.0)))
+}

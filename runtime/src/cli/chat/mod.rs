@@ -1,0 +1,223 @@
+//! `farpost chat`: a conversation, on a terminal or through a pipe.
+//!
+//! Every answer is given by the whole conversation; the session runs only what it has not run yet.
+
+mod command;
+mod conversation;
+mod input;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use farpost::engine::{Event, Finish, GenerateOptions, Generated, Session};
+use serde_json::json;
+
+use super::console::Console;
+use super::exit::Failure;
+use super::generation::GenerationArgs;
+use super::interrupt::Interrupt;
+use super::progress::{Progress, Unit};
+use super::prompt::{ChatArgs, Template};
+use super::run::Stream;
+use super::sampling::SamplingArgs;
+use super::{amount, answer, device, model};
+use command::Command;
+use conversation::{Conversation, Fit};
+use input::{Input, Source};
+
+/// Talk with a model
+///
+/// Type a message; /help lists the commands. Ctrl-C stops an answer, not the program; at the prompt, twice leaves. Reads
+/// one message a line where standard input is no terminal.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+    #[command(flatten)]
+    chat: ChatArgs,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    /// Keep no history of messages in a file, and read none
+    #[arg(long)]
+    no_history: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// Talks until the user leaves.
+pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    let options = args.generation.options(&args.sampling, args.model.is_built_in())?;
+    let model = args.model.load(args.generation.memory.context)?;
+    let interrupt = Interrupt::listen_for_answers()?;
+    let session = device::open(model, &args.generation.memory, console)?;
+    let model = std::sync::Arc::clone(session.model());
+    let template = Template::of(&model, &args.chat, "--template takes one from a file")?;
+    let source = Source::open(!args.no_history)?;
+    let conversation = Conversation::new(args.chat.system.clone());
+    let mut chat = Chat { console, options, template, interrupt, session, conversation, last: None };
+    if source.is_terminal() {
+        let (name, context) = (model.name(), amount::grouped(chat.session.context() as u64));
+        console.note(&format!("{name}, context of {context} tokens; /help lists the commands"));
+    }
+    chat.talk(source)
+}
+
+struct Chat<'a> {
+    console: &'a Console,
+    options: GenerateOptions,
+    template: Template<'a>,
+    interrupt: Interrupt,
+    session: Session,
+    conversation: Conversation,
+    last: Option<Generated>,
+}
+
+impl Chat<'_> {
+    fn talk(&mut self, mut source: Source) -> Result<(), Failure> {
+        let prompt = if source.is_terminal() { "> " } else { "" };
+        let mut was_interrupted = false;
+        loop {
+            // The editor takes Ctrl-C as a key.
+            let input =
+                if source.is_terminal() { source.next(prompt) } else { self.interrupt.at_pipe(|| source.next(prompt)) };
+            let text = match input? {
+                Input::End => return Ok(()),
+                Input::Interrupted if was_interrupted => return Err(Failure::interrupted()),
+                Input::Interrupted => {
+                    was_interrupted = true;
+                    self.console.note("Ctrl-C again, Ctrl-D or /quit leaves");
+                    continue;
+                }
+                Input::Text(text) => text,
+            };
+            was_interrupted = false;
+            match command::parse(&text) {
+                Err(why) => self.console.say(&why),
+                Ok(Some(Command::Quit)) => return Ok(()),
+                Ok(Some(command)) => self.obey(&command)?,
+                Ok(None) if text.trim().is_empty() => {}
+                Ok(None) => self.answer(command::message(&text).to_owned())?,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: &Command<'_>) -> Result<(), Failure> {
+        match command {
+            Command::Help => self.console.say(command::HELP),
+            Command::Reset => {
+                self.conversation.reset();
+                self.session.clear();
+                self.console.say("the conversation is forgotten");
+            }
+            Command::System(None) => {
+                let text = self.conversation.system.as_deref().unwrap_or("there is no system message");
+                self.console.say(&super::plain::lines(text));
+            }
+            Command::System(Some(text)) => {
+                self.conversation.system = Some((*text).to_owned());
+                self.console.say("the system message is set, from the next answer on");
+            }
+            Command::Save(path) => match self.save(Path::new(path)) {
+                Ok(()) => self.console.say(&format!("{path}: saved")),
+                // What can't be saved is no reason to lose the conversation.
+                Err(error) => self.console.say(&format!("{path}: cannot save: {error}")),
+            },
+            Command::Stats => self.console.say(&self.stats()),
+            Command::Quit => {}
+        }
+        Ok(())
+    }
+
+    /// Writes the conversation to a file that is not there yet.
+    fn save(&self, path: &Path) -> std::io::Result<()> {
+        let report = json!({ "model": self.session.model().name(), "messages": self.conversation.messages() });
+        let mut file = std::fs::File::create_new(path)?;
+        std::io::Write::write_all(&mut file, format!("{report:#}\n").as_bytes())
+    }
+
+    fn stats(&self) -> String {
+        let (used, context) = (self.session.cached().len() as u64, self.session.context() as u64);
+        let context = format!("context {} of {} tokens used", amount::grouped(used), amount::grouped(context));
+        match &self.last {
+            None => context,
+            Some(last) => format!("{}\n{context}", answer::figures(last, &self.session.memory())),
+        }
+    }
+
+    /// Answers a message, or says why not; only a broken device or output ends the program.
+    fn answer(&mut self, message: String) -> Result<(), Failure> {
+        self.conversation.ask(message);
+        // Room for an answer: as much as was asked for, but a quarter of the context is always enough.
+        let quarter = (self.session.context() / 4).max(1);
+        let reserved = self.options.max_tokens.unwrap_or(quarter).clamp(1, quarter);
+        let room = self.session.context().saturating_sub(reserved);
+        let model = std::sync::Arc::clone(self.session.model());
+        let template = &self.template;
+        let fit = match self.conversation.fit(room, |conversation| template.ids(conversation.messages(), &model)) {
+            Ok(fit) => fit,
+            Err(failure) => {
+                self.conversation.take_back();
+                self.console.complain_of(&failure);
+                return Ok(());
+            }
+        };
+        let (ids, n_dropped) = match fit {
+            Fit::Fits { ids, n_dropped } => (ids, n_dropped),
+            Fit::TooLong { n_tokens } => {
+                let (found, room) = (amount::count(n_tokens as u64, "token"), amount::grouped(room as u64));
+                let message = format!("this message alone makes {found}, there is room for {room}; it was not sent");
+                self.console.error(&message, None);
+                return Ok(());
+            }
+        };
+        if n_dropped > 0 {
+            let what = amount::count(n_dropped as u64, "exchange");
+            self.console.note(&format!("the context is full: the oldest {what} of the conversation was forgotten"));
+        }
+        self.generate(&ids)
+    }
+
+    fn generate(&mut self, ids: &[u32]) -> Result<(), Failure> {
+        self.interrupt.forget();
+        let mut stream = Stream::new(self.console);
+        let mut logprobs = Vec::new();
+        let mut progress = Some(Progress::new(self.console, "reading", ids.len() as u64, Unit::Tokens));
+        let (interrupt, model) = (&self.interrupt, std::sync::Arc::clone(self.session.model()));
+        let generated = self.session.generate(ids, &self.options, &mut |event| {
+            match event {
+                Event::Prefill { done_tokens, .. } => {
+                    progress.as_mut().into_iter().for_each(|progress| progress.at(done_tokens as u64, ""));
+                }
+                Event::Token { id, logprobs: told } => {
+                    progress = None;
+                    logprobs.extend(told.map(|told| answer::logprobs(id, told, model.tokenizer())));
+                }
+                Event::Text(piece) => stream.push(piece),
+            }
+            if stream.has_failed() || interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        drop(progress);
+        stream.finish()?;
+        if self.console.is_json() {
+            let mut report = json!({});
+            answer::report(&mut report, &generated, &self.options.sampling, logprobs);
+            self.console.print_json(&report)?;
+        }
+        match generated.finish {
+            Finish::Cancelled => self.console.note("(stopped)"),
+            Finish::Length if self.options.max_tokens.is_none_or(|most| generated.ids.len() < most) => {
+                self.console.note("(the context is full; /reset begins anew)");
+            }
+            _ => {}
+        }
+        self.console.detail(&answer::figures(&generated, &self.session.memory()));
+        if generated.finish == Finish::Cancelled && generated.text.is_empty() {
+            // As if it had not been asked.
+            self.conversation.take_back();
+        } else {
+            self.conversation.answer(generated.text.clone());
+        }
+        self.last = Some(generated);
+        Ok(())
+    }
+}

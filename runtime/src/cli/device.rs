@@ -1,0 +1,37 @@
+//! The device that models run on, and sessions opened on it.
+
+use std::sync::Arc;
+
+use farpost::Model;
+use farpost::engine::{Session, SessionOptions};
+use farpost_kernels::cpu::Cpu;
+use farpost_kernels::cpu::isa::{Isa, IsaError};
+
+use super::console::Console;
+use super::exit::Failure;
+use super::generation::MemoryArgs;
+use super::machine::Machine;
+
+/// The instruction set that `FARPOST_CPU` asks for, where it is set.
+pub fn forced_isa() -> Option<String> {
+    std::env::var("FARPOST_CPU").ok().filter(|name| !name.is_empty())
+}
+
+/// The wrong usage of a variable.
+pub fn refused(error: &IsaError) -> Failure {
+    Failure::usage(format_args!("FARPOST_CPU: {error}"))
+}
+
+/// A session of `model` on the processor.
+pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Session, Failure> {
+    let isa = Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))?;
+    let options = SessionOptions {
+        context: memory.context.map(|tokens| tokens as usize),
+        threads: console.threads(),
+        kv_type: memory.kv_type.0,
+        // Better refused than killed.
+        memory_cap: memory.memory_cap.or_else(|| Machine::look().most_bytes()),
+        ..SessionOptions::default()
+    };
+    Ok(Session::open(Arc::new(model), &Cpu::new(isa), &options)?)
+}

@@ -1,0 +1,35 @@
+//! Every kind of device the program knows: usable, or why not.
+
+use std::time::Instant;
+
+use farpost_kernels::backend::Backend;
+use farpost_kernels::cpu::Cpu;
+use farpost_kernels::cpu::isa::{Isa, IsaError};
+
+use crate::amount;
+
+/// One kind of device.
+#[derive(Debug)]
+pub struct Finding {
+    /// Its name: cpu, wgpu, cuda.
+    pub backend: &'static str,
+    /// What it is, if it can be used; otherwise why it can't.
+    pub state: Result<String, String>,
+}
+
+/// All kinds, the one that is always there first.
+pub fn all(chosen: &Result<Isa, IsaError>) -> Vec<Finding> {
+    let cpu = match chosen {
+        Ok(isa) => test(&Cpu::new(*isa)),
+        Err(error) => Err(error.to_string()),
+    };
+    let absent = |backend| Finding { backend, state: Err("not built into this program".to_owned()) };
+    vec![Finding { backend: "cpu", state: cpu }, absent("wgpu"), absent("cuda")]
+}
+
+/// Lets a device compute what is known already.
+fn test(backend: &dyn Backend) -> Result<String, String> {
+    let start = Instant::now();
+    backend.self_test().map_err(|error| error.to_string())?;
+    Ok(format!("{}, self-test passed in {}", backend.describe().driver, amount::duration(start.elapsed())))
+}

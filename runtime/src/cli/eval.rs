@@ -1,0 +1,94 @@
+//! `farpost eval`: how well a model predicts a text.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use farpost::engine::{Perplexity, perplexity};
+use farpost_models::tokenizer::Special;
+use serde_json::json;
+
+use super::console::Console;
+use super::exit::Failure;
+use super::generation::{KvChoice, MemoryArgs};
+use super::interrupt::Interrupt;
+use super::progress::{Progress, Unit};
+use super::{amount, device, model, text};
+
+/// Measure the perplexity of a text: how surprised the model is by it, lower is better
+///
+/// The text is cut into windows that do not overlap; a rest shorter than a window is left out. Each window begins with
+/// nothing known; of each the second half counts. Figures compare only between models with the same vocabulary.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+    /// The text
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
+    /// Tokens in a window [default: 512, or the model's whole context where that is less]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..))]
+    window: Option<u32>,
+    /// How keys and values are kept: f16, q8_0 (half of that) or f32
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    kv_type: KvChoice,
+}
+
+/// Measures with progress.
+pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    let text = text::of_file(&args.file)?;
+    let model = args.model.load(None)?;
+    let ids = model.tokenizer().encode_prompt(&text, Special::AsText);
+    let interrupt = Interrupt::listen()?;
+    let window = args.window.unwrap_or_else(|| u32::try_from(model.graph().max_context()).unwrap_or(512).min(512));
+    let memory = MemoryArgs { context: Some(window), kv_type: args.kv_type, memory_cap: None };
+    let mut session = device::open(model, &memory, console)?;
+    let start = Instant::now();
+    let window = window as usize;
+    let mut progress = Progress::new(console, "evaluating", (ids.len() / window * window) as u64, Unit::Tokens);
+    let measured = perplexity(&mut session, &ids, window, &mut |so_far| {
+        progress.at((so_far.n_windows * window) as u64, &format!("perplexity {:.3}", so_far.value));
+        if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    drop(progress);
+    if interrupt.is_asked() {
+        return Err(Failure::interrupted());
+    }
+    let measured = measured?;
+    tell(window, &measured, ids.len(), start.elapsed().as_secs_f64(), session.model().name(), console)
+}
+
+fn tell(
+    window: usize,
+    measured: &Perplexity,
+    n_tokens: usize,
+    seconds: f64,
+    model: &str,
+    console: &Console,
+) -> Result<(), Failure> {
+    let n_run = measured.n_windows * window;
+    let rate = n_run as f64 / seconds.max(1e-9);
+    if console.is_json() {
+        return console.print_json(&json!({
+            "model": model,
+            "perplexity": measured.value,
+            "standard_error": measured.standard_error,
+            "mean_surprise": measured.mean_surprise,
+            "window": window,
+            "windows": measured.n_windows,
+            "tokens": n_tokens,
+            "tokens_counted": measured.n_tokens,
+            "seconds": seconds,
+            "tokens_per_second": rate,
+        }));
+    }
+    let paint = console.paint();
+    console.print(&format!(
+        "perplexity {} ± {:.3} over {} ({} of {}), {rate:.0} tokens/s\n",
+        paint.bold(&format!("{:.3}", measured.value)),
+        measured.standard_error,
+        amount::count(measured.n_tokens as u64, "token"),
+        amount::count(measured.n_windows as u64, "window"),
+        window,
+    ))
+}

@@ -1,0 +1,71 @@
+//! Options of commands that let a model write: how long, until what, in how much memory.
+
+use farpost::engine::GenerateOptions;
+use farpost_kernels::backend::KvType;
+
+use super::amount;
+use super::exit::Failure;
+use super::sampling::SamplingArgs;
+
+/// How much to write and what to keep of it.
+#[derive(clap::Args, Debug, Clone)]
+pub struct GenerationArgs {
+    /// Write at most N tokens [default: until the model ends or the context is full]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// End before this text (may be given several times); no part of it is shown
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
+    /// Go on where the model would end
+    #[arg(long)]
+    pub ignore_eos: bool,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+}
+
+/// What the context costs.
+#[derive(clap::Args, Debug, Clone)]
+pub struct MemoryArgs {
+    /// Tokens of context, prompt and answer together [default: what the model was made for, at most 4096]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: Option<u32>,
+    /// How keys and values are kept: f16, q8_0 (half of that) or f32
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub kv_type: KvChoice,
+    /// Refuse to take more memory than this beside the model's file, such as 512M or 2G [default: what is available]
+    #[arg(long, value_name = "SIZE", value_parser = amount::parse_bytes)]
+    pub memory_cap: Option<u64>,
+}
+
+/// [`KvType`] with a name on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvChoice(pub KvType);
+
+impl clap::ValueEnum for KvChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self(KvType::F16), Self(KvType::Q8_0), Self(KvType::F32)]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(match self.0 {
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+            KvType::F32 => "f32",
+        }))
+    }
+}
+
+impl GenerationArgs {
+    /// What the engine is asked for, checked.
+    pub fn options(&self, sampling: &SamplingArgs, is_built_in: bool) -> Result<GenerateOptions, Failure> {
+        let sampling = sampling.sampling(is_built_in);
+        sampling.validate().map_err(Failure::usage)?;
+        Ok(GenerateOptions {
+            sampling,
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            render_special: false,
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! Which model a command works on: the file named by `--model`, or the one built into the program.
+
+use farpost::Library;
+use farpost::{Model, ModelOptions};
+use farpost_models::gguf::File;
+
+use super::exit::Failure;
+
+/// The option that names a model.
+#[derive(clap::Args, Debug)]
+pub struct ModelArgs {
+    /// A GGUF file, a folder with one, or the name of a model in the model folder [default: the built-in pocket model]
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
+}
+
+impl ModelArgs {
+    /// Opens and checks the model's file.
+    pub fn open(&self) -> Result<File, Failure> {
+        match &self.model {
+            Some(name) => open(name),
+            None => built_in(),
+        }
+    }
+
+    /// Opens the model, to be run with so much context.
+    pub fn load(&self, context: Option<u32>) -> Result<Model, Failure> {
+        let options = ModelOptions { context: context.map(|tokens| tokens as usize), ..ModelOptions::default() };
+        Ok(Model::from_file(self.open()?, &options)?)
+    }
+
+    /// True if no other model is named.
+    pub fn is_built_in(&self) -> bool {
+        self.model.is_none()
+    }
+}
+
+/// Opens the file called `name`: a path, a folder or a name in the model folder.
+pub fn open(name: &str) -> Result<File, Failure> {
+    Ok(File::open(&Library::of_user().resolve(name)?)?)
+}
+
+#[cfg(feature = "pocket")]
+fn built_in() -> Result<File, Failure> {
+    Ok(farpost_models::pocket::file())
+}
+
+#[cfg(not(feature = "pocket"))]
+fn built_in() -> Result<File, Failure> {
+    Err(Failure::usage("this program has no built-in model").hint("name one with --model"))
+}
+
+/// Size of the built-in model's file.
+pub fn pocket_bytes() -> Option<u64> {
+    #[cfg(feature = "pocket")]
+    return Some(farpost_models::pocket::bytes().len() as u64);
+    #[cfg(not(feature = "pocket"))]
+    return None;
+}

@@ -1,0 +1,140 @@
+//! `farpost tokenize`: text to token ids and back.
+
+use std::path::PathBuf;
+
+use farpost_models::tokenizer::{Special, TokenKind, Tokenizer};
+
+use super::console::{Console, Paint};
+use super::exit::Failure;
+use super::{amount, model, plain, text};
+
+/// Turn text into token ids, or ids back into text
+///
+/// Reads the text as it is from standard input, a file or the command line; a line break at its end counts. With --json
+/// each text gives one line, an array of ids.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+    /// The text (or, with --decode, ids) [default: standard input]
+    text: Option<String>,
+    /// Read the text from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    file: Option<PathBuf>,
+    /// What stands between the texts of the input; \n, \r, \t, \0 and \\ are understood
+    #[arg(long, value_name = "TEXT", value_parser = unescaped)]
+    separator: Option<String>,
+    /// Add no special tokens (such as BOS) and read control tokens in the text as text
+    #[arg(long)]
+    no_special: bool,
+    /// The input is ids, separated by anything that is no digit; print the text they stand for
+    #[arg(long, conflicts_with = "separator")]
+    decode: bool,
+}
+
+/// Prints ids, pieces or text.
+pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    let file = args.model.open()?;
+    let tokenizer = Tokenizer::from_metadata(file.metadata())?;
+    let input = input(args)?;
+    if args.decode {
+        return decode(args, console, &tokenizer, &input);
+    }
+    let texts: Vec<&str> = match &args.separator {
+        Some(separator) => input.split(separator.as_str()).collect(),
+        None => vec![&input],
+    };
+    for (number, text) in texts.iter().enumerate() {
+        let ids = if args.no_special {
+            tokenizer.encode(text, Special::AsText)
+        } else {
+            tokenizer.encode_prompt(text, Special::Parse)
+        };
+        if console.is_json() {
+            console.print_json(&ids.into())?;
+        } else {
+            let title = if texts.len() > 1 { format!("text {}: ", number + 1) } else { String::new() };
+            console.print(&pieces(&tokenizer, &ids, &title, console.paint()))?;
+        }
+    }
+    Ok(())
+}
+
+fn input(args: &Args) -> Result<String, Failure> {
+    match (&args.text, &args.file) {
+        (Some(text), _) => Ok(text.clone()),
+        (None, Some(path)) => text::of_file(path),
+        (None, None) => text::of_stdin(),
+    }
+}
+
+fn decode(args: &Args, console: &Console, tokenizer: &Tokenizer, input: &str) -> Result<(), Failure> {
+    let words = input.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+    let n_vocab = tokenizer.n_vocab();
+    let id = |word: &str| {
+        let id = word.parse::<u32>().ok().filter(|&id| (id as usize) < n_vocab);
+        id.ok_or_else(|| {
+            Failure::usage(format_args!(
+                "id {word} is outside the vocabulary of {} tokens",
+                amount::grouped(n_vocab as u64)
+            ))
+        })
+    };
+    let ids = words.map(id).collect::<Result<Vec<u32>, Failure>>()?;
+    let bytes = tokenizer.decode(&ids, !args.no_special);
+    if console.is_json() {
+        return console.print_json(&serde_json::json!({ "text": String::from_utf8_lossy(&bytes) }));
+    }
+    console.print_bytes(&bytes)
+}
+
+/// One line a token: its id, the piece of text, and what kind of token it is where it is not plain text.
+fn pieces(tokenizer: &Tokenizer, ids: &[u32], title: &str, paint: Paint) -> String {
+    let mut out = format!("{title}{}\n", amount::count(ids.len() as u64, "token"));
+    for &id in ids {
+        let piece = plain::quoted(tokenizer.token_bytes(id));
+        let kind = match tokenizer.kind(id) {
+            TokenKind::Normal => "",
+            TokenKind::Unknown => "  unknown",
+            TokenKind::Control => "  control",
+            TokenKind::UserDefined => "  user-defined",
+            TokenKind::Unused => "  unused",
+            TokenKind::Byte => "  byte",
+        };
+        out += &format!("{}  {piece}{}\n", paint.cyan(&format!("{id:>7}")), paint.dim(kind));
+    }
+    out
+}
+
+/// Separators are often what a shell finds hard to write.
+fn unescaped(text: &str) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        out.push(match (c, c == '\\') {
+            (_, true) => match chars.next() {
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('0') => '\0',
+                Some('\\') => '\\',
+                Some(other) => return Err(format!("'\\{other}' is none of \\n, \\r, \\t, \\0, \\\\")),
+                None => return Err("it ends in a single backslash; write \\\\ for one".to_owned()),
+            },
+            _ => c,
+        });
+    }
+    if out.is_empty() { Err("it is empty".to_owned()) } else { Ok(out) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn separators_may_be_written_as_escapes() {
+        assert_eq!(unescaped(r"\n--\0\\"), Ok("\n--\0\\".to_owned()));
+        assert_eq!(unescaped("\n"), Ok("\n".to_owned()));
+        assert!(unescaped(r"\x").is_err() && unescaped("\\").is_err() && unescaped("").is_err());
+    }
+}

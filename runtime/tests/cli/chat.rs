@@ -1,0 +1,194 @@
+//! `farpost chat` through a pipe and on a terminal.
+
+use crate::program::{Folder, farpost_with, finish, model};
+use crate::terminal::{exit_code, on_terminal};
+
+#[test]
+fn a_pipe_gives_one_message_a_line_and_gets_one_answer_each() {
+    let ran = farpost_with(&["chat"], b"turn on the porch light\n\nopen the north gate\n/quit\nnever read\n");
+    let answers: Vec<serde_json::Value> =
+        ran.done().lines().map(|line| serde_json::from_str(line).expect("one answer a line")).collect();
+    assert_eq!(answers.len(), 2, "{}", ran.text());
+    assert_eq!(ran.err, "");
+    let json = farpost_with(&["chat", "--json"], b"turn on the porch light\nopen the north gate");
+    let texts =
+        json.done().lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["text"].clone());
+    assert_eq!(texts.collect::<Vec<_>>(), ran.text().lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn commands_are_obeyed_and_never_sent() {
+    let folder = Folder::new("save");
+    let saved = folder.file("talk.json");
+    let input = format!(
+        "/system be brief\nturn on the porch light\n/save {saved}\n/save {saved}\n/reset\n/stats\n/dance\n/help\n"
+    );
+    let ran = farpost_with(&["chat"], input.as_bytes());
+    assert_eq!(ran.done().lines().count(), 1, "{}", ran.text());
+    for part in [
+        "the system message is set",
+        "talk.json: saved",
+        "talk.json: cannot save: File exists",
+        "the conversation is forgotten",
+        "context 0 of 256 tokens used",
+        "there is no command /dance; /help lists them",
+        "/save FILE",
+    ] {
+        assert!(ran.err.contains(part), "{part} is missing in {}", ran.err);
+    }
+    let talk: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
+    let roles: Vec<_> = talk["messages"].as_array().unwrap().iter().map(|message| message["role"].clone()).collect();
+    assert_eq!(roles, ["system", "user", "assistant"]);
+    assert_eq!(talk["messages"][2]["content"].as_str(), Some(ran.text().trim_end()));
+}
+
+/// A template that keeps the whole conversation, for a model that has none.
+const TEMPLATE: &[u8] = b"{% for m in messages %}{{ m.content }}\n{% endfor %}";
+
+#[test]
+fn a_conversation_outgrows_the_context_and_the_oldest_is_forgotten() {
+    let folder = Folder::new("outgrow");
+    let template = folder.with("chat.jinja", TEMPLATE);
+    let path = model("tiny-llama.gguf");
+    let args = ["chat", "-m", &path, "--template", &template, "--context", "64", "-n", "4", "--ignore-eos", "-t", "0"];
+    let ran = farpost_with(&args, "the first of many messages\n".repeat(6).as_bytes());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(
+        ran.err.contains("the context is full: the oldest 1 exchange of the conversation was forgotten"),
+        "{}",
+        ran.err
+    );
+    let ran = farpost_with(&args, format!("{}\nshort\n", "long ".repeat(200)).as_bytes());
+    assert!(
+        ran.err.starts_with("error: this message alone makes ") && ran.err.contains("it was not sent"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(ran.code, Some(0));
+    let args = ["chat", "-m", &path, "--template", &template, "--context", "64", "--ignore-eos", "-t", "0"];
+    let ran = farpost_with(&args, b"go on\n");
+    assert!(ran.err.contains("(the context is full; /reset begins anew)"), "{}", ran.err);
+}
+
+#[test]
+fn quiet_leaves_out_notes_but_not_what_was_asked_for() {
+    let ran = farpost_with(&["chat", "--quiet"], b"/stats\n/reset\n/dance\n");
+    let lines: Vec<&str> = ran.err.lines().collect();
+    let expected = [
+        "context 0 of 256 tokens used",
+        "the conversation is forgotten",
+        "there is no command /dance; /help lists them",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn what_was_said_before_is_not_run_again() {
+    let folder = Folder::new("cached");
+    let template = folder.with("chat.jinja", TEMPLATE);
+    let path = model("tiny-llama.gguf");
+    let args = ["chat", "-m", &path, "--template", &template, "--json", "-n", "4", "--ignore-eos", "-t", "0"];
+    let ran = farpost_with(&args, b"one two three\nfour\n");
+    let second: serde_json::Value = serde_json::from_str(ran.done().lines().nth(1).unwrap()).unwrap();
+    assert!(second["timings"]["cached_tokens"].as_u64() > Some(3), "{second}");
+}
+
+#[test]
+fn a_terminal_has_a_prompt_commands_and_two_ways_out() {
+    let mut session = on_terminal(&["chat", "--no-history"], &[]);
+    session.exp_string("/help lists the commands").unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_line("turn on the porch light").unwrap();
+    session.exp_regex(r#"\{"tool".*\}"#).unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_line("/reset").unwrap();
+    session.exp_string("the conversation is forgotten").unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_control('c').unwrap();
+    session.exp_string("Ctrl-C again, Ctrl-D or /quit leaves").unwrap();
+    session.exp_string("> ").unwrap();
+    // Something else in between, and the first Ctrl-C is forgotten.
+    session.send_line("/stats").unwrap();
+    session.exp_string("context 0 of 256").unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_control('c').unwrap();
+    session.exp_string("leaves").unwrap();
+    session.send_control('c').unwrap();
+    session.exp_eof().unwrap();
+    assert_eq!(exit_code(&session), 130);
+
+    let mut session = on_terminal(&["chat", "--no-history"], &[]);
+    session.exp_string("> ").unwrap();
+    session.send_control('d').unwrap();
+    session.exp_eof().unwrap();
+    assert_eq!(exit_code(&session), 0);
+}
+
+#[test]
+fn ctrl_c_stops_an_answer_and_not_the_program() {
+    let folder = Folder::new("stop");
+    let template = folder.with("chat.jinja", b"{{ messages[-1].content }}");
+    let path = model("gemma-3-270m-q4_k_m.gguf");
+    let args = ["chat", "-m", &path, "--template", &template, "--ignore-eos", "-t", "0", "--no-history"];
+    let mut session = on_terminal(&args, &[]);
+    session.exp_string("> ").unwrap();
+    session.send_line("The capital of France is").unwrap();
+    // The editor has ended; what comes now is the answer.
+    session.exp_string("\x1b[?2004l").unwrap();
+    session.exp_regex("[a-z]").unwrap();
+    session.send_control('c').unwrap();
+    session.exp_string("(stopped)").unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_line("/stats").unwrap();
+    session.exp_string("answer  ").unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_line("/quit").unwrap();
+    session.exp_eof().unwrap();
+    assert_eq!(exit_code(&session), 0);
+}
+
+#[test]
+fn messages_are_remembered_from_one_chat_to_the_next() {
+    let home = Folder::new("history");
+    let environment = [("HOME", home.path().to_str().unwrap())];
+    let mut session = on_terminal(&["chat"], &environment);
+    session.exp_string("> ").unwrap();
+    session.send_line("turn on the porch light").unwrap();
+    session.exp_string("}").unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_line("/quit").unwrap();
+    session.exp_eof().unwrap();
+
+    let mut session = on_terminal(&["chat"], &environment);
+    session.exp_string("> ").unwrap();
+    // Twice up: past /quit.
+    session.send("\x1b[A\x1b[A\r").unwrap();
+    session.flush().unwrap();
+    session.exp_regex(r#"\{"tool".*\}"#).unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_control('d').unwrap();
+    session.exp_eof().unwrap();
+    assert_eq!(exit_code(&session), 0);
+}
+
+#[test]
+fn a_model_without_a_template_can_not_chat() {
+    let mut command = crate::program::command(&["chat", "-m", &model("tiny-llama.gguf")]);
+    let ran = finish(&mut command, b"hello\n");
+    assert!(ran.error(2).contains("there is no chat template"), "{}", ran.err);
+    assert!(ran.err.contains("hint: --template takes one from a file"), "{}", ran.err);
+}
+
+#[test]
+fn what_is_typed_ahead_is_not_lost() {
+    let mut session = on_terminal(&["chat", "--no-history"], &[]);
+    session.exp_string("> ").unwrap();
+    // All at once, as a paste into a terminal without bracketed paste.
+    session.send("/stats\r/system be brief\r/system\r/quit\r").unwrap();
+    session.flush().unwrap();
+    for answer in ["context 0 of 256", "the system message is set", "be brief"] {
+        session.exp_string(answer).unwrap();
+    }
+    session.exp_eof().unwrap();
+    assert_eq!(exit_code(&session), 0);
+}

@@ -1,0 +1,14 @@
+//! The program `farpost` from outside: what it prints, where, and how it ends.
+
+mod chat;
+mod errors;
+mod eval;
+mod files;
+mod guide;
+mod help;
+mod machine;
+mod pipes;
+mod program;
+mod run;
+mod terminal;
+mod tokens;
