@@ -251,7 +251,10 @@ mod tests {
         assert_eq!(message("two"), format!("{place}/two: the folder holds 2 models, name one: x.gguf, y.gguf"));
         assert_eq!(message("none"), format!("{place}/none: there is no .gguf file in this folder"));
         assert_eq!(message("c"), format!("c: there is no such file, and none in {place}"));
-        assert_eq!(message("x/y.gguf"), "x/y.gguf: there is no such file, and paths are not looked for in the model folder");
+        assert_eq!(
+            message("x/y.gguf"),
+            "x/y.gguf: there is no such file, and paths are not looked for in the model folder"
+        );
         let expected = "expected a path, a folder or a name in the model folder";
         assert_eq!(message(""), format!("model name \"\" is empty, {expected}"));
         assert_eq!(message("a\0"), format!("model name \"a\\0\" holds a NUL, {expected}"));

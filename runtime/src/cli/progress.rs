@@ -71,11 +71,11 @@ impl Progress {
 
     fn line(&self, done: u64) -> String {
         let percent = u128::from(done) * 100 / u128::from(self.total.max(1));
-        let show = |n: u64| match self.unit {
-            Unit::Bytes => amount::bytes(n),
-            Unit::Tokens => amount::count(n, "token"),
+        let amounts = match self.unit {
+            Unit::Bytes => format!("{} of {}", amount::bytes(done), amount::bytes(self.total)),
+            Unit::Tokens => format!("{} of {}", amount::grouped(done), amount::count(self.total, "token")),
         };
-        format!("{}: {percent} % ({} of {})", self.what, show(done), show(self.total))
+        format!("{}: {percent} % ({amounts})", self.what)
     }
 }
 
