@@ -66,8 +66,8 @@ unsafe fn products<F: Format>(weights: Weights, x: __m256i) -> __m256i {
 
 /// Whether minima are to be added: the 128-offset types are multiplied signed, so theirs are not.
 #[inline(always)]
-const fn adds_mins<F: Format>() -> bool {
-    F::HAS_MIN || (F::OFFSET > 0 && F::OFFSET < 128)
+fn adds_mins<F: Format>() -> bool {
+    F::HAS_MIN || (F::OFFSET > 0 && Avx2::takes_offset_back::<F>())
 }
 
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
@@ -77,6 +77,11 @@ impl Engine for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 8;
     const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    fn takes_offset_back<F: Format>() -> bool {
+        F::OFFSET < 128
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sum {

@@ -6,7 +6,7 @@
 //! enable them.
 
 use super::format::{Format, Unpacked, unpack_stored};
-use super::input::{CHUNK, QuantRow};
+use super::input::{CHUNK, Outlier, QuantRow};
 use super::job::{Job, PANEL_ROWS};
 use super::scalar::Float;
 
@@ -28,6 +28,11 @@ pub(crate) trait Engine {
     const ROWS: usize;
     /// Whether kernels multiply the raw unsigned codes, so that minima must take the offset back.
     const UNSIGNED: bool;
+
+    /// Whether the sums of activations take the offset of raw codes back, so that outliers meet raw codes too.
+    fn takes_offset_back<F: Format>() -> bool {
+        Self::UNSIGNED
+    }
 
     /// Sum of nothing.
     unsafe fn zero() -> Self::Sum;
@@ -56,15 +61,10 @@ pub(crate) trait Engine {
     unsafe fn store(values: Self::Floats, out: *mut f32);
 }
 
-/// Part of an input row from `chunk` on.
+/// A raw code as an outlier meets it.
 #[inline(always)]
-pub(crate) fn advance(row: QuantRow, chunk: usize) -> QuantRow {
-    QuantRow {
-        codes: row.codes.wrapping_add(chunk * CHUNK),
-        scales: row.scales.wrapping_add(chunk * 8),
-        sums32: row.sums32.wrapping_add(chunk * 8),
-        sums16: row.sums16.wrapping_add(chunk * 16),
-    }
+fn as_multiplied<E: Engine, F: Format>(code: u8) -> i32 {
+    i32::from(code) - if E::takes_offset_back::<F>() { 0 } else { i32::from(F::OFFSET) }
 }
 
 /// Unpacks the next chunk of a row in the form the engine multiplies.
@@ -139,6 +139,7 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
         // SAFETY: the caller's promises; an input row has `n_chunks` whole chunks.
         unsafe {
             let mut sums = [E::zero(); MAX];
+            let mut outliers = [0.0_f32; MAX];
             for chunk in 0..job.input.n_chunks() {
                 let rest = &bytes[chunk * chunk_bytes..];
                 for line in 0..chunk_bytes.div_ceil(64) {
@@ -146,11 +147,18 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                 }
                 unpack::<E, F>(rest, &mut unpacked);
                 for (sum, input) in sums.iter_mut().zip(&inputs).take(count) {
-                    *sum = E::dot::<F>(*sum, &unpacked, advance(*input, chunk));
+                    *sum = E::dot::<F>(*sum, &unpacked, input.advance(chunk));
+                }
+                // Minima are there already: they multiply sums that the outliers are part of.
+                for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
+                    input.advance(chunk).outliers_of_chunk(|Outlier { at, value }| {
+                        let code = as_multiplied::<E, F>(unpacked.codes[at]) as f32;
+                        *sum += unpacked.scales[at / F::SUB] * code * value;
+                    });
                 }
             }
             for (index, sum) in sums.iter().take(count).enumerate() {
-                *job.out.at(start + index, row) = E::total(*sum);
+                *job.out.at(start + index, row) = E::total(*sum) + outliers[index];
             }
         }
     }
@@ -169,8 +177,43 @@ pub(crate) unsafe fn tall<E: Engine, F: Format>(job: &Job<'_>) {
         unsafe {
             pack::<E, F>(job, row, n_rows);
             E::tiles::<F>(job, row, n_rows);
+            add_outliers::<E, F>(job, row, n_rows);
         }
         row += n_rows;
+    }
+}
+
+/// Adds the products of the panel with the outliers of all input rows.
+#[inline(always)]
+unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
+    let words = job.panel.values.at(0).cast::<u32>().cast_const();
+    let scales = job.panel.scales.at(0).cast_const();
+    for input_row in job.input_rows.clone() {
+        let input = job.input.quant_row(input_row);
+        let (mut sums, mut is_any) = ([0.0_f32; PANEL_ROWS], false);
+        for chunk in 0..job.input.n_chunks() {
+            // SAFETY: outliers lie below the columns, which the panel holds; `ROWS <= PANEL_ROWS`.
+            unsafe {
+                input.advance(chunk).outliers_of_chunk(|Outlier { at, value }| {
+                    is_any = true;
+                    let at = chunk * CHUNK + at;
+                    let (words, shift) = (words.add(at / 4 * E::ROWS), 8 * (at % 4) as u32);
+                    let scales = scales.add(at / F::SUB * E::ROWS);
+                    for (lane, sum) in sums.iter_mut().enumerate().take(E::ROWS) {
+                        let byte = ((*words.add(lane)).to_le() >> shift) as u8;
+                        // Panels of signed codes have the offset off already.
+                        let code = if E::UNSIGNED { as_multiplied::<E, F>(byte) } else { i32::from(byte as i8) };
+                        *sum += *scales.add(lane) * code as f32 * value;
+                    }
+                });
+            }
+        }
+        if is_any {
+            for (lane, sum) in sums.iter().enumerate().take(n_rows) {
+                // SAFETY: results of the job.
+                unsafe { *job.out.at(input_row, row + lane) += sum };
+            }
+        }
     }
 }
 

@@ -5,10 +5,12 @@
 //! may negate them), and per 16 and per 32 the sum of codes times the scale: what minima and code offsets multiply.
 //! Rows are padded with zero codes and zero scales to whole chunks of 256, so kernels have no tails in that
 //! direction, and by one cache line more, so that rows do not compete for the same cache sets.
+//! The outlier of a block, if it has one, has a code of zero and is kept as a float (see `quantize`).
 //! A value that is not finite makes the scale of its 32 NaN and so the result: nothing is hidden.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::quantize::{Quantized, quantize};
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::Block;
 use crate::tensor::DType;
@@ -43,6 +45,17 @@ pub struct Input {
     scales: Block<f32>,
     sums32: Block<f32>,
     sums16: Block<f32>,
+    outliers: Block<f32>,
+    places: Block<u8>,
+    flags: Block<u8>,
+}
+
+/// The outlier of a block of 32.
+#[derive(Clone, Copy)]
+pub(crate) struct Outlier {
+    /// Element of the row.
+    pub(crate) at: usize,
+    pub(crate) value: f32,
 }
 
 /// Where one quantized row lies: whole chunks, zero past `cols`.
@@ -55,6 +68,45 @@ pub(crate) struct QuantRow {
     pub(crate) sums32: *const f32,
     /// Scale times sum of codes, per 16.
     pub(crate) sums16: *const f32,
+    /// Per 32 the value of an outlier, and its place in the block.
+    outliers: *const f32,
+    places: *const u8,
+    /// A byte a chunk: which of its blocks have an outlier.
+    flags: *const u8,
+}
+
+impl QuantRow {
+    /// Part of the row from `chunk` on.
+    #[inline(always)]
+    pub(crate) fn advance(self, chunk: usize) -> Self {
+        Self {
+            codes: self.codes.wrapping_add(chunk * CHUNK),
+            scales: self.scales.wrapping_add(chunk * 8),
+            sums32: self.sums32.wrapping_add(chunk * 8),
+            sums16: self.sums16.wrapping_add(chunk * 16),
+            outliers: self.outliers.wrapping_add(chunk * 8),
+            places: self.places.wrapping_add(chunk * 8),
+            flags: self.flags.wrapping_add(chunk),
+        }
+    }
+
+    /// Calls `with` for every outlier of the first chunk, places counted from its start.
+    ///
+    /// # Safety
+    /// The row is filled and goes on for a chunk.
+    #[inline(always)]
+    pub(crate) unsafe fn outliers_of_chunk(self, mut with: impl FnMut(Outlier)) {
+        // SAFETY: the caller's promise: a byte of flags a chunk, eight blocks of it.
+        unsafe {
+            let mut flags = *self.flags;
+            while flags != 0 {
+                let block = flags.trailing_zeros() as usize;
+                flags &= flags - 1;
+                let at = 32 * block + usize::from(*self.places.add(block));
+                with(Outlier { at, value: *self.outliers.add(block) });
+            }
+        }
+    }
 }
 
 impl Input {
@@ -77,6 +129,9 @@ impl Input {
             scales: Block::new(quant_rows * n_chunks * 8),
             sums32: Block::new(quant_rows * n_chunks * 8),
             sums16: Block::new(quant_rows * n_chunks * 16),
+            outliers: Block::new(quant_rows * n_chunks * 8),
+            places: Block::new(quant_rows * n_chunks * 8),
+            flags: Block::new(quant_rows * n_chunks),
         }
     }
 
@@ -118,7 +173,8 @@ impl Input {
     /// Bytes taken.
     pub fn bytes(&self) -> u64 {
         let quantized = self.codes.bytes() + self.scales.bytes() + self.sums32.bytes() + self.sums16.bytes();
-        self.floats.bytes() + quantized
+        let outliers = self.outliers.bytes() + self.places.bytes() + self.flags.bytes();
+        self.floats.bytes() + quantized + outliers
     }
 
     /// Says that the next `rows` rows will be filled, no more than `max_rows`.
@@ -141,18 +197,21 @@ impl Input {
                 .copy_from_slice(values);
             return;
         }
-        let n_blocks = self.cols / 32;
-        // SAFETY: as above; the arrays have `n_chunks * 8` (16) elements a row, `n_blocks <= n_chunks * 8`.
-        let (codes, scales, sums32, sums16) = unsafe {
-            (
-                std::slice::from_raw_parts_mut(self.codes.at(row * self.stride), self.cols),
-                std::slice::from_raw_parts_mut(self.scales.at(row * self.n_chunks * 8), n_blocks),
-                std::slice::from_raw_parts_mut(self.sums32.at(row * self.n_chunks * 8), n_blocks),
-                std::slice::from_raw_parts_mut(self.sums16.at(row * self.n_chunks * 16), 2 * n_blocks),
-            )
+        let (n_blocks, first) = (self.cols / 32, row * self.n_chunks * 8);
+        // SAFETY: as above; the arrays have `n_chunks` times 8 elements a row (16, or one), `n_blocks <= n_chunks * 8`.
+        let out = unsafe {
+            Quantized {
+                codes: std::slice::from_raw_parts_mut(self.codes.at(row * self.stride), self.cols),
+                scales: std::slice::from_raw_parts_mut(self.scales.at(first), n_blocks),
+                sums32: std::slice::from_raw_parts_mut(self.sums32.at(first), n_blocks),
+                sums16: std::slice::from_raw_parts_mut(self.sums16.at(2 * first), 2 * n_blocks),
+                outliers: std::slice::from_raw_parts_mut(self.outliers.at(first), n_blocks),
+                places: std::slice::from_raw_parts_mut(self.places.at(first), n_blocks),
+                flags: std::slice::from_raw_parts_mut(self.flags.at(row * self.n_chunks), self.n_chunks),
+            }
         };
         // SAFETY: `isa` is available by the caller's promise.
-        unsafe { super::quantize::quantize(isa, values, codes, scales, sums32, sums16) };
+        unsafe { quantize(isa, values, out) };
     }
 
     /// Chunks of [`CHUNK`] in a row.
@@ -179,6 +238,9 @@ impl Input {
             scales: self.scales.at(row * self.n_chunks * 8),
             sums32: self.sums32.at(row * self.n_chunks * 8),
             sums16: self.sums16.at(row * self.n_chunks * 16),
+            outliers: self.outliers.at(row * self.n_chunks * 8),
+            places: self.places.at(row * self.n_chunks * 8),
+            flags: self.flags.at(row * self.n_chunks),
         }
     }
 }
