@@ -74,9 +74,8 @@ fn continuations_are_the_golden_ones_up_to_a_near_tie() {
     assert!(n_equal * 2 > n_golden, "only {n_equal} of {n_golden} tokens are as expected");
 }
 
-/// Divergence from the same weights in f32. Activations rounded to int8 under one scale per 32 account for all of what
-/// there is: rounded so in the reference they leave 1.1e-3, under one scale per 16 they would leave 5e-4.
-const MOST_DIVERGENCE: f64 = 1.5e-3;
+/// Divergence from the same weights in f32, in nats.
+const MOST_DIVERGENCE: f64 = 1e-3;
 
 #[test]
 fn greedy_choices_are_those_of_the_same_weights_in_f32() {
@@ -94,7 +93,7 @@ fn greedy_choices_are_those_of_the_same_weights_in_f32() {
     }
     let apart = apart / n as f64;
     println!("{n_equal} of {n} equal, {n_equal_or_tied} with ties, divergence {apart:.1e}");
-    assert!(n >= 200 && n_equal * 100 >= n * 98, "{n_equal} of {n} tokens agree");
+    assert!(n >= 200 && n_equal * 100 >= n * 99, "{n_equal} of {n} tokens agree");
     assert!(n_equal_or_tied * 100 >= n * 99, "{n_equal_or_tied} of {n} tokens agree or tie");
     assert!(apart < MOST_DIVERGENCE, "divergence {apart}");
 }
