@@ -4,9 +4,17 @@
 //! [`engine::Session`] runs it on a device: prompt in, text out. The program `farpost` is a thin shell around this
 //! crate.
 
+pub use farpost_kernels as kernels;
+pub use farpost_models as models;
+
 pub mod engine;
 mod library;
 mod model;
 
 pub use library::{Entry, Library, LibraryError};
 pub use model::{Model, ModelError, ModelOptions};
+
+/// The code in the README is compiled and run.
+#[cfg(all(doctest, feature = "pocket"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
