@@ -195,6 +195,13 @@ pub(in crate::cpu) fn compile(
         }
     }
 
+    // Asked for in one piece and given back: a program without the memory is told so, and not ended by an allocation.
+    let needed_bytes = scratch_bytes + kv_bytes;
+    let fits = usize::try_from(needed_bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
+    if !fits {
+        return Err(DeviceError::OutOfMemory { what: "scratch, keys and values", needed_bytes, free_bytes: 0 });
+    }
+
     let team = Team::new(n_workers)
         .map_err(|error| DeviceError::Lost(format!("cannot start {n_workers} threads: {error}")))?;
     let make = |(kind, rows, cols): Shape| Input::new(kind, rows, cols);
