@@ -2,7 +2,7 @@
 //!
 //! This crate knows no file, no text and no network. [`tensor`] names types and holds borrowed weights, [`quant`]
 //! decodes and encodes blocks, [`graph`] describes one model step in coarse ops, [`backend`] says what a device
-//! offers, and [`cpu`] is the device that is always there. [`reference`] is the plain definition that devices are tested
+//! offers, and [`cpu`] is the device that is always there. [`mod@reference`] is the plain definition that devices are tested
 //! against.
 
 pub mod backend;
