@@ -61,9 +61,10 @@ fn avx2(values: &[f32], out: Quantized<'_>) {
 
 #[inline(always)]
 fn body(values: &[f32], out: Quantized<'_>) {
-    out.flags.fill(0);
-    let blocks = values.as_chunks::<32>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
-    let outs = out.scales.iter_mut().zip(out.sums32.iter_mut()).zip(out.sums16.as_chunks_mut::<2>().0);
+    let Quantized { codes, scales, sums32, sums16, outliers, places, flags } = out;
+    flags.fill(0);
+    let blocks = values.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0);
+    let outs = scales.iter_mut().zip(sums32.iter_mut()).zip(sums16.as_chunks_mut::<2>().0);
     for (block, ((values, codes), ((scale, sum32), sum16))) in blocks.zip(outs).enumerate() {
         let peak = peak_of(values);
         let outlier = if has_outlier(values, peak) { place_of(values, peak) } else { None };
@@ -77,9 +78,9 @@ fn body(values: &[f32], out: Quantized<'_>) {
         let value = values[place];
         sum16[place / 16] += value;
         *sum32 += value;
-        out.outliers[block] = value;
-        out.places[block] = place as u8;
-        out.flags[block / 8] |= 1 << (block % 8);
+        outliers[block] = value;
+        places[block] = place as u8;
+        flags[block / 8] |= 1 << (block % 8);
     }
 }
 
