@@ -3,7 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::drive::{self, Engine};
+use super::drive::{self, Engine, UnpacksPlainly};
+use super::drive_floats;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::Job;
@@ -27,8 +28,8 @@ macro_rules! kernel {
 }
 kernel!(flat<F: Format> => drive::flat::<Avx2, F>);
 kernel!(tall<F: Format> => drive::tall::<Avx2, F>);
-kernel!(floats_flat<T: Float> => drive::floats_flat::<Avx2, T>);
-kernel!(floats_tall<T: Float> => drive::floats_tall::<Avx2, T, 8>);
+kernel!(floats_flat<T: Float> => drive_floats::floats_flat::<Avx2, T>);
+kernel!(floats_tall<T: Float> => drive_floats::floats_tall::<Avx2, T, 8>);
 
 /// Weights in the form a product takes: codes, or magnitudes and the values they came from.
 #[derive(Clone, Copy)]
@@ -70,8 +71,34 @@ fn adds_mins<F: Format>() -> bool {
     F::HAS_MIN || (F::OFFSET > 0 && Avx2::takes_offset_back::<F>())
 }
 
+// SAFETY (all functions): callers have the instructions.
+impl UnpacksPlainly for Avx2 {
+    #[inline(always)]
+    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
+        // SAFETY: see the impl; whole vectors of the array.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            for part in codes.as_chunks_mut::<32>().0 {
+                let stored = _mm256_loadu_si256(part.as_ptr().cast());
+                _mm256_storeu_si256(part.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, stored));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn convert_halves(values: &mut [f32; 16]) {
+        // SAFETY: see the impl; the first eight elements are there. Packing works within halves of the register.
+        unsafe {
+            let bits = _mm256_loadu_si256(values.as_ptr().cast());
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(bits, bits));
+            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(_mm256_castsi256_si128(packed)));
+        }
+    }
+}
+
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl Engine for Avx2 {
+    type Weights = Unpacked;
     type Sum = [__m256; 2];
     type Floats = __m256;
     const LANES: usize = 8;
@@ -87,6 +114,22 @@ impl Engine for Avx2 {
     unsafe fn zero() -> Self::Sum {
         // SAFETY: see the impl.
         unsafe { [_mm256_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn no_weights() -> Unpacked {
+        Unpacked::new()
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+        // SAFETY: see the impl.
+        unsafe { drive::unpack_plain::<Self, F>(bytes, out) };
+    }
+
+    #[inline(always)]
+    unsafe fn spill(weights: &Unpacked, out: &mut Unpacked) {
+        *out = *weights;
     }
 
     #[inline(always)]
@@ -143,28 +186,6 @@ impl Engine for Avx2 {
             let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
-        // SAFETY: see the impl; whole vectors of the array.
-        unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            for part in codes.as_chunks_mut::<32>().0 {
-                let stored = _mm256_loadu_si256(part.as_ptr().cast());
-                _mm256_storeu_si256(part.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, stored));
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn convert_halves(values: &mut [f32; 16]) {
-        // SAFETY: see the impl; the first eight elements are there. Packing works within halves of the register.
-        unsafe {
-            let bits = _mm256_loadu_si256(values.as_ptr().cast());
-            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(bits, bits));
-            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(_mm256_castsi256_si128(packed)));
         }
     }
 

@@ -4,10 +4,12 @@
 use std::arch::x86_64::*;
 
 use super::drive::{self, Engine};
+use super::drive_floats;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
-use super::job::Job;
+use super::job::{Job, PANEL_ROWS};
 use super::scalar::Float;
+use super::unpack_avx512::{self, Chunk};
 
 pub(crate) struct Avx512;
 
@@ -27,8 +29,8 @@ macro_rules! kernel {
 }
 kernel!(flat<F: Format> => drive::flat::<Avx512, F>);
 kernel!(tall<F: Format> => drive::tall::<Avx512, F>);
-kernel!(floats_flat<T: Float> => drive::floats_flat::<Avx512, T>);
-kernel!(floats_tall<T: Float> => drive::floats_tall::<Avx512, T, 16>);
+kernel!(floats_flat<T: Float> => drive_floats::floats_flat::<Avx512, T>);
+kernel!(floats_tall<T: Float> => drive_floats::floats_tall::<Avx512, T, 16>);
 
 /// For vector `j` of a chunk's four, the sub-block of each of its lanes (of 4 weights).
 const SUB32: [[i32; 16]; 4] = lane_subs(8);
@@ -49,6 +51,7 @@ const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
 
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl Engine for Avx512 {
+    type Weights = Chunk;
     type Sum = [__m512; 2];
     type Floats = __m512;
     const LANES: usize = 16;
@@ -62,30 +65,48 @@ impl Engine for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Unpacked, input: QuantRow) -> Self::Sum {
+    unsafe fn no_weights() -> Chunk {
+        // SAFETY: see the impl.
+        unsafe { Chunk { codes: [_mm512_setzero_si512(); 4], scales: _mm512_setzero_ps(), mins: _mm512_setzero_ps() } }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Chunk) {
+        // SAFETY: see the impl.
+        unsafe { unpack_avx512::unpack::<F>(bytes, out) };
+    }
+
+    #[inline(always)]
+    unsafe fn spill(weights: &Chunk, out: &mut Unpacked) {
+        // SAFETY: see the impl; the arrays are aligned.
+        unsafe {
+            for (part, codes) in weights.codes.into_iter().enumerate() {
+                _mm512_store_si512(out.codes.as_mut_ptr().add(64 * part).cast(), codes);
+            }
+            _mm512_store_ps(out.scales.as_mut_ptr(), weights.scales);
+            _mm512_store_ps(out.mins.as_mut_ptr(), weights.mins);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Chunk, input: QuantRow) -> Self::Sum {
         // SAFETY: see the impl.
         unsafe {
             let mut sum = sum;
-            let (scales, subs) = if F::SUB == 32 {
-                let scales = _mm256_mul_ps(_mm256_load_ps(weights.scales.as_ptr()), _mm256_loadu_ps(input.scales));
-                if drive::adds_mins::<Self, F>() {
-                    let mins = _mm256_mul_ps(_mm256_load_ps(weights.mins.as_ptr()), _mm256_loadu_ps(input.sums32));
-                    sum[1] = _mm512_add_ps(sum[1], _mm512_zextps256_ps512(mins));
-                }
-                (_mm512_castps256_ps512(scales), &SUB32)
+            let own = _mm512_zextps256_ps512(_mm256_loadu_ps(input.scales));
+            let (own, sums, subs) = if F::SUB == 32 {
+                (own, _mm512_zextps256_ps512(_mm256_loadu_ps(input.sums32)), &SUB32)
             } else {
                 let twice = _mm512_loadu_si512(TWICE.as_ptr().cast());
-                let own = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(input.scales)));
-                if drive::adds_mins::<Self, F>() {
-                    let mins = _mm512_load_ps(weights.mins.as_ptr());
-                    sum[1] = _mm512_fmadd_ps(mins, _mm512_loadu_ps(input.sums16), sum[1]);
-                }
-                (_mm512_mul_ps(_mm512_load_ps(weights.scales.as_ptr()), own), &SUB16)
+                (_mm512_permutexvar_ps(twice, own), _mm512_loadu_ps(input.sums16), &SUB16)
             };
+            let scales = _mm512_mul_ps(weights.scales, own);
+            if drive::adds_mins::<Self, F>() {
+                sum[1] = _mm512_fmadd_ps(weights.mins, sums, sum[1]);
+            }
             for part in 0..4 {
-                let codes = _mm512_load_si512(weights.codes.as_ptr().add(64 * part).cast());
                 let x = _mm512_loadu_si512(input.codes.add(64 * part).cast());
-                let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
+                let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.codes[part], x);
                 let scale = _mm512_permutexvar_ps(_mm512_loadu_si512(subs[part].as_ptr().cast()), scales);
                 sum[part % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum[part % 2]);
             }
@@ -100,23 +121,18 @@ impl Engine for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
-        // SAFETY: see the impl; whole vectors of the array.
+    unsafe fn interleave(
+        rows: &[Unpacked; PANEL_ROWS],
+        subs: usize,
+        codes: *mut u32,
+        scales: *mut f32,
+        mins: *mut f32,
+    ) {
+        // SAFETY: see the impl; whole vectors of arrays that lie `size_of::<Unpacked>()` bytes apart.
         unsafe {
-            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
-            for part in codes.as_chunks_mut::<64>().0 {
-                let stored = _mm512_loadu_si512(part.as_ptr().cast());
-                _mm512_storeu_si512(part.as_mut_ptr().cast(), _mm512_shuffle_epi8(table, stored));
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn convert_halves(values: &mut [f32; 16]) {
-        // SAFETY: see the impl; the first eight elements are there.
-        unsafe {
-            let bits = _mm256_cvtepi32_epi16(_mm256_loadu_si256(values.as_ptr().cast()));
-            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(bits));
+            transpose(rows[0].codes.as_ptr(), CHUNK / 16, codes);
+            transpose(rows[0].scales.as_ptr().cast(), subs / 4, scales.cast());
+            transpose(rows[0].mins.as_ptr().cast(), subs / 4, mins.cast());
         }
     }
 
@@ -177,6 +193,39 @@ impl Engine for Avx512 {
     unsafe fn store(values: Self::Floats, out: *mut f32) {
         // SAFETY: see the impl.
         unsafe { _mm512_storeu_ps(out, values) };
+    }
+}
+
+/// Turns 16 rows of `4 * n_fours` words, [`Unpacked`] to [`Unpacked`] apart, into columns of 16 words.
+///
+/// # Safety
+/// The processor has AVX-512 F; the words are there, `out` is aligned and has room.
+#[inline(always)]
+unsafe fn transpose(rows: *const u8, n_fours: usize, out: *mut u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for four in 0..n_fours {
+            let load = |row: usize| _mm_loadu_si128(rows.add(row * size_of::<Unpacked>() + 16 * four).cast());
+            // Rows `row`, `row + 4`, `row + 8`, `row + 12`.
+            let lanes = |row: usize| {
+                let first = _mm512_castsi128_si512(load(row));
+                let second = _mm512_mask_broadcast_i32x4(first, 0x00F0, load(row + 4));
+                let third = _mm512_mask_broadcast_i32x4(second, 0x0F00, load(row + 8));
+                _mm512_mask_broadcast_i32x4(third, 0xF000, load(row + 12))
+            };
+            let (a, b, c, d) = (lanes(0), lanes(1), lanes(2), lanes(3));
+            let (low_ab, high_ab) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (low_cd, high_cd) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            let columns = [
+                _mm512_unpacklo_epi64(low_ab, low_cd),
+                _mm512_unpackhi_epi64(low_ab, low_cd),
+                _mm512_unpacklo_epi64(high_ab, high_cd),
+                _mm512_unpackhi_epi64(high_ab, high_cd),
+            ];
+            for (column, words) in columns.into_iter().enumerate() {
+                _mm512_store_si512(out.add(16 * (4 * four + column)).cast(), words);
+            }
+        }
     }
 }
 

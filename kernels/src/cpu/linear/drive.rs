@@ -18,6 +18,8 @@ const FLAT_ROWS: usize = 16;
 /// # Safety
 /// All functions need the instructions of the set, and pointers to as many elements as they say.
 pub(crate) trait Engine {
+    /// A chunk of weights in the form that products take.
+    type Weights;
     /// Running sum of one dot product.
     type Sum: Copy;
     /// Floats of a vector.
@@ -34,18 +36,46 @@ pub(crate) trait Engine {
         Self::UNSIGNED
     }
 
+    /// Weights to be replaced.
+    unsafe fn no_weights() -> Self::Weights;
+    /// Unpacks the next chunk of a row, of which `bytes` is the rest. Minima become what the engine adds per sub-block:
+    /// for unsigned codes they take the offset back.
+    unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Self::Weights);
+    /// Writes weights out.
+    unsafe fn spill(weights: &Self::Weights, out: &mut Unpacked);
     /// Sum of nothing.
     unsafe fn zero() -> Self::Sum;
     /// Adds the products of a chunk.
-    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Unpacked, input: QuantRow) -> Self::Sum;
+    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Self::Weights, input: QuantRow) -> Self::Sum;
     /// The number a sum stands for.
     unsafe fn total(sum: Self::Sum) -> f32;
-    /// Replaces all codes (0..=15) by what a table has for them.
-    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]);
-    /// Replaces the bits of halves, one in each of the first eight elements, by their values.
-    unsafe fn convert_halves(values: &mut [f32; 16]);
     /// Asks for the cache line at an address (which may be anything).
     unsafe fn prefetch(address: *const u8);
+    /// Writes one chunk of [`Engine::ROWS`] rows in the order of a panel: for every four codes, every scale and every
+    /// minimum those of all rows side by side.
+    ///
+    /// The places have room for a chunk: `ROWS` times 64 words of codes, `subs` scales and `subs` minima.
+    #[inline(always)]
+    unsafe fn interleave(
+        rows: &[Unpacked; PANEL_ROWS],
+        subs: usize,
+        codes: *mut u32,
+        scales: *mut f32,
+        mins: *mut f32,
+    ) {
+        for (lane, row) in rows.iter().enumerate().take(Self::ROWS) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                for (word, four) in row.codes.as_chunks::<4>().0.iter().enumerate() {
+                    *codes.add(word * Self::ROWS + lane) = u32::from_ne_bytes(*four);
+                }
+                for sub in 0..subs {
+                    *scales.add(sub * Self::ROWS + lane) = row.scales[sub];
+                    *mins.add(sub * Self::ROWS + lane) = row.mins[sub];
+                }
+            }
+        }
+    }
     /// Runs a panel over all input rows of a job.
     unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize);
 
@@ -61,18 +91,29 @@ pub(crate) trait Engine {
     unsafe fn store(values: Self::Floats, out: *mut f32);
 }
 
+/// An engine that unpacks with plain code, and does by itself only what plain code is slow at.
+///
+/// # Safety
+/// As [`Engine`].
+pub(crate) trait UnpacksPlainly: Engine {
+    /// Replaces all codes (0..=15) by what a table has for them.
+    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]);
+    /// Replaces the bits of halves, one in each of the first eight elements, by their values.
+    unsafe fn convert_halves(values: &mut [f32; 16]);
+}
+
 /// A raw code as an outlier meets it.
 #[inline(always)]
 fn as_multiplied<E: Engine, F: Format>(code: u8) -> i32 {
     i32::from(code) - if E::takes_offset_back::<F>() { 0 } else { i32::from(F::OFFSET) }
 }
 
-/// Unpacks the next chunk of a row in the form the engine multiplies.
+/// Unpacks the next chunk of a row with plain code, in the form the engine multiplies.
 ///
 /// # Safety
 /// The processor has the engine's instructions.
 #[inline(always)]
-unsafe fn unpack<E: Engine, F: Format>(bytes: &[u8], out: &mut Unpacked) {
+pub(crate) unsafe fn unpack_plain<E: UnpacksPlainly, F: Format>(bytes: &[u8], out: &mut Unpacked) {
     unpack_stored::<F>(bytes, out);
     if F::STORED_HALVES {
         // SAFETY: the caller's promise.
@@ -133,11 +174,11 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
     let chunk_bytes = CHUNK / F::LEN * F::BYTES;
     let inputs: [QuantRow; MAX] = std::array::from_fn(|index| job.input.quant_row(start + index.min(count - 1)));
     let count = if MAX == 1 { 1 } else { count };
-    let mut unpacked = Unpacked::new();
-    for row in job.rows.clone() {
-        let bytes = job.row_bytes(row);
-        // SAFETY: the caller's promises; an input row has `n_chunks` whole chunks.
-        unsafe {
+    // SAFETY: the caller's promises; an input row has `n_chunks` whole chunks.
+    unsafe {
+        let (mut weights, mut plain) = (E::no_weights(), Unpacked::new());
+        for row in job.rows.clone() {
+            let bytes = job.row_bytes(row);
             let mut sums = [E::zero(); MAX];
             let mut outliers = [0.0_f32; MAX];
             for chunk in 0..job.input.n_chunks() {
@@ -145,15 +186,22 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                 for line in 0..chunk_bytes.div_ceil(64) {
                     E::prefetch(rest.as_ptr().wrapping_add(2048 + 64 * line));
                 }
-                unpack::<E, F>(rest, &mut unpacked);
+                E::unpack::<F>(rest, &mut weights);
+                let mut has_outliers = false;
                 for (sum, input) in sums.iter_mut().zip(&inputs).take(count) {
-                    *sum = E::dot::<F>(*sum, &unpacked, input.advance(chunk));
+                    let input = input.advance(chunk);
+                    *sum = E::dot::<F>(*sum, &weights, input);
+                    has_outliers |= input.has_outliers();
+                }
+                if !has_outliers {
+                    continue;
                 }
                 // Minima are there already: they multiply sums that the outliers are part of.
+                E::spill(&weights, &mut plain);
                 for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
                     input.advance(chunk).outliers_of_chunk(|Outlier { at, value }| {
-                        let code = as_multiplied::<E, F>(unpacked.codes[at]) as f32;
-                        *sum += unpacked.scales[at / F::SUB] * code * value;
+                        let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
+                        *sum += plain.scales[at / F::SUB] * code * value;
                     });
                 }
             }
@@ -221,37 +269,26 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: 
 #[inline(always)]
 unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
     const { assert!(E::ROWS <= PANEL_ROWS) };
-    let (words, subs) = (CHUNK / 4, CHUNK / F::SUB);
-    let mut unpacked = Unpacked::new();
+    let subs = CHUNK / F::SUB;
+    let mut rows = [const { Unpacked::new() }; PANEL_ROWS];
     for chunk in 0..job.input.n_chunks() {
-        // `multiply` checked that the scratch holds the columns: `n_chunks * CHUNK` values of 4 bytes a row.
-        let values = job.panel.values.at(chunk * CHUNK * E::ROWS).cast::<u32>();
-        let scales = job.panel.scales.at(chunk * subs * E::ROWS);
-        let mins = job.panel.mins.at(chunk * subs * E::ROWS);
-        for lane in 0..E::ROWS {
-            if lane < n_rows {
-                let bytes = job.row_bytes(row + lane);
-                // SAFETY: the caller's promise.
-                unsafe { unpack::<E, F>(&bytes[chunk * (CHUNK / F::LEN) * F::BYTES..], &mut unpacked) };
+        // SAFETY: the caller's promise; `multiply` checked that the scratch, which is this worker's own, holds the
+        // columns: `n_chunks * CHUNK` values of 4 bytes a row.
+        unsafe {
+            let mut weights = E::no_weights();
+            for (lane, out) in rows.iter_mut().enumerate().take(n_rows) {
+                E::unpack::<F>(&job.row_bytes(row + lane)[chunk * (CHUNK / F::LEN) * F::BYTES..], &mut weights);
+                E::spill(&weights, out);
                 if !E::UNSIGNED {
-                    for code in &mut unpacked.codes {
+                    for code in &mut out.codes {
                         *code = code.wrapping_sub(F::OFFSET);
                     }
                 }
-            } else {
-                unpacked.scales.fill(0.0);
-                unpacked.mins.fill(0.0);
             }
-            // SAFETY: inside the panel (see above); the scratch is this worker's own.
-            unsafe {
-                for (word, codes) in unpacked.codes.as_chunks::<4>().0.iter().enumerate().take(words) {
-                    *values.add(word * E::ROWS + lane) = u32::from_ne_bytes(*codes);
-                }
-                for sub in 0..subs {
-                    *scales.add(sub * E::ROWS + lane) = unpacked.scales[sub];
-                    *mins.add(sub * E::ROWS + lane) = unpacked.mins[sub];
-                }
-            }
+            let codes = job.panel.values.at(chunk * CHUNK * E::ROWS).cast::<u32>();
+            let (scales, mins) = (job.panel.scales.at(0), job.panel.mins.at(0));
+            let first = chunk * subs * E::ROWS;
+            E::interleave(&rows, subs, codes, scales.add(first), mins.add(first));
         }
     }
 }
@@ -277,110 +314,4 @@ pub(crate) unsafe fn put<const ROWS: usize>(
             std::ptr::copy_nonoverlapping(values.as_ptr(), out, n_rows.min(ROWS));
         }
     }
-}
-
-/// Few input rows, weights of plain numbers.
-///
-/// # Safety
-/// As [`flat`].
-#[inline(always)]
-pub(crate) unsafe fn floats_flat<E: Engine, T: Float>(job: &Job<'_>) {
-    let cols = job.cols();
-    let whole = cols / E::LANES * E::LANES;
-    for row in job.rows.clone() {
-        let bytes = job.row_bytes(row);
-        // The last columns, padded with zeros.
-        let mut tail = [0_u8; 64];
-        tail[..(cols - whole) * T::BYTES].copy_from_slice(&bytes[whole * T::BYTES..]);
-        for input_row in job.input_rows.clone() {
-            let x = job.input.float_row(input_row).cast::<u8>();
-            // SAFETY: `whole` weights are there; input rows go on with zeros to a whole chunk.
-            unsafe {
-                let mut sums = [E::floats_zero(); 4];
-                let mut at = 0;
-                while at + 4 * E::LANES <= whole {
-                    for (part, sum) in sums.iter_mut().enumerate() {
-                        let place = at + part * E::LANES;
-                        E::prefetch(bytes.as_ptr().wrapping_add(place * T::BYTES + 2048));
-                        let weights = E::load::<T>(bytes.as_ptr().add(place * T::BYTES));
-                        *sum = E::multiply_add(weights, E::load::<super::scalar::F32>(x.add(4 * place)), *sum);
-                    }
-                    at += 4 * E::LANES;
-                }
-                while at < cols {
-                    let weights = if at < whole { bytes.as_ptr().add(at * T::BYTES) } else { tail.as_ptr() };
-                    let x = E::load::<super::scalar::F32>(x.add(4 * at));
-                    sums[0] = E::multiply_add(E::load::<T>(weights), x, sums[0]);
-                    at += E::LANES;
-                }
-                let mut lanes = [[0.0_f32; 16]; 4];
-                for (lanes, sum) in lanes.iter_mut().zip(sums) {
-                    E::store(sum, lanes.as_mut_ptr());
-                }
-                let total: f32 = (0..E::LANES)
-                    .map(|lane| (lanes[0][lane] + lanes[1][lane]) + (lanes[2][lane] + lanes[3][lane]))
-                    .sum();
-                *job.out.at(input_row, row) = total;
-            }
-        }
-    }
-}
-
-/// Many input rows, weights of plain numbers.
-///
-/// # Safety
-/// As [`flat`].
-#[inline(always)]
-pub(crate) unsafe fn floats_tall<E: Engine, T: Float, const COLS: usize>(job: &Job<'_>) {
-    let panel = job.panel.values.at(0).cast::<f32>();
-    let mut row = job.rows.start;
-    while row < job.rows.end {
-        let n_rows = E::LANES.min(job.rows.end - row);
-        for lane in 0..E::LANES {
-            let bytes = (lane < n_rows).then(|| job.row_bytes(row + lane));
-            for col in 0..job.cols() {
-                // SAFETY: the panel holds `PANEL_ROWS >= LANES` floats per column.
-                unsafe {
-                    *panel.add(col * E::LANES + lane) = bytes.map_or(0.0, |bytes| T::value(&bytes[col * T::BYTES..]));
-                }
-            }
-        }
-        let mut start = job.input_rows.start;
-        while start < job.input_rows.end {
-            let left = job.input_rows.end - start;
-            // SAFETY: the input rows of the tile are inside the job.
-            start += unsafe {
-                if left >= COLS {
-                    float_tile::<E, COLS>(job, row, n_rows, start)
-                } else if left >= 4 {
-                    float_tile::<E, 4>(job, row, n_rows, start)
-                } else {
-                    float_tile::<E, 1>(job, row, n_rows, start)
-                }
-            };
-        }
-        row += n_rows;
-    }
-}
-
-#[inline(always)]
-unsafe fn float_tile<E: Engine, const N: usize>(job: &Job<'_>, row: usize, n_rows: usize, start: usize) -> usize {
-    let panel = job.panel.values.at(0);
-    let (x, stride) = (job.input.float_row(start), job.input.stride());
-    // SAFETY: the panel has `cols` columns, input rows `start .. start + N` are there.
-    unsafe {
-        let mut sums = [E::floats_zero(); N];
-        for col in 0..job.cols() {
-            let weights = E::load::<super::scalar::F32>(panel.add(col * E::LANES * 4));
-            for (index, sum) in sums.iter_mut().enumerate() {
-                *sum = E::multiply_add(weights, E::splat(*x.add(index * stride + col)), *sum);
-            }
-        }
-        for (index, sum) in sums.into_iter().enumerate() {
-            let mut lanes = [0.0; 16];
-            E::store(sum, lanes.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), job.out.at(start + index, row), n_rows);
-        }
-    }
-    N
 }

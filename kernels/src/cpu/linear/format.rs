@@ -6,8 +6,10 @@
 //! Layouts: kernels.md §8; the decoders of `crate::quant` are the truth this is tested against.
 
 use super::input::CHUNK;
+use super::layout::Layout;
 
 /// A chunk of one row: [`CHUNK`] weights, the rest of it zero where the row ends.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Unpacked {
     pub(crate) codes: [u8; CHUNK],
@@ -39,6 +41,10 @@ pub(crate) trait Format: 'static {
 
     /// Whether scales and minima are written as the bits of halves (see [`stored_half`]), to be converted many at once.
     const STORED_HALVES: bool = false;
+
+    /// Where the bits lie, for instruction sets that unpack with vectors of their own; none for codebooks.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+    const LAYOUT: Option<Layout> = None;
 
     /// Unpacks one block; codes of a type with a table are left as stored. The slices have `BYTES`, `LEN` and `LEN / SUB` elements; `mins` is written only where
     /// [`Format::HAS_MIN`].

@@ -1,6 +1,7 @@
 //! Types whose levels are evenly spaced: the legacy, K and ternary types.
 
 use super::format::{Format, exact, exact_mut, half_at, stored_half};
+use super::layout::{High, Layout, Scales, planes};
 use crate::quant::layout::{read_high_planes, read_planes, u32_at};
 use crate::quant::ternary::tq1_0_codes;
 
@@ -21,6 +22,8 @@ impl Format for Q4_0 {
     const SUB: usize = 32;
     const OFFSET: u8 = 8;
     const STORED_HALVES: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(2, 4, 16), high: High::None, scales: Scales::Half { d: 0 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 18] = exact(block);
@@ -38,6 +41,8 @@ impl Format for Q4_1 {
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
     const STORED_HALVES: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(4, 4, 16), high: High::None, scales: Scales::HalfAndMin { d: 0, min: 2 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         let block: &[u8; 20] = exact(block);
@@ -54,6 +59,8 @@ impl Format for Q5_0 {
     const SUB: usize = 32;
     const OFFSET: u8 = 16;
     const STORED_HALVES: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(6, 4, 16), high: High::Word(2), scales: Scales::Half { d: 0 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 22] = exact(block);
@@ -72,6 +79,8 @@ impl Format for Q5_1 {
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
     const STORED_HALVES: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(8, 4, 16), high: High::Word(4), scales: Scales::HalfAndMin { d: 0, min: 2 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         let block: &[u8; 24] = exact(block);
@@ -89,6 +98,8 @@ impl Format for Q8_0 {
     const SUB: usize = 32;
     const OFFSET: u8 = 128;
     const STORED_HALVES: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(2, 8, 32), high: High::None, scales: Scales::Half { d: 0 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 34] = exact(block);
@@ -107,6 +118,8 @@ impl Format for Q2K {
     const SUB: usize = 16;
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(16, 2, 32), high: High::None, scales: Scales::NibblePairs { d: 80, min: 82 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         let block: &[u8; 84] = exact(block);
@@ -125,6 +138,11 @@ impl Format for Q3K {
     const LEN: usize = 256;
     const SUB: usize = 16;
     const OFFSET: u8 = 4;
+    const LAYOUT: Option<Layout> = Some(Layout {
+        low: planes(32, 2, 32),
+        high: High::Planes(planes(0, 1, 32)),
+        scales: Scales::SixBits { at: 96, d: 108 },
+    });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 110] = exact(block);
@@ -165,6 +183,8 @@ impl Format for Q4K {
     const SUB: usize = 32;
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(16, 4, 32), high: High::None, scales: Scales::SixBitPairs });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         let block: &[u8; 144] = exact(block);
@@ -181,6 +201,8 @@ impl Format for Q5K {
     const SUB: usize = 32;
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(48, 4, 32), high: High::Planes(planes(16, 1, 32)), scales: Scales::SixBitPairs });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         let block: &[u8; 176] = exact(block);
@@ -197,6 +219,11 @@ impl Format for Q6K {
     const LEN: usize = 256;
     const SUB: usize = 16;
     const OFFSET: u8 = 32;
+    const LAYOUT: Option<Layout> = Some(Layout {
+        low: planes(0, 4, 64),
+        high: High::Planes(planes(128, 2, 32)),
+        scales: Scales::Bytes { at: 192, d: 208 },
+    });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 210] = exact(block);
@@ -231,6 +258,8 @@ impl Format for Tq2 {
     const LEN: usize = 256;
     const SUB: usize = 32;
     const OFFSET: u8 = 1;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(0, 2, 32), high: High::None, scales: Scales::Half { d: 64 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 66] = exact(block);

@@ -4,6 +4,7 @@
 //! eightfold and exact.
 
 use super::format::{Format, exact, half_at, half_value, stored_half};
+use super::layout::{High, Layout, Scales, planes};
 use crate::quant::iq::{IQ4_LEVELS, even_signs, iq4_xs_scales};
 use crate::quant::iq_grids::{IQ1_GRID, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_XXS_GRID};
 use crate::quant::layout::{read_planes, u16_at, u32_at};
@@ -31,6 +32,8 @@ impl Format for Iq4Nl {
     const OFFSET: u8 = 128;
     const TABLE: Option<[u8; 16]> = Some(IQ4_CODES);
     const STORED_HALVES: bool = true;
+    const LAYOUT: Option<Layout> =
+        Some(Layout { low: planes(2, 4, 16), high: High::None, scales: Scales::Half { d: 0 } });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 18] = exact(block);
@@ -47,6 +50,7 @@ impl Format for Iq4Xs {
     const SUB: usize = 32;
     const OFFSET: u8 = 128;
     const TABLE: Option<[u8; 16]> = Some(IQ4_CODES);
+    const LAYOUT: Option<Layout> = Some(Layout { low: planes(8, 4, 16), high: High::None, scales: Scales::Split });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 136] = exact(block);
@@ -66,6 +70,7 @@ impl Format for Mxfp4 {
     const SUB: usize = 32;
     const OFFSET: u8 = 12;
     const TABLE: Option<[u8; 16]> = Some(E2M1_CODES);
+    const LAYOUT: Option<Layout> = Some(Layout { low: planes(1, 4, 16), high: High::None, scales: Scales::Exponent });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         read_planes::<4>(&block[1..], 16, codes);
@@ -81,6 +86,7 @@ impl Format for Nvfp4 {
     const SUB: usize = 16;
     const OFFSET: u8 = 12;
     const TABLE: Option<[u8; 16]> = Some(E2M1_CODES);
+    const LAYOUT: Option<Layout> = Some(Layout { low: planes(4, 4, 8), high: High::None, scales: Scales::Small });
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         read_planes::<4>(&block[4..], 8, codes);

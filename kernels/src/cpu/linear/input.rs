@@ -90,6 +90,16 @@ impl QuantRow {
         }
     }
 
+    /// Whether the first chunk has outliers.
+    ///
+    /// # Safety
+    /// As [`QuantRow::outliers_of_chunk`].
+    #[inline(always)]
+    pub(crate) unsafe fn has_outliers(self) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { *self.flags != 0 }
+    }
+
     /// Calls `with` for every outlier of the first chunk, places counted from its start.
     ///
     /// # Safety

@@ -9,15 +9,20 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod drive;
+mod drive_floats;
 mod format;
 mod formats_linear;
 mod formats_table;
 mod input;
 mod job;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantize;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod unpack_avx512;
 
 use std::ops::Range;
 

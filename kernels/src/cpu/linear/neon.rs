@@ -6,7 +6,8 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::drive::{self, Engine};
+use super::drive::{self, Engine, UnpacksPlainly};
+use super::drive_floats;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::Job;
@@ -31,8 +32,8 @@ macro_rules! kernel {
 }
 kernel!("neon", flat<F: Format> => drive::flat::<Neon<false>, F>);
 kernel!("neon", tall<F: Format> => drive::tall::<Neon<false>, F>);
-kernel!("neon", floats_flat<T: Float> => drive::floats_flat::<Neon<false>, T>);
-kernel!("neon", floats_tall<T: Float> => drive::floats_tall::<Neon<false>, T, 16>);
+kernel!("neon", floats_flat<T: Float> => drive_floats::floats_flat::<Neon<false>, T>);
+kernel!("neon", floats_tall<T: Float> => drive_floats::floats_tall::<Neon<false>, T, 16>);
 kernel!("neon,dotprod", flat_dot<F: Format> => drive::flat::<Neon<true>, F>);
 kernel!("neon,dotprod", tall_dot<F: Format> => drive::tall::<Neon<true>, F>);
 
@@ -86,8 +87,34 @@ unsafe fn products<const DOT: bool>(sum: int32x4_t, weights: int8x16_t, x: int8x
     }
 }
 
+// SAFETY (all functions): callers have the instructions.
+impl<const DOT: bool> UnpacksPlainly for Neon<DOT> {
+    #[inline(always)]
+    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
+        // SAFETY: see the impl; whole vectors of the array.
+        unsafe {
+            let table = vld1q_u8(table.as_ptr());
+            for part in codes.as_chunks_mut::<16>().0 {
+                vst1q_u8(part.as_mut_ptr(), vqtbl1q_u8(table, vld1q_u8(part.as_ptr())));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn convert_halves(values: &mut [f32; 16]) {
+        // SAFETY: see the impl; the first eight elements are there.
+        unsafe {
+            for four in values.as_chunks_mut::<4>().0.iter_mut().take(2) {
+                let bits = vmovn_u32(vreinterpretq_u32_f32(vld1q_f32(four.as_ptr())));
+                vst1q_f32(four.as_mut_ptr(), widened_halves(bits));
+            }
+        }
+    }
+}
+
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl<const DOT: bool> Engine for Neon<DOT> {
+    type Weights = Unpacked;
     type Sum = [float32x4_t; 2];
     type Floats = float32x4_t;
     const LANES: usize = 4;
@@ -98,6 +125,22 @@ impl<const DOT: bool> Engine for Neon<DOT> {
     unsafe fn zero() -> Self::Sum {
         // SAFETY: see the impl.
         unsafe { [vdupq_n_f32(0.0); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn no_weights() -> Unpacked {
+        Unpacked::new()
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+        // SAFETY: see the impl.
+        unsafe { drive::unpack_plain::<Self, F>(bytes, out) };
+    }
+
+    #[inline(always)]
+    unsafe fn spill(weights: &Unpacked, out: &mut Unpacked) {
+        *out = *weights;
     }
 
     #[inline(always)]
@@ -131,28 +174,6 @@ impl<const DOT: bool> Engine for Neon<DOT> {
     unsafe fn total(sum: Self::Sum) -> f32 {
         // SAFETY: see the impl.
         unsafe { vaddvq_f32(vaddq_f32(sum[0], sum[1])) }
-    }
-
-    #[inline(always)]
-    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
-        // SAFETY: see the impl; whole vectors of the array.
-        unsafe {
-            let table = vld1q_u8(table.as_ptr());
-            for part in codes.as_chunks_mut::<16>().0 {
-                vst1q_u8(part.as_mut_ptr(), vqtbl1q_u8(table, vld1q_u8(part.as_ptr())));
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn convert_halves(values: &mut [f32; 16]) {
-        // SAFETY: see the impl; the first eight elements are there.
-        unsafe {
-            for four in values.as_chunks_mut::<4>().0.iter_mut().take(2) {
-                let bits = vmovn_u32(vreinterpretq_u32_f32(vld1q_f32(four.as_ptr())));
-                vst1q_f32(four.as_mut_ptr(), widened_halves(bits));
-            }
-        }
     }
 
     #[inline(always)]

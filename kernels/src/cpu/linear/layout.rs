@@ -1,0 +1,74 @@
+//! Where the bits of a block lie, said as data.
+//!
+//! [`Format::unpack`](super::format::Format::unpack) is the truth about a type. A [`Layout`] says the same once more for
+//! all types but the codebooks, so that each instruction set can unpack whole chunks into its registers with code that
+//! is written per kind of plane and scale, not per type.
+
+/// A block type's codes and scales.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    /// The low bits of codes.
+    pub(crate) low: Planes,
+    /// The bits above them.
+    pub(crate) high: High,
+    /// Scales and minima.
+    pub(crate) scales: Scales,
+}
+
+/// Planes of bits, as in `crate::quant::layout`: from byte `at` on, in each group of `group` bytes, byte `l` holds the
+/// codes of weights `l`, `l + group`, `l + 2 * group`, … from its lowest bits up. Planes of eight bits are signed.
+#[derive(Clone, Copy)]
+pub(crate) struct Planes {
+    pub(crate) at: usize,
+    pub(crate) bits: usize,
+    pub(crate) group: usize,
+}
+
+impl Planes {
+    /// For the weights from `weight` (a multiple of 8) on: their first byte, counted from the first plane, and how far
+    /// up their bits stand in it.
+    pub(crate) const fn place(self, weight: usize) -> (usize, usize) {
+        let plane = weight / self.group % (8 / self.bits);
+        let group = weight / (self.group * (8 / self.bits));
+        (group * self.group + weight % self.group, plane * self.bits)
+    }
+}
+
+/// Bits above the low ones.
+#[derive(Clone, Copy)]
+pub(crate) enum High {
+    /// None.
+    None,
+    /// One a weight, in the order of weights, in the 32-bit word at this byte.
+    Word(usize),
+    /// Planes.
+    Planes(Planes),
+}
+
+/// How scales are stored; numbers are places of halves in the block, `d` the factor of integer scales.
+#[derive(Clone, Copy)]
+pub(crate) enum Scales {
+    /// One half for the whole block.
+    Half { d: usize },
+    /// One half, and one for the minimum.
+    HalfAndMin { d: usize, min: usize },
+    /// The exponent in byte 0 (E8M0).
+    Exponent,
+    /// Four E4M3 numbers from byte 0 on, one per 16 weights.
+    Small,
+    /// Q4_K and Q5_K: halves of scales and minima, then twelve bytes of 6-bit integers.
+    SixBitPairs,
+    /// Q2_K: sixteen bytes from byte 0 on, scale in the low nibble, minimum in the high one.
+    NibblePairs { d: usize, min: usize },
+    /// Q3_K: twelve bytes of 6-bit integers from byte `at` on.
+    SixBits { at: usize, d: usize },
+    /// Q6_K: sixteen signed bytes from byte `at` on.
+    Bytes { at: usize, d: usize },
+    /// IQ4_XS: a half, a word of high bits, four bytes of nibbles.
+    Split,
+}
+
+/// Low bits alone.
+pub(crate) const fn planes(at: usize, bits: usize, group: usize) -> Planes {
+    Planes { at, bits, group }
+}
