@@ -74,8 +74,9 @@ fn likeliest(network: &Network, ids: &[u32]) -> Result<u32> {
 mod tests {
     use super::*;
     use crate::corpus::Corpus;
+    use crate::model::Shape;
     use crate::template::Split;
-    use crate::train::encode;
+    use crate::train::{Options, encode, heard, learn_vocabulary};
     use std::path::Path;
 
     fn packed() -> File {
@@ -87,36 +88,49 @@ mod tests {
         let file = packed();
         let asker = Asker::new(&file).unwrap();
         let (_, vocabulary) = crate::export::read(&file).unwrap();
-        for split in [Split::Train, Split::Test] {
+        for split in [Split::Train, Split::Dev, Split::Test] {
             let corpus = Corpus::new(1, split);
             for index in 0..1000 {
                 let example = corpus.example(index);
                 let trained = encode(&vocabulary, &example);
-                assert_eq!(asker.prompt(&example.text).unwrap(), trained.ids[..trained.answer], "{}", example.text);
+                let prompt = asker.prompt(&example.text).unwrap();
+                assert_eq!(prompt, trained.ids[..trained.answer], "{}", example.text);
+                assert_eq!(asker.tokenizer.decode(&prompt, false), heard(&example.text).as_bytes());
                 let answer = &trained.ids[trained.answer..trained.ids.len() - 1];
                 assert_eq!(asker.tokenizer.decode(answer, false), example.answer.as_bytes());
+                assert!(trained.ids.len() + 1 < Shape::pocket(0).context, "{}", example.text);
             }
         }
     }
 
     #[test]
-    fn the_packed_model_answers_the_command_of_the_readme() {
+    fn the_packed_vocabulary_is_the_one_learned_from_the_training_text() {
+        let (_, vocabulary) = crate::export::read(&packed()).unwrap();
+        let learned = learn_vocabulary(&Options::default());
+        assert_eq!(vocabulary.tokens, learned.tokens);
+        assert_eq!(vocabulary.merges, learned.merges);
+    }
+
+    #[test]
+    fn the_packed_model_answers_what_a_newcomer_tries() {
         let file = packed();
         let (network, _) = crate::export::read(&file).unwrap();
         let asker = Asker::new(&file).unwrap();
         let cases = [
-            (
-                "turn on the porch light at nine",
-                r#"{"tool":"set_light","arguments":{"room":"porch","state":"on","at":"09:00"}}"#,
-            ),
-            (
-                "what's the temperature in the greenhouse",
-                r#"{"tool":"read_sensor","arguments":{"sensor":"temperature","place":"greenhouse"}}"#,
-            ),
-            ("tell me a joke", r#"{"tool":"none","arguments":{"reason":"out_of_scope"}}"#),
+            ("turn on the porch light at nine", "set_light", r#"{"room":"porch","state":"on","at":"09:00"}"#),
+            ("Turn off the kitchen lights.", "set_light", r#"{"room":"kitchen","state":"off"}"#),
+            ("set the living room to 21 degrees", "set_heating", r#"{"room":"living_room","temperature":21}"#),
+            ("what's the humidity in the greenhouse", "read_sensor", r#"{"sensor":"humidity","place":"greenhouse"}"#),
+            ("close valve 3 in ten minutes", "set_valve", r#"{"valve":"valve_3","state":"closed","in":"10m"}"#),
+            ("run the well pump for an hour", "set_pump", r#"{"pump":"well","state":"on","for":"1h"}"#),
+            ("show me the front door camera", "camera", r#"{"camera":"front_door","action":"show"}"#),
+            ("set a timer for five minutes", "set_timer", r#"{"duration":"5m"}"#),
+            ("cancel the pasta timer", "cancel_timer", r#"{"label":"pasta"}"#),
+            ("tell me a joke", "none", r#"{"reason":"out_of_scope"}"#),
         ];
-        for (text, answer) in cases {
-            assert_eq!(asker.answer(&network, text).unwrap(), answer);
+        for (text, tool, arguments) in cases {
+            let answer = format!(r#"{{"tool":"{tool}","arguments":{arguments}}}"#);
+            assert_eq!(asker.answer(&network, text).unwrap(), answer, "{text}");
         }
     }
 }

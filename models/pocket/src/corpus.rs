@@ -5,7 +5,10 @@
 //! around are not.
 
 use crate::call;
+use crate::manners::{self, CLOSERS, OPENERS, REQUESTS, SHORT_CLOSERS};
+use crate::noise::noisy;
 use crate::rng::Rng;
+use crate::slots;
 use crate::template::{self, Split, Template};
 
 /// A sentence and its answer.
@@ -35,99 +38,8 @@ const SHARES: &[(&str, usize)] = &[
 /// Share of examples that hold two commands at once, which the model refuses.
 const PERCENT_DOUBLE: usize = 3;
 
-const OPENERS: &[&str] = &[
-    "hey",
-    "okay",
-    "ok",
-    "so",
-    "uh",
-    "um",
-    "hey farpost",
-    "farpost",
-    "computer",
-    "listen",
-    "right",
-    "alright",
-    "hi",
-    "now",
-    "oh",
-    "and",
-    "okay so",
-    "ah",
-    "good morning",
-    "hello",
-    "yes",
-    "also",
-    "hey there",
-];
-const REQUESTS: &[&str] = &[
-    "please",
-    "please",
-    "please",
-    "can you",
-    "can you",
-    "could you",
-    "could you",
-    "would you",
-    "will you",
-    "can you please",
-    "could you please",
-    "would you please",
-    "i want you to",
-    "i'd like you to",
-    "i need you to",
-    "i would like you to",
-    "go ahead and",
-    "go and",
-    "just",
-    "quickly",
-    "let's",
-    "you can",
-    "you need to",
-    "it's time to",
-    "help me and",
-    "be so kind and",
-    "do me a favor and",
-    "remember to",
-    "don't forget to",
-    "we need to",
-    "i need to",
-    "i want to",
-    "try to",
-    "you should",
-    "time to",
-    "please just",
-    "you may",
-];
-const CLOSERS: &[&str] = &[
-    "please",
-    "please",
-    "please",
-    "please",
-    "thanks",
-    "thank you",
-    "now",
-    "right now",
-    "for me",
-    "will you",
-    "would you",
-    "okay",
-    "if you can",
-    "if possible",
-    "as soon as you can",
-    "immediately",
-    "quickly",
-    "it's late",
-    "we have guests",
-    "i'm going to bed",
-    "i'm in a hurry",
-    "before i forget",
-    "thank you very much",
-    "right away",
-    "if you don't mind",
-    "i'm busy",
-];
-const SHORT_CLOSERS: &[&str] = &["please", "please", "thanks", "thank you", "now", "right now", "okay"];
+/// Share of examples with a day, a repetition or a condition, which no tool takes.
+const PERCENT_IMPOSSIBLE: usize = 4;
 
 /// The templates of one split, by tool.
 pub struct Corpus {
@@ -156,9 +68,12 @@ impl Corpus {
         if rng.chance(PERCENT_DOUBLE) {
             return self.double(&mut rng);
         }
+        if rng.chance(PERCENT_IMPOSSIBLE) {
+            return self.impossible(&mut rng);
+        }
         let template = self.choose(&mut rng);
         let (text, arguments) = command(&mut rng, template);
-        let text = polish(&mut rng, &text);
+        let text = noisy(&mut rng, &text);
         let answer = call::json(template.tool, &arguments).expect("slots give only arguments of their tool (tested)");
         Example { text, answer, tool: template.tool }
     }
@@ -191,22 +106,49 @@ impl Corpus {
         if rng.chance(30) {
             text = format!("{text} {}", rng.pick(CLOSERS));
         }
-        let text = polish(rng, &text);
-        Example { text, answer: r#"{"tool":"none","arguments":{"reason":"one_at_a_time"}}"#.to_owned(), tool: "none" }
+        let text = noisy(rng, &text);
+        refusal(text, "one_at_a_time")
     }
+
+    /// A command that a day, a repetition or a condition puts out of reach.
+    fn impossible(&self, rng: &mut Rng) -> Example {
+        let template = loop {
+            let template = self.choose(rng);
+            if template.imperative && template.takes_time() {
+                break template;
+            }
+        };
+        let mut text = template.expand(rng).0;
+        let (words, is_before) = manners::impossible(rng);
+        if rng.chance(40) {
+            text = format!("{} {text}", rng.pick(REQUESTS));
+        }
+        text = if is_before { format!("{words} {text}") } else { format!("{text} {words}") };
+        if rng.chance(20) {
+            text = format!("{text} {}", rng.pick(SHORT_CLOSERS));
+        }
+        let text = noisy(rng, &text);
+        refusal(text, "out_of_scope")
+    }
+}
+
+fn refusal(text: String, reason: &str) -> Example {
+    let arguments = [("reason".to_owned(), reason.to_owned())];
+    let answer = call::json("none", &arguments).expect("a reason is all that 'none' takes");
+    Example { text, answer, tool: "none" }
 }
 
 /// The sentence with its time, its politeness and its reasons.
 fn command(rng: &mut Rng, template: &Template) -> (String, Vec<(String, String)>) {
     let (mut text, mut arguments) = template.expand(rng);
     if template.takes_duration() && rng.chance(10) {
-        let (words, value) = template::lasting(rng);
+        let (words, value) = slots::lasting(rng);
         text = format!("{text} {words}");
         arguments.push(("for".to_owned(), value));
     }
     let mut front = String::new();
     if template.takes_time() && rng.chance(35) {
-        let (words, key, value) = template::when(rng);
+        let (words, key, value) = slots::when(rng);
         arguments.push((key.to_owned(), value));
         if rng.chance(25) {
             front = words;
@@ -230,30 +172,6 @@ fn command(rng: &mut Rng, template: &Template) -> (String, Vec<(String, String)>
         text = format!("{text}{comma} {closer}");
     }
     (text, arguments)
-}
-
-/// Hesitations, lost apostrophes, capitals and punctuation.
-fn polish(rng: &mut Rng, text: &str) -> String {
-    let mut text = text.to_owned();
-    if rng.chance(4) {
-        let gaps: Vec<usize> = text.match_indices(' ').map(|(at, _)| at).collect();
-        if !gaps.is_empty() {
-            text.insert_str(gaps[rng.below(gaps.len())], rng.pick(&[" uh", " um", " er"]));
-        }
-    }
-    if rng.chance(8) {
-        text.retain(|c| c != '\'');
-    }
-    if rng.chance(15) {
-        let mut chars = text.chars();
-        if let Some(first) = chars.next() {
-            text = first.to_uppercase().chain(chars).collect();
-        }
-    }
-    if rng.chance(18) {
-        text.push_str(rng.pick(&[".", ".", ".", "!", "?"]));
-    }
-    text
 }
 
 #[cfg(test)]
@@ -295,11 +213,29 @@ mod tests {
     }
 
     #[test]
-    fn test_sentences_are_not_in_the_training_text() {
+    fn no_test_sentence_is_in_the_training_text() {
         let train = Corpus::new(1, Split::Train);
-        let seen: HashSet<String> = (0..30_000).map(|index| train.example(index).text).collect();
-        let test = Corpus::new(1, Split::Test);
-        let shared = (0..2000).filter(|index| seen.contains(&test.example(*index).text)).count();
-        assert!(shared <= 4, "{shared} of 2000 test sentences were trained on");
+        let seen: HashSet<String> = (0..50_000).map(|index| train.example(index).text.to_lowercase()).collect();
+        for split in [Split::Dev, Split::Test] {
+            let held_out = Corpus::new(1, split);
+            for index in 0..5000 {
+                let text = held_out.example(index).text;
+                assert!(!seen.contains(&text.to_lowercase()), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_tool_and_every_reason_is_asked_for() {
+        for split in [Split::Train, Split::Dev, Split::Test] {
+            let corpus = Corpus::new(1, split);
+            let answers: Vec<String> = (0..2000).map(|index| corpus.example(index).answer).collect();
+            for (tool, _) in call::TOOLS {
+                assert!(answers.iter().any(|answer| answer.contains(tool)), "{tool}");
+            }
+            for reason in ["out_of_scope", "unclear", "nothing_to_do", "one_at_a_time"] {
+                assert!(answers.iter().any(|answer| answer.contains(reason)), "{reason}");
+            }
+        }
     }
 }

@@ -44,13 +44,13 @@ pub enum ExportError {
     },
 }
 
-/// The model answers the last user message alone; system messages and earlier turns are left out.
+/// The model answers the last user message alone, in lower case; system messages and earlier turns are left out.
 pub const CHAT_TEMPLATE: &str = "{%- set ns = namespace(last='') -%}\
 {%- for message in messages -%}\
 {%- if message.role == 'user' -%}{%- set ns.last = message.content -%}{%- endif -%}\
 {%- endfor -%}\
-{{- '<|user|>' + ns.last | trim -}}\
-{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}";
+{{- '<|USER|>' + ns.last | trim | lower -}}\
+{%- if add_generation_prompt -%}{{- '<|ASSISTANT|>' -}}{%- endif -%}";
 
 /// Writes `network` as an F32 file at `path`.
 pub fn write(network: &Network, vocabulary: &Vocabulary, seed: u64, path: &Path) -> Result<(), ExportError> {

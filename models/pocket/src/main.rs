@@ -1,11 +1,12 @@
-//! Commands of the pocket model: `train`, `pack`, `eval`, `show`.
+//! Commands of the pocket model: `train`, `pack`, `eval`, `ask`, `show`, `examples`.
 
 use farpost_models::gguf::File;
 use farpost_pocket::answer::Asker;
 use farpost_pocket::corpus::{Corpus, Example};
+use farpost_pocket::model::Network;
 use farpost_pocket::template::Split;
 use farpost_pocket::train::{self, Score};
-use farpost_pocket::{export, rng::Rng};
+use farpost_pocket::{export, held_out, rng::Rng};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -16,11 +17,14 @@ farpost-pocket train [--out FILE] [--f32 FILE] [--seed N] [--steps N] [--batch N
 farpost-pocket pack  [--out FILE] [--f32 FILE]
     makes the Q8_0 file anew from the F32 file
 farpost-pocket eval  [--f32 FILE] [--types f32,q8_0,q4_k_m,q4_0] [--split test] [--examples N] [--seed N] [--wrong N]
-    exact match of the packed file in each type, by tool; prints up to N wrong answers of each
+    exact match in each type, by tool, of the model packed from the F32 file; prints up to N wrong answers of each
+                     [--set FILE]  on the lines of FILE, as in models/pocket/data/*.jsonl, rather than on a split
 farpost-pocket ask [--out FILE] --text TEXT
     the answer of the packed file
 farpost-pocket show  [--split train] [--examples N] [--seed N]
-    prints examples";
+    prints examples
+farpost-pocket examples [--split test] [--examples 200] [--seed N]
+    prints examples as JSON, one object a line; as it stands, what models/pocket/data/held-out.jsonl holds";
 
 /// The command line.
 struct Arguments {
@@ -28,9 +32,10 @@ struct Arguments {
     f32: PathBuf,
     types: String,
     split: Split,
-    examples: u64,
+    examples: Option<u64>,
     wrong: usize,
     text: String,
+    set: Option<PathBuf>,
     options: train::Options,
 }
 
@@ -40,9 +45,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Box<dyn E
         f32: "target/pocket/pocket-f32.gguf".into(),
         types: "f32,q8_0,q4_k_m,q4_0".to_owned(),
         split: Split::Test,
-        examples: 2000,
+        examples: None,
         wrong: 0,
         text: String::new(),
+        set: None,
         options: train::Options::default(),
     };
     while let Some(flag) = words.next() {
@@ -52,8 +58,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Box<dyn E
             "--f32" => arguments.f32 = value.into(),
             "--types" => arguments.types = value,
             "--split" => arguments.split = Split::from_name(&value).ok_or("--split takes train, dev or test")?,
-            "--examples" => arguments.examples = value.parse()?,
+            "--examples" => arguments.examples = Some(value.parse()?),
             "--text" => arguments.text = value,
+            "--set" => arguments.set = Some(value.into()),
             "--wrong" => arguments.wrong = value.parse()?,
             "--seed" => arguments.options.seed = value.parse()?,
             "--steps" => arguments.options.steps = value.parse()?,
@@ -99,11 +106,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     match command.as_str() {
         "train" => {
             let vocabulary = train::learn_vocabulary(&arguments.options);
-            let network = train::train(&arguments.options, &vocabulary)?;
             if let Some(folder) = arguments.f32.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            export::write(&network, &vocabulary, arguments.options.seed, &arguments.f32)?;
+            let mut keep =
+                |network: &Network| export::write(network, &vocabulary, arguments.options.seed, &arguments.f32);
+            train::train(&arguments.options, &vocabulary, &mut keep)?;
             pack(&arguments)
         }
         "pack" => pack(&arguments),
@@ -116,9 +124,16 @@ fn run() -> Result<(), Box<dyn Error>> {
         "eval" => evaluate(&arguments),
         "show" => {
             let corpus = Corpus::new(arguments.options.seed, arguments.split);
-            for index in 0..arguments.examples {
+            for index in 0..arguments.examples.unwrap_or(20) {
                 let example = corpus.example(index);
                 println!("{}\n    {}", example.text, example.answer);
+            }
+            Ok(())
+        }
+        "examples" => {
+            let corpus = Corpus::new(arguments.options.seed, arguments.split);
+            for index in 0..arguments.examples.unwrap_or(held_out::COUNT) {
+                println!("{}", held_out::line(&corpus.example(index)));
             }
             Ok(())
         }
@@ -136,9 +151,18 @@ fn pack(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 fn evaluate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let corpus = Corpus::new(arguments.options.seed, arguments.split);
+    let examples = match &arguments.set {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            held_out::read(&text).map_err(|error| format!("{}: {error}", path.display()))?
+        }
+        None => {
+            let corpus = Corpus::new(arguments.options.seed, arguments.split);
+            (0..arguments.examples.unwrap_or(TEST_EXAMPLES)).map(|index| corpus.example(index)).collect()
+        }
+    };
     let folder = export::scratch(&mut Rng::new(arguments.options.seed, 300, 0))?;
-    let result = evaluate_in(arguments, &corpus, &folder);
+    let result = evaluate_in(arguments, &examples, &folder);
     std::fs::remove_dir_all(&folder)?;
     let columns = result?;
     print!("| tool | examples |");
@@ -155,7 +179,7 @@ fn evaluate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         }
         println!();
     }
-    print!("| all | {} |", arguments.examples);
+    print!("| all | {} |", first.values().map(|(_, n)| n).sum::<usize>());
     for (_, _, score) in &columns {
         print!(" {:.2} |", train::percent(score));
     }
@@ -163,11 +187,14 @@ fn evaluate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Examples that figures are measured on when nothing else is said.
+const TEST_EXAMPLES: u64 = 5000;
+
 /// A type's name, the bytes of its file and how it did.
 type Column = (String, u64, Score);
 
 /// A column for every type asked for.
-fn evaluate_in(arguments: &Arguments, corpus: &Corpus, folder: &Path) -> Result<Vec<Column>, Box<dyn Error>> {
+fn evaluate_in(arguments: &Arguments, examples: &[Example], folder: &Path) -> Result<Vec<Column>, Box<dyn Error>> {
     let mut columns = Vec::new();
     for name in arguments.types.split(',') {
         let path = folder.join(format!("{name}.gguf"));
@@ -183,7 +210,7 @@ fn evaluate_in(arguments: &Arguments, corpus: &Corpus, folder: &Path) -> Result<
                 println!("{name}: {}\n    right  {}\n    given  {text}", example.text, example.answer);
             }
         };
-        let score = train::exact_match(&network, &vocabulary, corpus, arguments.examples, false, &mut tell)?;
+        let score = train::exact_match(&network, &vocabulary, examples.iter().cloned(), false, &mut tell)?;
         columns.push((name.to_owned(), bytes, score));
     }
     Ok(columns)

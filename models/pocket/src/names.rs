@@ -1,5 +1,16 @@
 //! The closed sets of names: rooms, pumps, valves, cameras, sensors, timer labels, and words for distractors.
 
+use std::collections::BTreeSet;
+
+/// Every word of an id that a phrase can hold, in order and once; the shortest are left to the general vocabulary.
+pub fn words() -> Vec<String> {
+    let pairs = [ROOMS, PLACES, SENSORS].into_iter().flatten().map(|(_, id)| *id);
+    let units = [PUMPS, VALVES, CAMERAS, LABELS, NUMBERED_ROOMS, NUMBERED_PLACES, &["pump", "valve", "camera"]];
+    let phrases = pairs.chain(units.into_iter().flatten().copied());
+    let words = phrases.flat_map(|phrase| phrase.split(['_', ' '])).filter(|word| word.len() >= 3);
+    words.map(str::to_owned).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// Phrases for a room and its id.
 pub const ROOMS: &[(&str, &str)] = &[
     ("kitchen", "kitchen"),
@@ -39,7 +50,69 @@ pub const ROOMS: &[(&str, &str)] = &[
     ("boiler room", "boiler_room"),
     ("server room", "server_room"),
     ("canteen", "canteen"),
+    ("master bedroom", "main_bedroom"),
+    ("family room", "family_room"),
+    ("kid's room", "kids_room"),
+    ("children's room", "kids_room"),
+    ("playroom", "playroom"),
+    ("gym", "gym"),
+    ("pantry", "pantry"),
+    ("closet", "closet"),
+    ("toilet", "toilet"),
+    ("loft", "loft"),
+    ("entrance", "entrance"),
+    ("front door", "front_door"),
+    ("back door", "back_door"),
+    ("gate", "gate"),
+    ("yard", "yard"),
+    ("backyard", "backyard"),
+    ("terrace", "terrace"),
+    ("veranda", "veranda"),
+    ("deck", "deck"),
+    ("carport", "carport"),
+    ("pool", "pool"),
+    ("stable", "stable"),
+    ("chicken coop", "chicken_coop"),
+    ("storage room", "storage_room"),
+    ("meeting room", "meeting_room"),
+    ("conference room", "conference_room"),
+    ("break room", "break_room"),
+    ("reception", "reception"),
+    ("lobby", "lobby"),
+    ("corridor", "corridor"),
+    ("loading dock", "loading_dock"),
+    ("machine room", "machine_room"),
+    ("production hall", "production_hall"),
+    ("packing hall", "packing_hall"),
+    ("lab", "lab"),
+    ("parking lot", "parking_lot"),
 ];
+
+/// Rooms that one is on, at or out on rather than in.
+pub const ON_OR_AT: &[(&str, &str)] = &[
+    ("porch", "on"),
+    ("front porch", "on"),
+    ("patio", "on"),
+    ("balcony", "on"),
+    ("terrace", "on"),
+    ("veranda", "on"),
+    ("deck", "on"),
+    ("driveway", "on"),
+    ("staircase", "on"),
+    ("front door", "at"),
+    ("back door", "at"),
+    ("gate", "at"),
+    ("entrance", "at"),
+    ("reception", "at"),
+    ("loading dock", "at"),
+    ("pool", "at"),
+];
+
+/// Rooms that have a number for a name.
+pub const NUMBERED_ROOMS: &[&str] = &["room", "zone", "hall", "building", "bay", "line", "area"];
+
+/// Other places of sensors that have a number for a name.
+pub const NUMBERED_PLACES: &[&str] = &["tank", "boiler", "silo", "line", "compressor", "machine"];
 
 /// Places that have sensors besides rooms.
 pub const PLACES: &[(&str, &str)] = &[
@@ -51,12 +124,18 @@ pub const PLACES: &[(&str, &str)] = &[
     ("cold store", "cold_store"),
     ("compressor", "compressor"),
     ("main line", "main_line"),
-    ("pool", "pool"),
     ("pond", "pond"),
     ("well", "well"),
     ("silo", "silo"),
-    ("stable", "stable"),
     ("field", "field"),
+    ("hot water tank", "hot_water_tank"),
+    ("septic tank", "septic_tank"),
+    ("heat exchanger", "heat_exchanger"),
+    ("generator", "generator"),
+    ("battery", "battery"),
+    ("inlet", "inlet"),
+    ("outlet", "outlet"),
+    ("aquarium", "aquarium"),
 ];
 
 /// Words before "pump"; the id has underscores.
@@ -81,6 +160,14 @@ pub const PUMPS: &[&str] = &[
     "vacuum",
     "dosing",
     "main",
+    "hot water",
+    "bilge",
+    "oil",
+    "recirculation",
+    "rainwater",
+    "basement",
+    "greenhouse",
+    "fire",
 ];
 
 /// Words before "valve".
@@ -105,6 +192,15 @@ pub const VALVES: &[&str] = &[
     "relief",
     "water",
     "greenhouse",
+    "hot water",
+    "cold water",
+    "safety",
+    "fuel",
+    "oil",
+    "lawn",
+    "radiator",
+    "pool",
+    "shutoff",
 ];
 
 /// Words before "camera".
@@ -129,6 +225,13 @@ pub const CAMERAS: &[&str] = &[
     "stable",
     "kitchen",
     "living room",
+    "front",
+    "back",
+    "backyard",
+    "pool",
+    "lobby",
+    "baby",
+    "east side",
 ];
 
 /// What a sensor measures: phrase and id.
@@ -156,6 +259,10 @@ pub const SENSORS: &[(&str, &str)] = &[
     ("noise", "noise"),
     ("vibration", "vibration"),
     ("soil moisture", "soil_moisture"),
+    ("light level", "brightness"),
+    ("oxygen level", "oxygen"),
+    ("ph", "ph"),
+    ("ph value", "ph"),
 ];
 
 /// Names of timers.
@@ -190,6 +297,14 @@ pub const LABELS: &[&str] = &[
     "cookies",
     "dishes",
     "parking",
+    "steak",
+    "lasagna",
+    "washing machine",
+    "study",
+    "game",
+    "medicine",
+    "dough",
+    "fermentation",
 ];
 
 /// Devices named without saying which one.
@@ -218,6 +333,19 @@ pub const APPLIANCES: &[&str] = &[
     "curtains",
     "fan",
     "alarm",
+    "blinds",
+    "shutters",
+    "air conditioner",
+    "humidifier",
+    "sprinklers",
+    "kettle",
+    "fridge",
+    "phone",
+    "fireplace",
+    "projector",
+    "door lock",
+    "conveyor",
+    "elevator",
 ];
 
 /// Countries, as distractors.
@@ -257,7 +385,7 @@ pub const THINGS: &[&str] = &[
     "winter",
     "music",
     "eggs",
-    "the garden",
+    "gardening",
     "water",
     "summer",
 ];
@@ -283,3 +411,6 @@ pub const ANIMALS: &[&str] = &["dog", "cat", "cow", "horse", "fish", "chicken", 
 /// Music, as distractors.
 pub const MUSIC: &[&str] =
     &["jazz", "rock music", "my playlist", "the beatles", "classical music", "christmas songs", "a podcast"];
+
+/// Colours, which the lights here do not have.
+pub const COLORS: &[&str] = &["red", "blue", "green", "purple", "pink", "orange", "yellow", "warm white"];

@@ -55,6 +55,8 @@ pub fn percent(rng: &mut Rng) -> (String, String) {
     };
     let text = match rng.below(20) {
         0 if n == 50 => "half".to_owned(),
+        0 | 1 if n == 25 => "a quarter".to_owned(),
+        0 | 1 if n == 75 => "three quarters".to_owned(),
         0 | 1 if n == 100 => "full".to_owned(),
         0..4 => format!("{n}%"),
         4 => format!("{n} %"),
@@ -76,9 +78,14 @@ pub fn degrees(rng: &mut Rng) -> (String, String) {
     } else {
         (number(rng, n), n.to_string())
     };
-    text.push_str(match rng.below(10) {
-        0..6 => " degrees",
-        6 => " degrees celsius",
+    text.push_str(match rng.below(20) {
+        0..11 => " degrees",
+        11 => " degrees celsius",
+        12 => " celsius",
+        13 => " degree",
+        14 => "°",
+        15 => "°c",
+        16 => " c",
         _ => "",
     });
     (text, value)
@@ -86,7 +93,31 @@ pub fn degrees(rng: &mut Rng) -> (String, String) {
 
 /// A duration and its normal form: hours, minutes, seconds, as in `1h30m`, `45s`.
 pub fn duration(rng: &mut Rng) -> (String, String) {
-    match rng.below(24) {
+    match rng.below(27) {
+        24 => match rng.below(4) {
+            0 => ("half a minute".to_owned(), "30s".to_owned()),
+            1 => ("three quarters of an hour".to_owned(), "45m".to_owned()),
+            2 => ("a minute and a half".to_owned(), "1m30s".to_owned()),
+            _ => ("one and a half hours".to_owned(), "1h30m".to_owned()),
+        },
+        25 => {
+            let of = if rng.chance(80) { " of" } else { "" };
+            let (unit, letter) = [("minutes", 'm'), ("hours", 'h')][rng.below(2)];
+            (format!("a couple{of} {unit}"), format!("2{letter}"))
+        }
+        26 => {
+            // As written in a hurry.
+            let n = if rng.chance(60) { 5 * (1 + rng.below(12)) } else { 2 + rng.below(98) };
+            match rng.below(4) {
+                0 => (format!("{n}min"), format!("{n}m")),
+                1 => (format!("{n}m"), format!("{n}m")),
+                2 => (format!("{n}s"), format!("{n}s")),
+                _ => {
+                    let n = 2 + rng.below(11);
+                    (format!("{n}h"), format!("{n}h"))
+                }
+            }
+        }
         0 => ("half an hour".to_owned(), "30m".to_owned()),
         1 => {
             let text = ["a quarter of an hour", "quarter of an hour"][rng.below(2)];
@@ -101,7 +132,8 @@ pub fn duration(rng: &mut Rng) -> (String, String) {
         }
         6..9 => {
             let n = 2 + rng.below(11);
-            (format!("{} hours", number(rng, n)), format!("{n}h"))
+            let unit = if rng.chance(4) { "hrs" } else { "hours" };
+            (format!("{} {unit}", number(rng, n)), format!("{n}h"))
         }
         9..12 => {
             let n = if rng.chance(60) { 5 * (1 + rng.below(11)) } else { 2 + rng.below(98) };
@@ -185,6 +217,17 @@ fn clock(rng: &mut Rng) -> (String, usize, usize) {
     }
 }
 
+/// The word for a half of the day right after a clock time: "pm", and the ways people write it.
+fn half_word(rng: &mut Rng, spoken: &str, letter: char) -> String {
+    let joined = spoken.ends_with(|c: char| c.is_ascii_digit());
+    match rng.below(10) {
+        0..2 if joined => format!("{spoken}{letter}m"),
+        2 => format!("{spoken} {letter}.m."),
+        3 => format!("{spoken} {letter} m"),
+        _ => format!("{spoken} {letter}m"),
+    }
+}
+
 /// A point in time as an adverb ("at half past nine in the evening") and its normal form `HH:MM`.
 pub fn at(rng: &mut Rng) -> (String, String) {
     let at = match rng.below(20) {
@@ -195,6 +238,12 @@ pub fn at(rng: &mut Rng) -> (String, String) {
     match rng.below(20) {
         0 => return (format!("{at} noon"), "12:00".to_owned()),
         1 => return (format!("{at} midnight"), "00:00".to_owned()),
+        3 => {
+            // "nineteen thirty", as on a timetable.
+            let (hour, minute) = (13 + rng.below(11), [0, 10, 15, 20, 30, 40, 45, 50][rng.below(8)]);
+            let rest = if minute == 0 { "hundred".to_owned() } else { words(minute) };
+            return (format!("{at} {} {rest}", words(hour)), format!("{hour}:{minute:02}"));
+        }
         2 => {
             let (hour, minute) = (13 + rng.below(11), if rng.chance(60) { 15 * rng.below(4) } else { rng.below(60) });
             return (format!("{at} {hour}:{minute:02}"), format!("{hour}:{minute:02}"));
@@ -209,7 +258,7 @@ pub fn at(rng: &mut Rng) -> (String, String) {
         Half::Morning => match rng.below(4) {
             0 if hour < 12 => format!("this morning {at} {spoken}"),
             1 | 2 if hour < 12 => format!("{at} {spoken} in the morning"),
-            _ => format!("{at} {spoken} am"),
+            _ => format!("{at} {}", half_word(rng, &spoken, 'a')),
         },
         Half::Evening => match (rng.below(8), hour) {
             (0, 5..12) => format!("tonight {at} {spoken}"),
@@ -217,7 +266,7 @@ pub fn at(rng: &mut Rng) -> (String, String) {
             (2, 5..12) => format!("this evening {at} {spoken}"),
             (3, 5..12) => format!("{at} {spoken} in the evening"),
             (0..4, _) => format!("{at} {spoken} in the afternoon"),
-            _ => format!("{at} {spoken} pm"),
+            _ => format!("{at} {}", half_word(rng, &spoken, 'p')),
         },
     };
     (text, format!("{:02}:{minute:02}", hour24(hour, half)))

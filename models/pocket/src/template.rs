@@ -2,11 +2,11 @@
 //!
 //! A line is `[? ] [key=value,... ::] text`. In the text `{slot}` stands for a random value and `[a|b]` for one of
 //! several wordings; a leading `?` marks a phrase that is no imperative, so that "could you" does not go before it.
-//! A template is in one split as a whole, by a hash of its line: nothing of a test template is ever trained on.
+//! A template is in one split as a whole, by a hash of its text without articles: nothing of a test template is ever
+//! trained on, and templates that differ in a "the" share their split.
 
-use crate::names;
 use crate::rng::Rng;
-use crate::spoken;
+use crate::slots;
 
 /// Who may see a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,12 +61,18 @@ const FILES: &[(&str, &str)] = &[
 /// Of 20 templates, those whose hash falls below this are for the test.
 const TEST_OF_20: u64 = 3;
 
-fn split_of(tool: &str, line: &str) -> Split {
+/// What decides a template's split: its words without those that come and go in speech.
+pub fn skeleton(text: &str) -> String {
+    let words = text.split(' ').filter(|word| !matches!(*word, "the" | "a" | "an" | "that" | "is" | "up"));
+    words.collect::<Vec<_>>().join(" ").replace("'s", "")
+}
+
+fn split_of(tool: &str, text: &str) -> Split {
     // FNV-1a, then a mix so that the remainder depends on every byte.
     let hash = tool
         .bytes()
         .chain([0])
-        .chain(line.bytes())
+        .chain(skeleton(text).bytes())
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     match Rng::new(hash, 0, 0).next() % 20 {
         0..TEST_OF_20 => Split::Test,
@@ -99,129 +105,6 @@ pub fn all() -> Vec<Template> {
     templates
 }
 
-/// Which argument a percentage is, by tool.
-fn percent_key(tool: &str) -> &'static str {
-    match tool {
-        "set_pump" => "speed",
-        "set_valve" => "percent",
-        _ => "brightness",
-    }
-}
-
-fn id(phrase: &str) -> String {
-    phrase.replace(' ', "_")
-}
-
-/// A named or numbered unit ("sump pump", "pump number two") and its id.
-fn unit(rng: &mut Rng, kind: &str, names: &[&str], numbered: usize) -> (String, String) {
-    if rng.chance(numbered) {
-        let n = 1 + rng.below(12);
-        let word = if rng.chance(25) { "number " } else { "" };
-        return (format!("{kind} {word}{}", spoken::number(rng, n)), format!("{kind}_{n}"));
-    }
-    let name = rng.pick(names);
-    (format!("{name} {kind}"), id(name))
-}
-
-fn pair(rng: &mut Rng, pairs: &[(&str, &str)]) -> (String, String) {
-    let (phrase, id) = pairs[rng.below(pairs.len())];
-    (phrase.to_owned(), id.to_owned())
-}
-
-/// A time, a delay: words, argument and value.
-pub fn when(rng: &mut Rng) -> (String, &'static str, String) {
-    if rng.chance(70) {
-        let (text, value) = spoken::at(rng);
-        (text, "at", value)
-    } else {
-        let (text, value) = spoken::duration(rng);
-        let text = if rng.chance(15) { format!("{text} from now") } else { format!("in {text}") };
-        (text, "in", value)
-    }
-}
-
-/// How long something lasts: words and value.
-pub fn lasting(rng: &mut Rng) -> (String, String) {
-    let (text, value) = spoken::duration(rng);
-    (format!("for {text}"), value)
-}
-
-/// Words for `slot`; pushes the argument it stands for, if any.
-fn fill(rng: &mut Rng, tool: &str, slot: &str, arguments: &mut Vec<(String, String)>) -> String {
-    let (text, key, value) = match slot {
-        "room" => {
-            let (text, value) = pair(rng, names::ROOMS);
-            (text, "room", value)
-        }
-        "place" => {
-            let (text, value) = if rng.chance(65) { pair(rng, names::ROOMS) } else { pair(rng, names::PLACES) };
-            (text, "place", value)
-        }
-        "sensor" => {
-            let (text, value) = pair(rng, names::SENSORS);
-            (text, "sensor", value)
-        }
-        "pump" => {
-            let (text, value) = unit(rng, "pump", names::PUMPS, 25);
-            (text, "pump", value)
-        }
-        "valve" => {
-            let (text, value) = unit(rng, "valve", names::VALVES, 25);
-            (text, "valve", value)
-        }
-        "camera" => {
-            let (text, value) = unit(rng, "camera", names::CAMERAS, 15);
-            (text, "camera", value)
-        }
-        "label" => {
-            let label = rng.pick(names::LABELS);
-            (label.to_owned(), "label", id(label))
-        }
-        "onoff" => {
-            let state = rng.pick(&["on", "off"]);
-            (state.to_owned(), "state", state.to_owned())
-        }
-        "pct" => {
-            let (text, value) = spoken::percent(rng);
-            (text, percent_key(tool), value)
-        }
-        "deg" => {
-            let (text, value) = spoken::degrees(rng);
-            (text, "temperature", value)
-        }
-        "dur" => {
-            let (text, value) = spoken::duration(rng);
-            (text, "duration", value)
-        }
-        "when" => when(rng),
-        "for" => {
-            let (text, value) = lasting(rng);
-            (text, "for", value)
-        }
-        "light" => return rng.pick(&["light", "light", "lights", "lights", "lamp", "lamps"]).to_owned(),
-        "lights" => return rng.pick(&["lights", "lights", "lamps"]).to_owned(),
-        "heating" => return rng.pick(&["heating", "heating", "heater", "heat", "radiator", "thermostat"]).to_owned(),
-        "device" => return rng.pick(names::DEVICES).to_owned(),
-        "appliance" => return rng.pick(names::APPLIANCES).to_owned(),
-        "country" => return rng.pick(names::COUNTRIES).to_owned(),
-        "day" => return rng.pick(names::DAYS).to_owned(),
-        "game" => return rng.pick(names::GAMES).to_owned(),
-        "thing" => return rng.pick(names::THINGS).to_owned(),
-        "person" => return rng.pick(names::PEOPLE).to_owned(),
-        "animal" => return rng.pick(names::ANIMALS).to_owned(),
-        "music" => return rng.pick(names::MUSIC).to_owned(),
-        "number" => {
-            let n = rng.below(100);
-            return spoken::number(rng, n);
-        }
-        other => unreachable!("no slot '{other}': the data files are checked by a test"),
-    };
-    if tool != "none" {
-        arguments.push((key.to_owned(), value));
-    }
-    text
-}
-
 impl Template {
     /// One sentence and its arguments.
     pub fn expand(&self, rng: &mut Rng) -> (String, Vec<(String, String)>) {
@@ -234,12 +117,12 @@ impl Template {
             let end = start + rest[start..].find(close).expect("the data files are checked by a test");
             let inside = &rest[start + 1..end];
             if close == '}' {
-                let words = fill(rng, self.tool, inside, &mut arguments);
-                // "pump two" and "the pump two" are both said; the first more often.
-                if out.ends_with("the ") && numbered(&words) && rng.chance(75) {
-                    out.truncate(out.len() - "the ".len());
-                }
+                let (words, argument) =
+                    slots::fill(rng, self.tool, inside).expect("the data files are checked by a test");
+                slots::fit(rng, &mut out, inside, &words);
                 out.push_str(&words);
+                // A refusal has no arguments but its reason.
+                arguments.extend(argument.filter(|_| self.tool != "none"));
             } else {
                 let ways: Vec<&str> = inside.split('|').collect();
                 out.push_str(rng.pick(&ways));
@@ -252,7 +135,7 @@ impl Template {
 
     /// True if the sentence may take a time that its text does not already have.
     pub fn takes_time(&self) -> bool {
-        let remark = ["it's ", "it is ", "i'm ", "i can't ", "nobody ", "the {room} is "];
+        let remark = ["it's ", "it is ", "i'm ", "i can't ", "nobody ", "the {room} is ", "there's ", "we're "];
         matches!(self.tool, "set_light" | "set_heating" | "set_pump" | "set_valve" | "camera")
             && !self.text.contains("{when}")
             && !remark.iter().any(|start| self.text.starts_with(start))
@@ -267,14 +150,10 @@ impl Template {
     }
 }
 
-fn numbered(words: &str) -> bool {
-    ["pump ", "valve ", "camera "].iter().any(|kind| words.starts_with(kind))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
 
     #[test]
     fn every_template_expands_to_a_call_of_its_tool() {
@@ -295,8 +174,11 @@ mod tests {
     fn no_template_is_written_twice_and_splits_share_none() {
         let templates = all();
         let mut seen = HashSet::new();
+        let mut splits = HashMap::new();
         for template in &templates {
             assert!(seen.insert((template.tool, template.text.clone())), "twice: {}", template.text);
+            let split = splits.entry((template.tool, skeleton(&template.text))).or_insert(template.split);
+            assert_eq!(*split, template.split, "{}", template.text);
         }
         for (tool, _) in FILES {
             let count = |split| templates.iter().filter(|t| t.tool == *tool && t.split == split).count();

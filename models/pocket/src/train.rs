@@ -16,6 +16,9 @@ use std::time::Instant;
 /// Parts a batch is computed in, one thread each.
 const SHARDS: usize = 2;
 
+/// Steps between two looks at the dev split.
+pub const REPORT_STEPS: usize = 400;
+
 /// What a run is made from.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -31,11 +34,13 @@ pub struct Options {
     pub rounded: f64,
     /// Size of the vocabulary.
     pub vocabulary: usize,
+    /// Examples of the dev split looked at every [`REPORT_STEPS`].
+    pub dev: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 1, steps: 3000, batch: 64, rate: 2.5e-3, rounded: 0.12, vocabulary: 1024 }
+        Self { seed: 1, steps: 4000, batch: 64, rate: 1.2e-3, rounded: 0.12, vocabulary: 1024, dev: 600 }
     }
 }
 
@@ -47,10 +52,15 @@ pub struct Encoded {
     pub answer: usize,
 }
 
+/// What the chat template makes of a message before the model sees it.
+pub fn heard(text: &str) -> String {
+    text.trim().to_lowercase()
+}
+
 /// Ids of `example` in the model's chat form.
 pub fn encode(vocabulary: &Vocabulary, example: &Example) -> Encoded {
     let mut ids = vec![vocabulary::USER];
-    ids.extend(vocabulary.encode(&example.text));
+    ids.extend(vocabulary.encode(&heard(&example.text)));
     ids.push(vocabulary::ASSISTANT);
     let answer = ids.len();
     ids.extend(vocabulary.encode(&example.answer));
@@ -63,7 +73,7 @@ pub fn learn_vocabulary(options: &Options) -> Vocabulary {
     let corpus = Corpus::new(options.seed, Split::Train);
     let texts = (0..40_000).flat_map(|index| {
         let example = corpus.example(index);
-        [example.text, example.answer]
+        [heard(&example.text), example.answer]
     });
     Vocabulary::learn(texts, options.vocabulary)
 }
@@ -170,7 +180,7 @@ pub fn percent(score: &Score) -> f64 {
     100.0 * right as f64 / all.max(1) as f64
 }
 
-/// How many of the first `n` examples of `corpus` are answered right in full.
+/// How many of `examples` are answered right in full.
 ///
 /// An answer counts if each of its tokens is the most likely one after those before it, which is when greedy decoding
 /// gives just that answer. `is_rounded` sees every matrix through Q4_0 blocks. `wrong` is told each example that is not,
@@ -178,8 +188,7 @@ pub fn percent(score: &Score) -> f64 {
 pub fn exact_match(
     network: &Network,
     vocabulary: &Vocabulary,
-    corpus: &Corpus,
-    n: u64,
+    examples: impl Iterator<Item = Example>,
     is_rounded: bool,
     wrong: &mut dyn FnMut(&Example, &[u32]),
 ) -> Result<Score> {
@@ -194,9 +203,8 @@ pub fn exact_match(
         seen.insert(name.as_str(), tensor);
     }
     let see = |name: &str, _: &Var| -> Result<Tensor> { Ok(seen[name].clone()) };
-    let mut examples: Vec<(Example, Encoded)> = (0..n)
-        .map(|index| {
-            let example = corpus.example(index);
+    let mut examples: Vec<(Example, Encoded)> = examples
+        .map(|example| {
             let encoded = encode(vocabulary, &example);
             (example, encoded)
         })
@@ -260,8 +268,12 @@ fn gradients(network: &Network, batch: &[Encoded], rounding: bool) -> Result<(f6
     Ok((loss, stores))
 }
 
-/// Trains a network; prints its progress.
-pub fn train(options: &Options, vocabulary: &Vocabulary) -> Result<Network> {
+/// Trains a network; prints its progress and gives `keep` the network as it is at every look at the dev split.
+pub fn train<E: From<candle_core::Error>>(
+    options: &Options,
+    vocabulary: &Vocabulary,
+    keep: &mut dyn FnMut(&Network) -> std::result::Result<(), E>,
+) -> std::result::Result<Network, E> {
     let network = Network::new(Shape::pocket(vocabulary.tokens.len()), options.seed)?;
     let corpus = Corpus::new(options.seed, Split::Train);
     let dev = Corpus::new(options.seed, Split::Dev);
@@ -308,11 +320,41 @@ pub fn train(options: &Options, vocabulary: &Vocabulary) -> Result<Network> {
             );
             (sum, count) = (0.0, 0);
         }
-        if (step + 1) % 400 == 0 || step + 1 == options.steps {
-            let exact = percent(&exact_match(&network, vocabulary, &dev, 600, false, &mut |_, _| {})?);
-            let exact4 = percent(&exact_match(&network, vocabulary, &dev, 600, true, &mut |_, _| {})?);
+        if (step + 1) % REPORT_STEPS == 0 || step + 1 == options.steps {
+            let dev = || (0..options.dev).map(|index| dev.example(index));
+            let exact = percent(&exact_match(&network, vocabulary, dev(), false, &mut |_, _| {})?);
+            let exact4 = percent(&exact_match(&network, vocabulary, dev(), true, &mut |_, _| {})?);
             println!("step {:5}  dev exact match {exact:.1} %, in 4 bits {exact4:.1} %", step + 1);
+            keep(&network)?;
         }
     }
     Ok(network)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_trains_the_same_weights_and_another_seed_others() {
+        let small = |seed| Options { seed, steps: 3, batch: 4, rounded: 0.4, dev: 4, ..Options::default() };
+        let corpus = Corpus::new(1, Split::Train);
+        let texts = (0..50).flat_map(|index| [corpus.example(index).text, corpus.example(index).answer]);
+        let vocabulary = Vocabulary::learn(texts, 320);
+        let weights = |seed| -> Vec<f32> {
+            let mut kept = 0;
+            let mut keep = |_: &Network| -> Result<()> {
+                kept += 1;
+                Ok(())
+            };
+            let network = train(&small(seed), &vocabulary, &mut keep).unwrap();
+            assert_eq!(kept, 1);
+            let all = network.vars.values().map(|var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            all.flatten().collect()
+        };
+        let first = weights(1);
+        assert!(first == weights(1), "two runs from one seed differ");
+        assert!(first != weights(2));
+        assert!(first.iter().all(|weight| weight.is_finite()));
+    }
 }

@@ -1,9 +1,11 @@
 //! The model's own vocabulary: byte-level BPE learned from the corpus, and pieces of canonical JSON as whole tokens.
 //!
 //! Pre-tokenization is the one files name "qwen2" (words with one character before them, single digits, runs of
-//! other signs). The tokens of [`crate::call::scaffold`] are user-defined: they are found in the text before BPE.
+//! other signs). The tokens of [`crate::call::scaffold`] and the words of names are user-defined: they are found in
+//! the text before BPE, so that a name is the same tokens in the question and in the answer, and copying it is easy.
 
 use crate::call;
+use crate::names;
 use std::collections::{BTreeMap, HashMap};
 
 /// Ends an answer.
@@ -12,7 +14,8 @@ pub const END: u32 = 0;
 pub const USER: u32 = 1;
 /// Stands before the answer.
 pub const ASSISTANT: u32 = 2;
-const CONTROL: [&str; 3] = ["<|end|>", "<|user|>", "<|assistant|>"];
+/// In capitals: the chat template makes messages lower case, so that none of them can come to name one.
+const CONTROL: [&str; 3] = ["<|END|>", "<|USER|>", "<|ASSISTANT|>"];
 
 /// Value of `tokenizer.ggml.token_type` for a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,30 +53,31 @@ fn byte_char(byte: u8) -> char {
     char::from_u32(256 + index).expect("256..324 are characters")
 }
 
-/// Splits ASCII text as the "qwen2" expression does.
+/// Splits text as the "qwen2" expression does, for characters whose class is plain (no combining marks).
 fn pretokens(text: &str) -> Vec<&str> {
-    let bytes = text.as_bytes();
-    let letter = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_alphabetic);
-    let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
-    let space = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_whitespace);
-    let sign = |at: usize| at < bytes.len() && !letter(at) && !digit(at) && !space(at);
+    let chars: Vec<(usize, char)> = text.char_indices().collect();
+    let is = |at: usize, class: fn(char) -> bool| chars.get(at).is_some_and(|(_, c)| class(*c));
+    let letter = |at: usize| is(at, char::is_alphabetic);
+    let digit = |at: usize| is(at, char::is_numeric);
+    let space = |at: usize| is(at, char::is_whitespace);
+    let sign = |at: usize| is(at, |c| !c.is_alphabetic() && !c.is_numeric() && !c.is_whitespace());
+    let offset = |at: usize| chars.get(at).map_or(text.len(), |(offset, _)| *offset);
     let mut pieces = Vec::new();
     let mut at = 0;
-    while at < bytes.len() {
-        let tail = &text[at..];
-        let lower = tail.get(..3.min(tail.len())).unwrap_or(tail).to_ascii_lowercase();
+    while at < chars.len() {
+        let lower: String = chars[at..].iter().take(3).map(|(_, c)| c.to_ascii_lowercase()).collect();
         let contraction = ["'re", "'ve", "'ll", "'s", "'t", "'m", "'d"].iter().find(|c| lower.starts_with(**c));
         let mut end = at;
         if let Some(contraction) = contraction {
             end += contraction.len();
-        } else if letter(at) || (!digit(at) && !matches!(bytes[at], b'\r' | b'\n') && letter(at + 1)) {
+        } else if letter(at) || (!digit(at) && !is(at, |c| matches!(c, '\r' | '\n')) && letter(at + 1)) {
             end += 1;
             while letter(end) {
                 end += 1;
             }
         } else if digit(at) {
             end += 1;
-        } else if sign(at) || (bytes[at] == b' ' && sign(at + 1)) {
+        } else if sign(at) || (is(at, |c| c == ' ') && sign(at + 1)) {
             end += 1;
             while sign(end) {
                 end += 1;
@@ -83,11 +87,11 @@ fn pretokens(text: &str) -> Vec<&str> {
                 end += 1;
             }
             // White space before a word leaves its last character to that word.
-            if end < bytes.len() && end - at > 1 {
+            if end < chars.len() && end - at > 1 {
                 end -= 1;
             }
         }
-        pieces.push(&text[at..end]);
+        pieces.push(&text[offset(at)..offset(end)]);
         at = end;
     }
     pieces
@@ -100,10 +104,12 @@ fn symbols(piece: &str) -> Vec<String> {
 impl Vocabulary {
     /// Learns `size` tokens from `texts`; ties go to the pair that sorts first, so the result depends on them alone.
     pub fn learn(texts: impl Iterator<Item = String>, size: usize) -> Self {
-        let scaffold = call::scaffold();
+        let mut scaffold = call::scaffold();
+        scaffold.extend(names::words());
+        let whole: Vec<(String, u32)> = by_length(scaffold.iter().map(|piece| (piece.clone(), 0)).collect());
         let mut counts: BTreeMap<String, u64> = BTreeMap::new();
         for text in texts {
-            for part in split_whole(&text, &scaffold.iter().map(|s| (s.clone(), 0)).collect::<Vec<_>>()) {
+            for part in split_whole(&text, &whole) {
                 if let Part::Text(text) = part {
                     for piece in pretokens(text) {
                         *counts.entry(piece.to_owned()).or_default() += 1;
@@ -153,14 +159,14 @@ impl Vocabulary {
             .enumerate()
             .filter_map(|(rank, line)| line.split_once(' ').map(|(l, r)| ((l.to_owned(), r.to_owned()), rank)))
             .collect();
-        let mut whole: Vec<(String, u32)> = tokens
+        let whole = tokens
             .iter()
             .zip(&kinds)
             .zip(0..)
             .filter(|((_, kind), _)| **kind == Kind::UserDefined)
             .map(|((token, _), id)| (token.clone(), id))
             .collect();
-        whole.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+        let whole = by_length(whole);
         Self { tokens, kinds, merges, ids, ranks, whole }
     }
 
@@ -211,6 +217,11 @@ enum Part<'a> {
     Whole(u32),
 }
 
+fn by_length(mut whole: Vec<(String, u32)>) -> Vec<(String, u32)> {
+    whole.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+    whole
+}
+
 /// Cuts the `whole` pieces (longest first) out of `text`.
 fn split_whole<'a>(text: &'a str, whole: &[(String, u32)]) -> Vec<Part<'a>> {
     let mut parts = vec![Part::Text(text)];
@@ -252,6 +263,7 @@ mod tests {
             pretokens("it's 21:05 at the_den, ok?"),
             ["it", "'s", " ", "2", "1", ":", "0", "5", " at", " the", "_den", ",", " ok", "?"]
         );
+        assert_eq!(pretokens("to 21°c, 5° now"), ["to", " ", "2", "1", "°c", ",", " ", "5", "°", " now"]);
     }
 
     #[test]
