@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use farpost_benches::{Random, random_weight};
+use farpost_benches::{Random, random_weight, roof};
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::cpu::linear::{Input, OutRows, Scratch, input_kind, multiply};
 use farpost_kernels::tensor::{DType, Weight};
@@ -45,8 +45,27 @@ impl Product {
     }
 }
 
+/// What one thread can reach, to be run beside the products: the machine may be shared.
+fn roofs(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("roof");
+    group.throughput(Throughput::Elements(roof::INT8_PER_CALL));
+    if roof::int8().is_some() {
+        group.bench_function("int8 avx512", |bencher| bencher.iter(roof::int8));
+    }
+    let words = vec![[1_u64; 64]; (36 << 20) / 512];
+    group.throughput(Throughput::Bytes(36 << 20));
+    group.bench_function("reads avx", |bencher| bencher.iter(|| roof::read(&words)));
+    group.finish();
+}
+
 fn products(criterion: &mut Criterion) {
-    for (name, input_rows, weights) in [("one row", 1, 64 << 20), ("8 rows", 8, 16 << 20), ("512 rows", 512, 1 << 20)] {
+    for (name, input_rows, weights) in [
+        ("one row", 1, 64 << 20),
+        ("4 rows", 4, 16 << 20),
+        ("8 rows", 8, 16 << 20),
+        ("16 rows", 16, 16 << 20),
+        ("512 rows", 512, 1 << 20),
+    ] {
         let mut group = criterion.benchmark_group(name);
         for dtype in DType::all() {
             let n_weights = if input_rows == 1 && !dtype.is_quantized() { weights / 2 } else { weights };
@@ -77,6 +96,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
-    targets = products
+    targets = roofs, products
 }
 criterion_main!(benches);

@@ -1,5 +1,7 @@
 //! What the benches share: weights of any type with random codes and sane scales.
 
+pub mod roof;
+
 use farpost_kernels::tensor::{Bytes, DType, Weight};
 
 /// A small generator of pseudo-random numbers.

@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: `vpdpbusd` multiplies the raw unsigned codes with signed activations; minima take the offset
 //! back through the sums of the activations.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::drive::{self, Engine};
@@ -229,8 +230,31 @@ unsafe fn transpose(rows: *const u8, n_fours: usize, out: *mut u32) {
     }
 }
 
-/// The panel times `N` input rows from `start` on: 16 weight rows in the lanes, 4 columns an instruction.
+/// A number that the compiler takes for unrelated to the one given.
 #[inline(always)]
+fn opaque(number: usize) -> usize {
+    let mut number = number;
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
+    number
+}
+
+/// `index` strides, of which the odd multiples are given: the rest is part of the address of a load. Left to itself, the
+/// compiler adds up stride by stride and the tile waits for the front end.
+#[inline(always)]
+fn far(odd_strides: &[usize; TILE / 2], index: usize) -> usize {
+    if index == 0 {
+        return 0;
+    }
+    let twos = index.trailing_zeros();
+    odd_strides[(index >> twos) / 2] << twos
+}
+
+/// The panel times `N` input rows from `start` on: 16 weight rows in the lanes, 4 columns an instruction.
+///
+/// # Safety
+/// As the kernels; the input rows are there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usize, start: usize) -> usize {
     let input = job.input.quant_row(start);
     let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
@@ -241,13 +265,16 @@ unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usi
     // SAFETY: the panel and `N` input rows have `cols / SUB` sub-blocks; instructions as the caller promised.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); N];
+        let strides = std::array::from_fn(|half| opaque((2 * half + 1) * stride));
         for sub in 0..job.cols() / F::SUB {
             let mut products = [_mm512_setzero_si512(); N];
             for step in 0..F::SUB / 4 {
                 let weights = _mm512_load_si512(codes.add(64 * step).cast());
                 for (index, products) in products.iter_mut().enumerate() {
-                    let four = x.add(index * stride + 4 * step).cast::<i32>().read_unaligned();
+                    let four = x.add(far(&strides, index) + 4 * step).cast::<i32>().read_unaligned();
                     *products = _mm512_dpbusd_epi32(*products, weights, _mm512_set1_epi32(four));
+                    // No instruction: it keeps the compiler from sorting by input row, which makes chains that wait.
+                    asm!("/* {0} */", inout(zmm_reg) * products, options(nomem, nostack, preserves_flags));
                 }
             }
             codes = codes.add(16 * F::SUB);

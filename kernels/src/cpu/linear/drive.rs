@@ -144,6 +144,7 @@ fn settle_mins<E: Engine, F: Format>(weights: &mut Unpacked) {
 
 /// Whether the engine has to add minima at all.
 #[inline(always)]
+#[cfg(target_arch = "x86_64")]
 pub(crate) const fn adds_mins<E: Engine, F: Format>() -> bool {
     F::HAS_MIN || (E::UNSIGNED && F::OFFSET > 0)
 }

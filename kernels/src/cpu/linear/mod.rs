@@ -116,7 +116,10 @@ fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
 }
 
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
-const MAX_FLAT_ROWS: usize = 16;
+fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
+    // Unpacking with vectors makes panels cheap; those of plain numbers are still filled one by one.
+    if isa == Isa::Avx512 && dtype.is_quantized() { 4 } else { 16 }
+}
 
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.
 ///
@@ -142,7 +145,7 @@ pub unsafe fn multiply(
     assert!(input.cols() == weight.cols && input.kind() == input_kind(weight.dtype), "the input fits the weight");
     assert!(input_rows.end <= input.rows() && out.holds(input_rows.end, rows.end), "results have room");
     assert!(weight.cols <= scratch.max_cols(), "the scratch fits the weight");
-    let is_tall = input_rows.len() > MAX_FLAT_ROWS;
+    let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype);
     let kernel = kernel(isa, weight.dtype, is_tall);
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };
     // SAFETY: the set is available and the job is checked, the rest being the caller's promise.

@@ -33,7 +33,9 @@ pub(super) fn chunk_rows(n_rows: usize, row_bytes: usize, n_input_rows: usize, n
     if n_input_rows >= TALL_ROWS {
         return fair.next_multiple_of(16).min(TALL_CHUNK_ROWS);
     }
-    (CHUNK_BYTES / row_bytes.max(1)).clamp(1, FLAT_CHUNK_ROWS).min(fair)
+    let rows = (CHUNK_BYTES / row_bytes.max(1)).clamp(1, FLAT_CHUNK_ROWS).min(fair);
+    // A few rows may be multiplied by panels already.
+    if n_input_rows > OWN_INPUT_ROWS { rows.next_multiple_of(16) } else { rows }
 }
 
 /// Rows `rows` of a weight, as a weight of their own.
