@@ -93,6 +93,26 @@ pub enum KvType {
     F32,
 }
 
+impl KvType {
+    /// Bytes of one key or value of `dim` elements; whole blocks of 32 where it has blocks.
+    pub fn vector_bytes(self, dim: usize) -> usize {
+        match self {
+            Self::F16 => dim * 2,
+            Self::Q8_0 => dim + dim / 32 * 2,
+            Self::F32 => dim * 4,
+        }
+    }
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::F32 => "f32",
+        }
+    }
+}
+
 /// Sizes a plan is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -15,12 +15,7 @@ pub(crate) const Q8_LEN: usize = 32;
 
 /// Bytes that `tokens` vectors of `dim` elements take in one block, on whole cache lines.
 pub(crate) fn block_bytes(kv_type: KvType, tokens: usize, dim: usize) -> usize {
-    let bytes = match kv_type {
-        KvType::F32 => tokens * dim * 4,
-        KvType::F16 => tokens * dim * 2,
-        KvType::Q8_0 => tokens * (dim + dim / Q8_LEN * 2),
-    };
-    bytes.next_multiple_of(64)
+    (tokens * kv_type.vector_bytes(dim)).next_multiple_of(64)
 }
 
 /// Keys or values of one layer.

@@ -10,6 +10,7 @@ mod memory;
 mod plan;
 mod pointwise;
 mod pool;
+pub mod roof;
 mod self_test;
 mod vector;
 

@@ -2,7 +2,7 @@
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::{chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
+use super::{bench, chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
 
 /// Runs language models on edge devices.
 ///
@@ -44,6 +44,7 @@ pub enum Command {
     Run(Box<run::Args>),
     Chat(Box<chat::Args>),
     Eval(eval::Args),
+    Bench(Box<bench::Args>),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Quantize(quantize::Args),

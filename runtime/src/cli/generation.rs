@@ -47,11 +47,7 @@ impl clap::ValueEnum for KvChoice {
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(clap::builder::PossibleValue::new(match self.0 {
-            KvType::F16 => "f16",
-            KvType::Q8_0 => "q8_0",
-            KvType::F32 => "f32",
-        }))
+        Some(clap::builder::PossibleValue::new(self.0.name()))
     }
 }
 

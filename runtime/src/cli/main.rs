@@ -3,6 +3,7 @@
 mod amount;
 mod answer;
 mod args;
+mod bench;
 mod chat;
 mod columns;
 mod completions;
@@ -47,6 +48,7 @@ fn dispatch(command: &Command, console: &Console) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, console),
         Command::Chat(args) => chat::run(args, console),
         Command::Eval(args) => eval::run(args, console),
+        Command::Bench(args) => bench::run(args, console),
         Command::Inspect(args) => inspect::run(args, console),
         Command::Tokenize(args) => tokenize::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),

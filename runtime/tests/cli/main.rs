@@ -1,5 +1,6 @@
 //! The program `farpost` from outside: what it prints, where, and how it ends.
 
+mod bench;
 mod chat;
 mod errors;
 mod eval;

@@ -30,6 +30,8 @@ pub use input::{Input, InputKind, input_kind};
 pub use job::{OutRows, Scratch};
 
 pub(crate) use format::half_value;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::sdot;
 
 use super::isa::Isa;
 use crate::tensor::{DType, WeightView};

@@ -42,7 +42,7 @@ kernel!("neon,dotprod", tall_dot<F: Format> => drive::tall::<Neon<true>, F>);
 /// # Safety
 /// The processor has the dot product instructions.
 #[inline(always)]
-unsafe fn sdot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(crate) unsafe fn sdot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     let mut sum = sum;
     // SAFETY: registers only; the instruction is there by the caller's promise.
     unsafe {

@@ -1,16 +1,17 @@
 //! `farpost doctor`: what this machine offers, what the program makes of it, and why not more.
 
 mod backends;
-mod bandwidth;
 mod report;
+
+use std::time::Duration;
 
 use farpost::Library;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
+use farpost_kernels::cpu::roof::Roof;
 
 use super::console::Console;
 use super::exit::Failure;
 use super::machine::Machine;
-use bandwidth::Bandwidth;
 
 /// Check the machine: processor, memory, read bandwidth, devices, models
 #[derive(clap::Args, Debug)]
@@ -18,6 +19,18 @@ pub struct Args {
     /// Leave out the bandwidth measurement, which reads memory for about half a second
     #[arg(long)]
     quick: bool,
+}
+
+/// How long reads are measured.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How fast memory is read: the bound of every decode step.
+#[derive(Clone, Copy, Debug)]
+struct Bandwidth {
+    buffer_bytes: u64,
+    threads: usize,
+    rounds: usize,
+    bytes_per_second: f64,
 }
 
 /// Everything found out.
@@ -45,7 +58,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let findings = Findings {
         available: Isa::available(),
         threads,
-        bandwidth: (!args.quick).then(|| bandwidth::measure(threads, machine.most_bytes())).flatten(),
+        bandwidth: (!args.quick).then(|| bandwidth(&chosen, threads, machine.most_bytes())).flatten(),
         backends: backends::all(&chosen),
         models: Library::of_user(),
         machine,
@@ -62,4 +75,17 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         Ok(_) => Ok(()),
         Err(error) => Err(super::device::refused(&error)),
     }
+}
+
+/// Reads memory; `None` where it is too short for that.
+fn bandwidth(chosen: &Result<Isa, IsaError>, threads: usize, free_bytes: Option<u64>) -> Option<Bandwidth> {
+    let isa = chosen.as_ref().map_or_else(|_| Isa::detect(), |isa| *isa);
+    let mut roof = Roof::new(isa, threads, free_bytes).ok()?;
+    let rate = roof.read_bytes(PATIENCE).ok()??;
+    Some(Bandwidth {
+        buffer_bytes: roof.buffer_bytes(),
+        threads: roof.threads(),
+        rounds: rate.rounds,
+        bytes_per_second: rate.per_second,
+    })
 }
