@@ -211,7 +211,7 @@ pub(in crate::cpu) fn compile(
             inputs: inputs.shapes.iter().map(Inputs::own).map(make).collect(),
             results: vec![0.0; sizes.results],
             row: vec![0.0; sizes.max_width],
-            queries: Queries::default(),
+            queries: Queries(Vec::with_capacity(sizes.max_queries)),
             attention: sizes.attention(),
             partials: vec![0.0; sizes.own_partials],
             reductions: Vec::new(),

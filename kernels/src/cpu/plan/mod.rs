@@ -71,7 +71,6 @@ struct Local {
 }
 
 /// Queries of a chunk: addresses into the arena, good for that chunk only.
-#[derive(Default)]
 struct Queries(Vec<Query>);
 
 // SAFETY: addresses; they are made anew for every chunk by the worker that reads them.
