@@ -1,5 +1,5 @@
 //! Products per type and instruction set: GB/s of weights with one input row (decode), G multiply-adds a second with
-//! 512 (prefill), on one thread.
+//! 512 (prefill), on one thread. The group `roof` has what the machine itself reaches.
 //!
 //! `cargo bench -p farpost-benches --bench linear -- 'one row/.*avx512'`. Weights for one row are larger than the
 //! last-level cache, so the figure is one of memory as much as of the kernel.
