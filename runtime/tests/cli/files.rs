@@ -51,7 +51,7 @@ fn inspect_says_whether_a_file_can_be_run_and_why_not() {
         }
         let mut data = writer.start(name, Vec::new()).unwrap();
         for tensor in kept() {
-            data.append(tensor.name(), tensor.weight().bytes()).unwrap();
+            data.append(tensor.name(), tensor.weight().bytes().as_slice()).unwrap();
         }
         folder.with(name, &data.finish().unwrap())
     };
