@@ -181,7 +181,7 @@ pub enum DeviceError {
     #[error("device lost: {0}")]
     Lost(String),
     /// Not enough memory.
-    #[error("out of memory: {needed_bytes} bytes needed for {what}, {free_bytes} allowed")]
+    #[error("out of memory: {} needed for {what}, {} allowed", Size(*needed_bytes), Size(*free_bytes))]
     OutOfMemory {
         /// For what.
         what: &'static str,
@@ -199,6 +199,22 @@ pub enum DeviceError {
     /// The caller broke the contract of a batch or the graph needs what the device lacks.
     #[error("refused: {0}")]
     Refused(String),
+}
+
+/// Bytes as people read them, in powers of 1024: 1000 B, 97.7 KiB, 1.5 GiB.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        // 64 bits hold less than seven powers of 1024.
+        let power = self.0.max(1).ilog2() / 10;
+        let unit = UNITS[power as usize];
+        match power {
+            0 => write!(f, "{} {unit}", self.0),
+            _ => write!(f, "{:.1} {unit}", self.0 as f64 / (1_u64 << (10 * power)) as f64),
+        }
+    }
 }
 
 /// The KV cache as its user sees it: sequences that grow, share, shrink and end.
@@ -239,4 +255,16 @@ pub trait Plan: Send {
     fn kv(&mut self) -> &mut dyn KvStore;
     /// Bytes by kind.
     fn memory(&self) -> MemoryUse;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_memory_is_told_in_units_that_people_read() {
+        let error = DeviceError::OutOfMemory { what: "scratch", needed_bytes: 3 << 29, free_bytes: 100_000 };
+        assert_eq!(error.to_string(), "out of memory: 1.5 GiB needed for scratch, 97.7 KiB allowed");
+        assert_eq!([0, 1023, 1024, u64::MAX].map(|n| Size(n).to_string()), ["0 B", "1023 B", "1.0 KiB", "16.0 EiB"]);
+    }
 }

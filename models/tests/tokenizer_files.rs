@@ -142,8 +142,8 @@ fn every_defect_is_refused_by_name() {
         ("byte token 3 is ''", |d| d.tokens[3] = Vec::new()),
         ("byte token 3 is '\u{fffd}", |d| d.tokens[3] = vec![0xFF; 60]),
         ("token 262 has 100000 bytes, at most 16384", |d| d.tokens[262] = vec![b'x'; 100_000]),
-        ("bos_token_id is 267, the vocabulary has 267 tokens", |d| d.set("tokenizer.ggml.bos_token_id", 267u32)),
-        ("eos_token_id is 4000000000", |d| d.set("tokenizer.ggml.eos_token_id", 4_000_000_000u32)),
+        ("is 267, the vocabulary has 267 tokens", |d| d.set("tokenizer.ggml.bos_token_id", 267u32)),
+        ("is 4,000,000,000, the vocabulary has 267 tokens", |d| d.set("tokenizer.ggml.eos_token_id", 4_000_000_000u32)),
         ("'tokenizer.ggml.eos_token_id'", |d| d.set("tokenizer.ggml.eos_token_id", "two")),
         ("'tokenizer.ggml.add_bos_token'", |d| d.set("tokenizer.ggml.add_bos_token", 1u32)),
         ("there is no token for byte 0x40 and no tokenizer.ggml.unknown_token_id", |d| {
@@ -179,6 +179,18 @@ fn every_defect_is_refused_by_name() {
             );
         }
     }
+}
+
+#[test]
+fn an_id_outside_the_vocabulary_is_told_with_its_place_in_the_file() {
+    let mut draft = Draft::sentence();
+    draft.set("tokenizer.ggml.bos_token_id", 1_234u32);
+    let error = draft.load().unwrap_err().to_string();
+    let (key, place) = error.split_once(" at byte ").unwrap();
+    assert!(key.ends_with(": metadata key 'tokenizer.ggml.bos_token_id'"), "{error}");
+    let (offset, problem) = place.split_once(": ").unwrap();
+    assert!(offset.replace(',', "").parse::<u64>().is_ok_and(|offset| offset >= 24), "{error}");
+    assert_eq!(problem, "is 1,234, the vocabulary has 267 tokens");
 }
 
 #[test]

@@ -72,14 +72,17 @@ impl Model {
         Self::from_file(farpost_models::pocket::file(), &ModelOptions::default())
     }
 
+    /// Whether `file` is a model that can be opened, without opening it.
+    ///
+    /// # Errors
+    /// Those of [`Model::from_file`].
+    pub fn check(file: &File, options: &ModelOptions) -> Result<(), ModelError> {
+        parts(file, options).map(|_| ())
+    }
+
     fn new(file: File, options: &ModelOptions, start: Instant) -> Result<Self, ModelError> {
-        let tokenizer = Tokenizer::from_metadata(file.metadata())?;
+        let (tokenizer, built) = parts(&file, options)?;
         let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
-        let built = families::build(&file, &families::Options { context: options.context })?;
-        let (n_tokens, n_logits) = (tokenizer.n_vocab(), built.graph.n_vocab());
-        if n_tokens > n_logits {
-            return Err(ModelError::Vocabulary { file: file.name().to_owned(), n_tokens, n_logits });
-        }
         let open_ms = start.elapsed().as_secs_f64() * 1e3;
         Ok(Self { file, tokenizer, template, built, open_ms })
     }
@@ -123,6 +126,17 @@ impl Model {
     pub fn open_ms(&self) -> f64 {
         self.open_ms
     }
+}
+
+/// What a file is made into, vocabulary and weights checked to belong together.
+fn parts(file: &File, options: &ModelOptions) -> Result<(Tokenizer, Built), ModelError> {
+    let tokenizer = Tokenizer::from_metadata(file.metadata())?;
+    let built = families::build(file, &families::Options { context: options.context })?;
+    let (n_tokens, n_logits) = (tokenizer.n_vocab(), built.graph.n_vocab());
+    if n_tokens > n_logits {
+        return Err(ModelError::Vocabulary { file: file.name().to_owned(), n_tokens, n_logits });
+    }
+    Ok((tokenizer, built))
 }
 
 impl fmt::Debug for Model {

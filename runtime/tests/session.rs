@@ -158,3 +158,22 @@ fn a_file_that_is_cut_while_the_model_runs_gives_an_error_and_no_token() {
     assert!(matches!(error, EngineError::Damaged { .. }), "{error}");
     assert_eq!((n_events, session.cached().len()), (0, 0));
 }
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_is_written_over_while_the_model_runs_is_blamed_for_wrong_results() {
+    let copy = Copy::of("tiny-llama.gguf");
+    let model = Model::open(&copy.0, &ModelOptions::default()).unwrap();
+    let start = model.file().tensors().iter().map(|tensor| tensor.offset()).min().unwrap() as usize;
+    let mut session = open(model, &SessionOptions { context: Some(64), ..SessionOptions::default() });
+    generate(&mut session, &[1, 2, 3], &greedy(2));
+    // All weights become NaN, in the file that is mapped: writing it anew would leave the old one in the map.
+    let mut bytes = std::fs::read(&copy.0).unwrap();
+    bytes[start..].fill(0xFF);
+    let mut file = std::fs::OpenOptions::new().write(true).open(&copy.0).unwrap();
+    std::io::Write::write_all(&mut file, &bytes).unwrap();
+    let error = session.generate(&[1, 2, 3, 4, 5], &greedy(2), &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, EngineError::Changed(_)), "{error}");
+    assert!(error.to_string().contains("the file changed after it was opened: it was written to"), "{error}");
+    assert_eq!(session.cached(), [0; 0]);
+}

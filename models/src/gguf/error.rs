@@ -163,6 +163,14 @@ pub enum Problem {
         /// What is allowed.
         expected: &'static str,
     },
+    /// A token id outside the vocabulary.
+    #[error("is {}, the vocabulary has {} tokens", Grouped(u64::from(*found)), Grouped(*n_vocab as u64))]
+    NoSuchToken {
+        /// The id found.
+        found: u32,
+        /// Number of tokens.
+        n_vocab: usize,
+    },
     /// An alignment that is not usable.
     #[error("alignment {} is not a power of two from 8 to 1,048,576", Grouped(*found))]
     Alignment {

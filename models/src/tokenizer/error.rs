@@ -6,7 +6,7 @@ use crate::gguf::{GgufError, Shortened};
 /// Why a file's tokenizer is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
-    /// A key is missing or of the wrong type.
+    /// A key is missing, of the wrong type, or names a token that is not there.
     #[error(transparent)]
     Metadata(#[from] GgufError),
     /// The kind of tokenizer is not one of ours.
@@ -138,18 +138,6 @@ pub enum TokenizerError {
         found: String,
         /// What is missing.
         missing: String,
-    },
-    /// A special token id outside the vocabulary.
-    #[error("{file}: {key} is {found}, the vocabulary has {n_vocab} tokens")]
-    SpecialId {
-        /// Name of the file.
-        file: String,
-        /// The key.
-        key: &'static str,
-        /// The id.
-        found: u32,
-        /// Number of tokens.
-        n_vocab: usize,
     },
     /// A WordPiece vocabulary without an unknown token.
     #[error("{file}: a WordPiece vocabulary needs tokenizer.ggml.unknown_token_id or a token '[UNK]'")]

@@ -3,7 +3,7 @@
 
 use super::error::TokenizerError;
 use super::vocabulary::{TokenKind, Vocabulary};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Problem};
 
 /// Tokens that ask a model to fill a gap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(super) fn id(metadata: &Metadata, key: &'static str, n_vocab: usize) -> Resu
     }
     let Some(found) = metadata.u32(key)? else { return Ok(None) };
     if found as usize >= n_vocab {
-        return Err(TokenizerError::SpecialId { file: metadata.file_name().to_owned(), key, found, n_vocab });
+        return Err(metadata.defect(key, Problem::NoSuchToken { found, n_vocab }).into());
     }
     Ok(Some(found))
 }

@@ -66,6 +66,11 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// A measured number as JSON tells it: digits beyond three decimals say nothing.
+pub fn rounded(number: f64) -> f64 {
+    (number * 1e3).round() / 1e3
+}
+
 /// A count and what is counted, in the plural where it is one.
 pub fn count(n: u64, singular: &str) -> String {
     if n == 1 { format!("1 {singular}") } else { format!("{} {singular}s", grouped(n)) }
@@ -96,6 +101,7 @@ mod tests {
     fn durations_and_counts_read_well() {
         let shown = [0.000_25, 0.25, 2.5, 12.34, 125.2].map(|seconds| duration(Duration::from_secs_f64(seconds)));
         assert_eq!(shown, ["0.25 ms", "250 ms", "2.50 s", "12.3 s", "2 min 5 s"].map(str::to_owned));
+        assert_eq!([rounded(33.333_333_333), rounded(0.000_6)], [33.333, 0.001]);
         assert_eq!([count(1, "token"), count(1234, "token")], ["1 token".to_owned(), "1,234 tokens".to_owned()]);
     }
 }

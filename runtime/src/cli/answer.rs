@@ -9,7 +9,11 @@ use super::amount;
 
 /// Log-probabilities of a chosen token and the likeliest in its place.
 pub fn logprobs(id: u32, told: &Logprobs, tokenizer: &Tokenizer) -> Json {
-    let entry = |id: u32, logprob: f32| json!({ "id": id, "token": tokenizer.token_text(id), "logprob": logprob });
+    let entry = |id: u32, logprob: f32| {
+        // A token need not be whole characters, so its bytes are told too.
+        let (token, bytes) = (tokenizer.token_text(id), tokenizer.token_bytes(id));
+        json!({ "id": id, "token": token, "bytes": bytes, "logprob": logprob })
+    };
     let mut json = entry(id, told.chosen);
     json["top"] = told.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
     json
@@ -30,14 +34,14 @@ pub fn report(object: &mut Json, generated: &Generated, sampling: &Sampling, log
 /// Times in milliseconds, counts and rates.
 fn timings(timings: &Timings) -> Json {
     json!({
-        "load_ms": timings.load_ms,
-        "prefill_ms": timings.prefill_ms,
-        "decode_ms": timings.decode_ms,
+        "load_ms": amount::rounded(timings.load_ms),
+        "prefill_ms": amount::rounded(timings.prefill_ms),
+        "decode_ms": amount::rounded(timings.decode_ms),
         "prompt_tokens": timings.prompt_tokens,
         "cached_tokens": timings.cached_tokens,
         "generated_tokens": timings.generated_tokens,
-        "prefill_tokens_per_second": timings.prefill_tokens_per_second(),
-        "decode_tokens_per_second": timings.decode_tokens_per_second(),
+        "prefill_tokens_per_second": timings.prefill_tokens_per_second().map(amount::rounded),
+        "decode_tokens_per_second": timings.decode_tokens_per_second().map(amount::rounded),
     })
 }
 

@@ -40,7 +40,13 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let model = args.model.load(None)?;
     let ids = model.tokenizer().encode_prompt(&text, Special::AsText);
     let interrupt = Interrupt::listen()?;
-    let window = args.window.unwrap_or_else(|| u32::try_from(model.graph().max_context()).unwrap_or(512).min(512));
+    let most = u32::try_from(model.graph().max_context()).unwrap_or(u32::MAX);
+    let window = args.window.unwrap_or(most.min(512));
+    if window > most {
+        let most = amount::grouped(most.into());
+        let message = format!("--window is {window}, expected 4 to {most}, the context of {}", model.name());
+        return Err(Failure::usage(message));
+    }
     let memory = MemoryArgs { context: Some(window), kv_type: args.kv_type, memory_cap: None };
     let mut session = device::open(model, &memory, console)?;
     let start = Instant::now();
@@ -78,8 +84,8 @@ fn tell(
             "windows": measured.n_windows,
             "tokens": n_tokens,
             "tokens_counted": measured.n_tokens,
-            "seconds": seconds,
-            "tokens_per_second": rate,
+            "seconds": amount::rounded(seconds),
+            "tokens_per_second": amount::rounded(rate),
         }));
     }
     let paint = console.paint();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use farpost::LibraryError;
 use farpost::ModelError;
-use farpost::engine::EngineError;
+use farpost::engine::{EngineError, SamplingError};
 use farpost_kernels::backend::DeviceError;
 use farpost_models::families::FamilyError;
 use farpost_models::gguf::GgufError;
@@ -187,11 +187,32 @@ impl From<ModelError> for Failure {
     }
 }
 
+/// Names the option where the engine names the parameter; they differ in their dashes only.
+impl From<SamplingError> for Failure {
+    fn from(error: SamplingError) -> Self {
+        let option = |parameter: &str| format!("--{}", parameter.replace('_', "-"));
+        Self::usage(match &error {
+            SamplingError::OutOfRange { parameter, found, expected } => {
+                format!("{} is {found}, expected {expected}", option(parameter))
+            }
+            SamplingError::NoSuchToken { id, n_vocab } => {
+                format!("{} names token {id}, the model has {n_vocab}", option("logit_bias"))
+            }
+        })
+    }
+}
+
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
+        let error = match error {
+            EngineError::Sampling(error) => return error.into(),
+            other => other,
+        };
         let exit = match &error {
             EngineError::Device(DeviceError::OutOfMemory { .. }) | EngineError::NoRoom { .. } => Exit::Memory,
-            EngineError::Device(_) | EngineError::Sample(_) | EngineError::Damaged { .. } => Exit::Failed,
+            EngineError::Device(_) | EngineError::Sample(_) | EngineError::Damaged { .. } | EngineError::Changed(_) => {
+                Exit::Failed
+            }
             EngineError::Sampling(_)
             | EngineError::OutOfRange { .. }
             | EngineError::EmptyStop { .. }

@@ -5,13 +5,13 @@ use farpost_kernels::backend::KvType;
 
 use super::amount;
 use super::exit::Failure;
-use super::sampling::SamplingArgs;
+use super::sampling::{SamplingArgs, count};
 
 /// How much to write and what to keep of it.
 #[derive(clap::Args, Debug, Clone)]
 pub struct GenerationArgs {
     /// Write at most N tokens [default: until the model ends or the context is full]
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true, value_parser = count)]
     pub max_tokens: Option<usize>,
     /// End before this text (may be given several times); no part of it is shown
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -55,7 +55,7 @@ impl GenerationArgs {
     /// What the engine is asked for, checked.
     pub fn options(&self, sampling: &SamplingArgs, is_built_in: bool) -> Result<GenerateOptions, Failure> {
         let sampling = sampling.sampling(is_built_in);
-        sampling.validate().map_err(Failure::usage)?;
+        sampling.validate()?;
         Ok(GenerateOptions {
             sampling,
             max_tokens: self.max_tokens,

@@ -21,6 +21,8 @@ pub struct Machine {
     pub available_bytes: Option<u64>,
     /// The limit of the control group, if there is one.
     pub limit_bytes: Option<u64>,
+    /// Threads of all programs that wanted to run, on average over the last minute.
+    pub load: Option<f64>,
 }
 
 /// Names of features with kernels or plans behind them.
@@ -61,7 +63,13 @@ impl Machine {
             total_bytes: kib(&memory, "MemTotal"),
             available_bytes: kib(&memory, "MemAvailable"),
             limit_bytes: group_limit(),
+            load: std::fs::read_to_string("/proc/loadavg").ok().as_deref().and_then(load),
         }
+    }
+
+    /// The load, where other programs leave less than half of the machine to this one.
+    pub fn busy(&self) -> Option<f64> {
+        self.load.filter(|&load| load > self.n_processors.unwrap_or(self.n_cores) as f64 / 2.0)
     }
 
     /// Memory this program may take now, as far as is known.
@@ -80,6 +88,11 @@ fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
 
 fn kib(text: &str, name: &str) -> Option<u64> {
     field(text, name)?.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The average over a minute, the first of the system's averages.
+fn load(text: &str) -> Option<f64> {
+    text.split_whitespace().next()?.parse().ok()
 }
 
 /// The smallest memory limit of this process's control group and those above it, versions 2 and 1.
@@ -135,6 +148,13 @@ mod tests {
         assert_eq!(limit_along(&root, "/a/b", "memory.max"), Some(1000));
         assert_eq!(limit_along(&root, "/elsewhere", "memory.max"), None);
         std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_machine_is_busy_above_half_of_its_processors() {
+        assert_eq!((load("5.40 3.10 1.00 2/345 6789\n"), load("")), (Some(5.4), None));
+        let with = |load| Machine { n_processors: Some(4), load, ..Machine::look() }.busy();
+        assert_eq!([with(None), with(Some(2.0)), with(Some(2.1))], [None, None, Some(2.1)]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub struct Progress {
     unit: Unit,
     total: u64,
     start: Instant,
+    has_shown: bool,
     last_line: Option<Instant>,
     way: Way,
 }
@@ -43,14 +44,16 @@ impl Progress {
             (false, true) => Way::Bar(bar(what, total, unit)),
             (false, false) => Way::Lines,
         };
-        Self { what, unit, total, start: Instant::now(), last_line: None, way }
+        Self { what, unit, total, start: Instant::now(), has_shown: false, last_line: None, way }
     }
 
     /// So many units are done; `item` is what is being worked on.
     pub fn at(&mut self, done: u64, item: &str) {
-        if self.start.elapsed() < PATIENCE {
+        // What is over by the time it would show is not worth a word.
+        if self.start.elapsed() < PATIENCE || (done >= self.total && !self.has_shown) {
             return;
         }
+        self.has_shown = true;
         match &self.way {
             Way::Silent => {}
             Way::Bar(bar) => {

@@ -100,8 +100,8 @@ impl<'m> Template<'m> {
 fn own<'m>(model: &'m Model, hint: &str) -> Result<Template<'m>, Failure> {
     match model.require_template() {
         Ok(template) => Ok(Template::Own(template)),
-        // Nothing is wrong with such a file: it is a model that only completes texts.
-        Err(error @ TemplateError::Missing { .. }) => Err(Failure::usage(error).hint(hint)),
+        // A model that only completes texts: the hint says how to use it all the same.
+        Err(error @ TemplateError::Missing { .. }) => Err(Failure::new(Exit::Model, error).hint(hint)),
         Err(error) => Err(Failure::new(Exit::Model, error)),
     }
 }

@@ -12,7 +12,7 @@ use super::interrupt::Interrupt;
 use super::progress::{Progress, Unit};
 use super::prompt::PromptArgs;
 use super::sampling::SamplingArgs;
-use super::{answer, device, model};
+use super::{amount, answer, device, model};
 
 /// Answer one prompt
 ///
@@ -43,6 +43,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let mut session = device::open(model, &args.generation.memory, console)?;
     let model = std::sync::Arc::clone(session.model());
 
+    console.detail(&format!("answering a prompt of {}", amount::count(prompt.len() as u64, "token")));
     let mut stream = Stream::new(console);
     let mut logprobs = Vec::new();
     let mut progress = Some(Progress::new(console, "reading the prompt", prompt.len() as u64, Unit::Tokens));
@@ -61,14 +62,16 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     })?;
     drop(progress);
     stream.finish()?;
-    if interrupt.is_asked() && generated.finish == Finish::Cancelled {
-        return Err(Failure::interrupted());
-    }
+    let is_interrupted = interrupt.is_asked() && generated.finish == Finish::Cancelled;
     if console.is_json() {
         let mut report = json!({ "model": model.name(), "prompt_ids": prompt });
         answer::report(&mut report, &generated, &options.sampling, logprobs);
         console.print_json(&report)?;
-    } else if generated.finish == Finish::Length && args.generation.max_tokens.is_none() {
+    }
+    if is_interrupted {
+        return Err(Failure::interrupted());
+    }
+    if !console.is_json() && generated.finish == Finish::Length && args.generation.max_tokens.is_none() {
         console.note("(the context is full)");
     }
     let figures = answer::figures(&generated, &session.memory());

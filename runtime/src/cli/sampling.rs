@@ -10,7 +10,7 @@ pub struct SamplingArgs {
     #[arg(short, long, value_name = "X", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Choose among the N likeliest only; 0 is off
-    #[arg(long, value_name = "N", default_value_t = 40)]
+    #[arg(long, value_name = "N", default_value_t = 40, allow_negative_numbers = true, value_parser = count)]
     pub top_k: usize,
     /// Choose among the likeliest that have this share of the probability; 1 is off
     #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
@@ -22,7 +22,7 @@ pub struct SamplingArgs {
     #[arg(long, hide_short_help = true, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub typical_p: f32,
     /// Decides all random numbers: the same seed gives the same text [default: another one each time]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub penalties: PenaltyArgs,
@@ -32,7 +32,7 @@ pub struct SamplingArgs {
     #[arg(long, hide_short_help = true, value_name = "ID=X", value_parser = bias)]
     pub logit_bias: Vec<(u32, f32)>,
     /// Tell the log-probabilities of each token and of the N likeliest in its place (with --json)
-    #[arg(long, hide_short_help = true, value_name = "N", requires = "json")]
+    #[arg(long, hide_short_help = true, value_name = "N", requires = "json", allow_negative_numbers = true, value_parser = count)]
     pub logprobs: Option<usize>,
 }
 
@@ -50,7 +50,7 @@ pub struct PenaltyArgs {
     #[arg(long, hide_short_help = true, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f32,
     /// How many of the last tokens these three look at, or 'all'
-    #[arg(long, hide_short_help = true, value_name = "N", default_value = "64", value_parser = count_or_all)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "64", allow_negative_numbers = true, value_parser = count_or_all)]
     penalty_last_n: CountOrAll,
     /// Penalties and DRY look at what was generated only, not at the prompt
     #[arg(long, hide_short_help = true)]
@@ -62,10 +62,10 @@ pub struct PenaltyArgs {
     #[arg(long, hide_short_help = true, value_name = "X", default_value_t = Dry::default().base, allow_negative_numbers = true)]
     dry_base: f32,
     /// DRY: the longest passage that may be repeated freely, in tokens
-    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = Dry::default().allowed_length)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = Dry::default().allowed_length, allow_negative_numbers = true, value_parser = count)]
     dry_allowed_length: usize,
     /// DRY: how many of the last tokens are looked at, or 'all'
-    #[arg(long, hide_short_help = true, value_name = "N", default_value = "all", value_parser = count_or_all)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "all", allow_negative_numbers = true, value_parser = count_or_all)]
     dry_penalty_last_n: CountOrAll,
     /// DRY: a text that ends a passage (may be given several times) [default: line break : " *]
     #[arg(long, hide_short_help = true, value_name = "TEXT")]
@@ -127,6 +127,11 @@ impl SamplingArgs {
             logprobs: self.logprobs,
         }
     }
+}
+
+/// A number of things.
+pub fn count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number, 0 or more".to_owned())
 }
 
 fn count_or_all(text: &str) -> Result<CountOrAll, String> {

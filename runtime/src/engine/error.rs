@@ -1,6 +1,7 @@
 //! What can go wrong while a model runs.
 
 use farpost_kernels::backend::DeviceError;
+use farpost_models::gguf::GgufError;
 
 use super::sampler::SampleError;
 use super::sampling::SamplingError;
@@ -66,6 +67,9 @@ pub enum EngineError {
         /// The model's file.
         file: String,
     },
+    /// The model's file is not what it was when it was opened, and results are worthless.
+    #[error(transparent)]
+    Changed(GgufError),
     /// The text is too short to measure.
     #[error("the text has {tokens} tokens, expected at least one window of {window}")]
     TextTooShort {

@@ -310,8 +310,7 @@ impl Session {
             return Err(EngineError::Damaged { file: self.model.name().to_owned() });
         }
         if let Err(error) = stepped {
-            self.keep(start);
-            return Err(error.into());
+            return Err(self.blame(error, start));
         }
         self.ids.extend_from_slice(ids);
         let (found, expected) = (self.output.results.len(), self.batch.want.len());
@@ -319,6 +318,25 @@ impl Session {
             return Err(DeviceError::Wrong(format!("{found} results of a step, expected {expected}")).into());
         }
         Ok(())
+    }
+
+    /// What a failed step is reported as. A file that was written to explains wrong results better than they do
+    /// themselves, and then nothing in the cache is right.
+    fn blame(&mut self, error: DeviceError, start: usize) -> EngineError {
+        let changed = match error {
+            DeviceError::Wrong(_) => self.model.file().check_unchanged().err(),
+            _ => None,
+        };
+        match changed {
+            Some(changed) => {
+                self.clear();
+                EngineError::Changed(changed)
+            }
+            None => {
+                self.keep(start);
+                error.into()
+            }
+        }
     }
 
     /// What the last step answered.

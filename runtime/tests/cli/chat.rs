@@ -90,6 +90,8 @@ fn what_was_said_before_is_not_run_again() {
     let args = ["chat", "-m", &path, "--template", &template, "--json", "-n", "4", "--ignore-eos", "-t", "0"];
     let ran = farpost_with(&args, b"one two three\nfour\n");
     let second: serde_json::Value = serde_json::from_str(ran.done().lines().nth(1).unwrap()).unwrap();
+    let prompt_ids = second["prompt_ids"].as_array().unwrap();
+    assert_eq!(second["timings"]["prompt_tokens"].as_u64(), Some(prompt_ids.len() as u64));
     assert!(second["timings"]["cached_tokens"].as_u64() > Some(3), "{second}");
 }
 
@@ -175,7 +177,7 @@ fn messages_are_remembered_from_one_chat_to_the_next() {
 fn a_model_without_a_template_can_not_chat() {
     let mut command = crate::program::command(&["chat", "-m", &model("tiny-llama.gguf")]);
     let ran = finish(&mut command, b"hello\n");
-    assert!(ran.error(2).contains("there is no chat template"), "{}", ran.err);
+    assert!(ran.error(3).contains("there is no chat template"), "{}", ran.err);
     assert!(ran.err.contains("hint: --template takes one from a file"), "{}", ran.err);
 }
 

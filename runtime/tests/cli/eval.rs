@@ -26,6 +26,8 @@ fn the_window_is_at_most_the_models_context() {
         farpost(&["eval", "--file", &file, "--window", "64"]).done().split(',').next(),
         shown.text().split(',').next()
     );
+    let line = farpost(&["eval", "--file", &file, "--window", "4096"]).error(2).to_owned();
+    assert_eq!(line, "--window is 4096, expected 4 to 256, the context of pocket.gguf (built in)");
     let short = folder.with("short.txt", b"turn on");
     let line = farpost(&["eval", "--file", &short]).error(2).to_owned();
     assert!(line.contains("expected at least one window of 256"), "{line}");

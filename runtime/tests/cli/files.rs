@@ -1,7 +1,10 @@
 //! `inspect`, `quantize` and `synth`: files in, files out, nothing half-written left behind.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::Stdio;
+
+use farpost_models::gguf::{File, Writer};
 
 use crate::program::{Folder, command, farpost, golden, interrupt, model};
 
@@ -22,6 +25,8 @@ fn inspect_tells_metadata_tensors_types_and_memory() {
     assert_eq!(last["tokens"], report["memory"]["trained_context"]);
     assert!(last["kv_f16_windows_dropped_bytes"].as_u64() < last["kv_f16_bytes"].as_u64());
 
+    assert_eq!((&report["runnable"], &report["reason"]), (&true.into(), &serde_json::Value::Null));
+
     let whole = farpost(&["inspect", "--json", "--full", "-m", &model("tiny-gemma3.gguf")]).json();
     assert_eq!(whole["metadata"]["tokenizer.ggml.tokens"].as_array().map(Vec::len), Some(512));
 }
@@ -31,6 +36,69 @@ fn inspect_for_people_is_as_recorded() {
     let path = model("tiny-llama.gguf");
     let report = farpost(&["inspect", &path]);
     insta::assert_snapshot!("inspect", report.done().replace(&path, "tiny-llama.gguf"));
+}
+
+#[test]
+fn inspect_says_whether_a_file_can_be_run_and_why_not() {
+    let folder = Folder::new("runs");
+    let file = File::open(Path::new(&model("tiny-llama.gguf"))).unwrap();
+    let changed = |name: &str, change: &dyn Fn(&mut Writer), leave_out: &str| {
+        let mut writer = Writer::with_metadata_of(file.metadata());
+        change(&mut writer);
+        let kept = || file.tensors().iter().filter(|tensor| tensor.name() != leave_out);
+        for tensor in kept() {
+            writer.tensor(tensor.name(), tensor.dtype(), tensor.dims()).unwrap();
+        }
+        let mut data = writer.start(name, Vec::new()).unwrap();
+        for tensor in kept() {
+            data.append(tensor.name(), tensor.weight().bytes().as_slice()).unwrap();
+        }
+        folder.with(name, &data.finish().unwrap())
+    };
+    let cases = [
+        (
+            changed(
+                "architecture.gguf",
+                &|w| {
+                    w.set("general.architecture", "martian");
+                },
+                "",
+            ),
+            "martian",
+        ),
+        (changed("tensor.gguf", &|_| {}, "blk.2.ffn_up.weight"), "blk.2.ffn_up.weight"),
+        (
+            changed(
+                "heads.gguf",
+                &|w| {
+                    w.set("llama.attention.head_count", 0_u32);
+                },
+                "",
+            ),
+            "head_count",
+        ),
+        (
+            changed(
+                "epsilon.gguf",
+                &|w| {
+                    w.set("llama.attention.layer_norm_rms_epsilon", f32::NAN);
+                },
+                "",
+            ),
+            "layer_norm_rms_epsilon",
+        ),
+        (golden("vocab/gpt-2.gguf"), "gpt-2.gguf"),
+    ];
+    for (path, expected) in cases {
+        let report = farpost(&["inspect", "--json", &path]).json();
+        let reason = report["reason"].as_str().unwrap();
+        assert!(report["runnable"] == false && reason.contains(expected), "{path}: {reason}");
+        let shown = farpost(&["inspect", &path]);
+        let line = shown.done().lines().last().unwrap();
+        assert!(line.starts_with("runs  no: ") && line.contains(expected), "{line}");
+        assert_eq!(farpost(&["run", "-m", &path, "--raw", "x"]).error(3), reason);
+    }
+    assert!(farpost(&["inspect"]).done().ends_with("\nruns  yes\n"));
 }
 
 #[test]

@@ -13,6 +13,7 @@ fn doctor_reports_processor_memory_devices_and_models() {
     // From a slow board to a large server; a figure outside is a broken measurement.
     let rate = memory["read_bytes_per_second"].as_f64().unwrap();
     assert!((1e8..1e13).contains(&rate), "{rate}");
+    assert!(memory["load_average"].as_f64() >= Some(0.0), "{memory}");
     assert!(memory["read_buffer_bytes"].as_u64() >= Some(256 << 20));
     let backends = report["backends"].as_array().unwrap();
     let state = |name: &str| backends.iter().find(|backend| backend["name"] == name).unwrap();

@@ -141,6 +141,8 @@ fn log_probabilities_are_told_for_every_token() {
         let top = token["top"].as_array().unwrap();
         assert_eq!(top.len(), 3);
         assert_eq!((&top[0]["id"], &top[0]["logprob"]), (id, &token["logprob"]), "the likeliest was taken");
+        let bytes: Vec<u8> = serde_json::from_value(token["bytes"].clone()).unwrap();
+        assert_eq!(String::from_utf8_lossy(&bytes), token["token"].as_str().unwrap());
         assert!(token["logprob"].as_f64().is_some_and(|logprob| logprob <= 0.0) && token["token"].is_string());
     }
 }
@@ -157,13 +159,13 @@ fn a_bias_can_forbid_a_token() {
 fn what_makes_no_sense_is_refused_before_any_work() {
     let tiny = model("tiny-llama.gguf");
     let cases: [(&[&str], i32, &str); 15] = [
-        (&["run", "--temperature", "-1", "x"], 2, "temperature is -1, expected 0 to 10"),
-        (&["run", "--top-p", "nan", "x"], 2, "top_p is NaN, expected above 0, up to 1"),
-        (&["run", "--json", "--logprobs", "1000", "x"], 2, "logprobs is 1000, expected 0 to 100"),
-        (&["run", "--logit-bias", "99999=1", "x"], 2, "logit_bias names token 99999, the model has 1024"),
+        (&["run", "--temperature", "-1", "x"], 2, "--temperature is -1, expected 0 to 10"),
+        (&["run", "--top-p", "nan", "x"], 2, "--top-p is NaN, expected above 0, up to 1"),
+        (&["run", "--json", "--logprobs", "1000", "x"], 2, "--logprobs is 1000, expected 0 to 100"),
+        (&["run", "--logit-bias", "99999=1", "x"], 2, "--logit-bias names token 99999, the model has 1024"),
         (&["run", "--context", "5", COMMAND], 2, "tokens, the context holds 5"),
         (&["run", "--file", "/nonexistent", "--raw"], 1, "/nonexistent: cannot read it: No such file"),
-        (&["run", "-m", &tiny, "x"], 2, "there is no chat template"),
+        (&["run", "-m", &tiny, "x"], 3, "there is no chat template"),
         (&["run", "-m", "no-such-model", "x"], 3, "no-such-model: there is no such file"),
         (&["run", "--raw", ""], 2, "the prompt is empty, expected at least one token"),
         (&["run", "--template", "/nonexistent", "x"], 1, "/nonexistent: cannot read it"),
@@ -171,7 +173,7 @@ fn what_makes_no_sense_is_refused_before_any_work() {
         (&["run", " "], 2, "the prompt is empty"),
         (&["run", "--context", "4294967295", "x"], 2, "a context of 4294967295 tokens was asked for"),
         (&["run", "--memory-cap", "100K", "x"], 4, "out of memory: "),
-        (&["run", "--mirostat-tau", "1000", "x"], 2, "mirostat_tau is 1000, expected above 0, up to 100"),
+        (&["run", "--mirostat-tau", "1000", "x"], 2, "--mirostat-tau is 1000, expected above 0, up to 100"),
     ];
     for (args, code, expected) in cases {
         let ran = farpost(args);
@@ -180,6 +182,11 @@ fn what_makes_no_sense_is_refused_before_any_work() {
     }
     assert!(farpost(&["run", "-m", &tiny, "x"]).err.contains("hint: --raw completes the prompt as it is"));
     assert_eq!(farpost(&["run", "--stop", "", "x"]).code, Some(2));
+    for (option, value) in [("--top-k", "-3"), ("-n", "-1"), ("--logprobs", "-1"), ("--dry-allowed-length", "1.5")] {
+        let ran = farpost(&["run", "--json", option, value, "x"]);
+        assert!(ran.err.contains("expected a whole number, 0 or more"), "{option}: {}", ran.err);
+        assert_eq!(ran.code, Some(2));
+    }
     assert_eq!(farpost(&["run", "--logprobs", "3", "x"]).code, Some(2), "log-probabilities need --json");
 }
 
@@ -224,6 +231,23 @@ fn text_comes_as_it_is_written_and_ctrl_c_ends_it_with_130() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(130), b"".as_slice()));
     assert!(output.stdout.ends_with(b"\n"), "the line is ended");
+}
+
+#[test]
+fn ctrl_c_leaves_a_whole_json_object_of_what_there_was() {
+    let path = model("gemma-3-270m-q4_k_m.gguf");
+    // It would write to the end of its context, which takes much longer than the signal.
+    let args = ["run", "-m", &path, "--raw", "--ignore-eos", "--json", "--verbose", "The capital of France is"];
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The note comes once signals are listened to.
+    let mut note = [0; 1];
+    child.stderr.as_mut().unwrap().read_exact(&mut note).unwrap();
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["finish_reason"], "cancelled");
+    assert!(report["timings"]["prompt_tokens"].as_u64() > Some(0), "{report}");
 }
 
 #[test]

@@ -199,7 +199,7 @@ impl Chat<'_> {
         drop(progress);
         stream.finish()?;
         if self.console.is_json() {
-            let mut report = json!({});
+            let mut report = json!({ "prompt_ids": ids });
             answer::report(&mut report, &generated, &self.options.sampling, logprobs);
             self.console.print_json(&report)?;
         }

@@ -61,6 +61,9 @@ fn memory(out: &mut Screen, findings: &Findings) {
         let size = amount::bytes(read.buffer_bytes);
         let threads = amount::count(read.threads as u64, "thread");
         out.line("reading", &format!("{rate:.1} GB/s with {threads} over {size}, best of {} rounds", read.rounds));
+        if let Some(load) = machine.busy() {
+            out.line("", &format!("measured while the machine was busy (load {load:.1}); alone it may be faster"));
+        }
         out.line("", &out.paint.dim(&format!("so a model of 1 GB writes at most {rate:.0} tokens a second")));
     }
 }
@@ -150,6 +153,7 @@ pub fn json(findings: &Findings) -> Json {
             "limit_bytes": machine.limit_bytes,
             "read_bytes_per_second": findings.bandwidth.map(|read| read.bytes_per_second),
             "read_buffer_bytes": findings.bandwidth.map(|read| read.buffer_bytes),
+            "load_average": machine.load,
             "read_threads": findings.bandwidth.map(|read| read.threads),
         },
         "threads": findings.threads,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{contexts, types, values};
 
 /// All of it. Without `is_full` long arrays of metadata are shortened.
-pub fn report(file: &File, need: Result<&MemoryNeed, &String>, is_full: bool) -> Json {
+pub fn report(file: &File, need: Result<&MemoryNeed, &String>, runs: &Result<(), String>, is_full: bool) -> Json {
     let metadata: Map<String, Json> =
         file.metadata().iter().map(|(key, value)| (key.to_owned(), values::json(value, is_full))).collect();
     let tensors = file.tensors().iter().map(|tensor| {
@@ -37,6 +37,8 @@ pub fn report(file: &File, need: Result<&MemoryNeed, &String>, is_full: bool) ->
         "metadata": metadata,
         "tensors": tensors.collect::<Vec<_>>(),
         "types": types.collect::<Vec<_>>(),
+        "runnable": runs.is_ok(),
+        "reason": runs.as_ref().err(),
         "memory": need.map_or(Json::Null, memory),
         "memory_unknown_because": need.err(),
     })

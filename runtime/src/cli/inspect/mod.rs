@@ -4,6 +4,7 @@ mod json;
 mod table;
 mod values;
 
+use farpost::{Model, ModelOptions};
 use farpost_models::gguf::{File, MemoryNeed};
 
 use super::console::Console;
@@ -36,10 +37,11 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         return print_key(&file, key, console);
     }
     let need = MemoryNeed::of(&file).map_err(|error| error.to_string());
+    let runs = Model::check(&file, &ModelOptions::default()).map_err(|error| error.to_string());
     if console.is_json() {
-        return console.print_json(&json::report(&file, need.as_ref(), args.full));
+        return console.print_json(&json::report(&file, need.as_ref(), &runs, args.full));
     }
-    console.print(&table::report(&file, need.as_ref(), args.full, console.paint()))
+    console.print(&table::report(&file, need.as_ref(), &runs, args.full, console.paint()))
 }
 
 fn print_key(file: &File, key: &str, console: &Console) -> Result<(), Failure> {

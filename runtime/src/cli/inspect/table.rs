@@ -10,7 +10,13 @@ use crate::console::Paint;
 use crate::plain::one_line;
 
 /// All of it as text.
-pub fn report(file: &File, need: Result<&MemoryNeed, &String>, is_full: bool, paint: Paint) -> String {
+pub fn report(
+    file: &File,
+    need: Result<&MemoryNeed, &String>,
+    runs: &Result<(), String>,
+    is_full: bool,
+    paint: Paint,
+) -> String {
     let mut out = format!("{}\n", paint.bold(&one_line(file.name())));
     let parts = if file.n_parts() > 1 { format!(" in {} files", file.n_parts()) } else { String::new() };
     let size = amount::bytes(file.size_bytes());
@@ -24,6 +30,10 @@ pub fn report(file: &File, need: Result<&MemoryNeed, &String>, is_full: bool, pa
             heading(&mut out, paint, "Memory");
             out += &format!("unknown: {}\n", one_line(why));
         }
+    }
+    match runs {
+        Ok(()) => out += &format!("\nruns  {}\n", paint.green("yes")),
+        Err(why) => out += &format!("\nruns  {}: {}\n", paint.red("no"), one_line(why)),
     }
     out
 }
