@@ -50,10 +50,10 @@ fn a_prompt_comes_from_argument_file_or_standard_input() {
 
 #[test]
 fn raw_takes_the_prompt_as_it_is() {
-    let report = farpost_with(&["run", "--raw", "--max-tokens", "1", "--json", "-"], b"<|user|>turn\n").json();
-    let ids = farpost_with(&["tokenize", "--json"], b"<|user|>turn\n").json();
+    let report = farpost_with(&["run", "--raw", "--max-tokens", "1", "--json", "-"], b"<|USER|>turn\n").json();
+    let ids = farpost_with(&["tokenize", "--json"], b"<|USER|>turn\n").json();
     assert_eq!(report["prompt_ids"], ids);
-    let chat = farpost(&["run", "--max-tokens", "1", "--json", "<|user|>turn"]).json();
+    let chat = farpost(&["run", "--max-tokens", "1", "--json", "<|USER|>turn"]).json();
     let control = &ids[0];
     let n_control = chat["prompt_ids"].as_array().unwrap().iter().filter(|id| *id == control).count();
     assert_eq!(n_control, 1, "what a user writes is no control token");
@@ -215,7 +215,7 @@ fn a_template_of_ones_own_takes_the_place_of_the_models() {
 fn speed_is_told_on_standard_error_when_asked_for() {
     let ran = farpost(&["run", "--stats", COMMAND]);
     assert!(ran.done().ends_with("}\n"));
-    for part in ["load    ", "prompt  9 tokens in ", "tokens/s", " of weights"] {
+    for part in ["load    ", "prompt  10 tokens in ", "tokens/s", " of weights"] {
         assert!(ran.err.contains(part), "{part} is missing in {}", ran.err);
     }
 }
