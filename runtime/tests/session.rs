@@ -189,7 +189,7 @@ fn a_file_that_is_cut_while_the_model_runs_gives_an_error_and_no_token() {
 fn a_file_that_is_written_over_while_the_model_runs_is_blamed_for_wrong_results() {
     let copy = Copy::of("tiny-llama.gguf");
     let model = Model::open(&copy.0, &ModelOptions::default()).unwrap();
-    let start = model.file().tensors().iter().map(|tensor| tensor.offset()).min().unwrap() as usize;
+    let start = model.file().tensors().iter().map(farpost_models::gguf::Tensor::offset).min().unwrap() as usize;
     let mut session = open(model, &SessionOptions { context: Some(64), ..SessionOptions::default() });
     generate(&mut session, &[1, 2, 3], &greedy(2));
     // All weights become NaN, in the file that is mapped: writing it anew would leave the old one in the map.
