@@ -2,8 +2,10 @@
 
 use farpost_kernels::tensor::DType;
 
+use super::Types;
 use super::shapes::{RopeFactors, Shape};
 use crate::gguf::OwnedValue;
+use crate::quantize::Mixture;
 
 /// What a tensor is filled with.
 pub(super) enum Fill {
@@ -33,7 +35,7 @@ impl Spec {
 const LOGIT_DEVIATION: f32 = 3.0;
 
 /// Keys and values in the usual order.
-pub(super) fn metadata(shape: &Shape, dtype: DType) -> Vec<(String, OwnedValue)> {
+pub(super) fn metadata(shape: &Shape, types: Types) -> Vec<(String, OwnedValue)> {
     let mut entries: Vec<(String, OwnedValue)> = vec![
         ("general.architecture".to_owned(), shape.architecture.into()),
         ("general.type".to_owned(), "model".into()),
@@ -70,34 +72,22 @@ pub(super) fn metadata(shape: &Shape, dtype: DType) -> Vec<(String, OwnedValue)>
         own("expert_feed_forward_length", number(experts.ffn));
     }
     entries.push(("general.quantization_version".to_owned(), 2_u32.into()));
-    if let Some(file_type) = file_type(dtype) {
+    if let Some(file_type) = file_type(types) {
         entries.push(("general.file_type".to_owned(), file_type.into()));
     }
     entries
 }
 
 /// The number by which files say what most of their tensors are.
-fn file_type(dtype: DType) -> Option<u32> {
-    Some(match dtype {
-        DType::F32 => 0,
-        DType::F16 => 1,
-        DType::Q4_0 => 2,
-        DType::Q4_1 => 3,
-        DType::Q8_0 => 7,
-        DType::Q5_0 => 8,
-        DType::Q5_1 => 9,
-        DType::Q2_K => 10,
-        DType::Q3_K => 11,
-        DType::Q4_K => 14,
-        DType::Q5_K => 16,
-        DType::Q6_K => 18,
-        DType::IQ4_NL => 25,
-        DType::IQ4_XS => 30,
-        DType::BF16 => 32,
-        DType::TQ1_0 => 36,
-        DType::TQ2_0 => 37,
-        _ => return None,
-    })
+fn file_type(types: Types) -> Option<u32> {
+    match types {
+        Types::Mixture(mixture) => Some(mixture.file_type()),
+        // A file with one of these types alone goes by the small mixture's number.
+        Types::Pure(DType::Q3_K) => Some(11),
+        Types::Pure(DType::Q4_K) => Some(14),
+        Types::Pure(DType::Q5_K) => Some(16),
+        Types::Pure(dtype) => Mixture::all().find(|mixture| mixture.name() == dtype.name()).map(Mixture::file_type),
+    }
 }
 
 /// All tensors in file order.

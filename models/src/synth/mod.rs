@@ -17,7 +17,7 @@ use std::path::Path;
 use farpost_kernels::tensor::DType;
 
 use crate::gguf::{self, GgufError, Writer};
-use crate::quantize::substitute;
+use crate::quantize::{Mixture, ModelShape, substitute};
 use layout::Fill;
 use random::Random;
 
@@ -33,11 +33,63 @@ pub enum Vocabulary<'a> {
     Of(&'a gguf::File),
 }
 
+/// Which matrix gets which type; where rows are no whole blocks of it, the usual substitute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Types {
+    /// As files of that name have them.
+    Mixture(&'static Mixture),
+    /// One type for all.
+    Pure(DType),
+}
+
+impl Types {
+    /// All names, each once: mixtures, then types that are the base of none of that name.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        let others =
+            DType::all().map(DType::name).filter(|name| !Mixture::all().any(|mixture| mixture.name() == *name));
+        Mixture::all().map(Mixture::name).chain(others)
+    }
+
+    /// The mixture of that name, in any case, or else the type.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let mixture = Mixture::all().find(|mixture| mixture.name().eq_ignore_ascii_case(name));
+        mixture.map(Self::Mixture).or_else(|| DType::from_name(&name.to_ascii_lowercase()).map(Self::Pure))
+    }
+
+    /// Its name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mixture(mixture) => mixture.name(),
+            Self::Pure(dtype) => dtype.name(),
+        }
+    }
+
+    /// The type of a matrix of `shape`.
+    fn assign(self, shape: &Shape, name: &str, dims: &[usize]) -> DType {
+        match self {
+            Self::Mixture(mixture) => mixture.assign(&ModelShape::from(shape), name, dims).dtype,
+            Self::Pure(dtype) => substitute(dtype, dims[0]),
+        }
+    }
+}
+
+impl From<&Shape> for ModelShape {
+    fn from(shape: &Shape) -> Self {
+        Self {
+            n_layers: shape.layers,
+            n_heads: shape.heads,
+            n_kv_heads: shape.kv_heads,
+            n_experts: shape.experts.map_or(0, |experts| experts.count),
+            is_tied: shape.is_tied,
+        }
+    }
+}
+
 /// What to write.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
-    /// Type of matrices whose rows are whole blocks of it; others get the usual substitute.
-    pub dtype: DType,
+    /// Types of the matrices.
+    pub types: Types,
     /// Decides every weight.
     pub seed: u64,
     /// The vocabulary.
@@ -48,7 +100,7 @@ pub struct Options<'a> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { dtype: DType::Q4_0, seed: 1, vocabulary: Vocabulary::Generated, layers: None }
+        Self { types: Types::Pure(DType::Q4_0), seed: 1, vocabulary: Vocabulary::Generated, layers: None }
     }
 }
 
@@ -76,7 +128,7 @@ pub fn write(
             tokenizer.map(|(key, value)| (key.to_owned(), value.into())).collect()
         }
     };
-    for (key, value) in layout::metadata(&shape, options.dtype) {
+    for (key, value) in layout::metadata(&shape, options.types) {
         writer.set(&key, value);
     }
     for (key, value) in tokens {
@@ -87,7 +139,8 @@ pub fn write(
     let mut types = Vec::with_capacity(tensors.len());
     let mut total = 0;
     for tensor in &tensors {
-        let dtype = if tensor.is_matrix() { substitute(options.dtype, tensor.dims[0]) } else { DType::F32 };
+        let dtype =
+            if tensor.is_matrix() { options.types.assign(&shape, &tensor.name, &tensor.dims) } else { DType::F32 };
         total += writer.tensor(&tensor.name, dtype, &tensor.dims)?;
         types.push(dtype);
     }

@@ -76,7 +76,7 @@ fn shapes_have_the_published_numbers_of_weights() {
 fn every_shape_can_be_written_small_and_opens_with_its_metadata() {
     for shape in shapes() {
         let small = small(shape.name);
-        let bytes = written(&small, &Options { dtype: DType::Q8_0, ..Options::default() }, shape.name);
+        let bytes = written(&small, &Options { types: Types::Pure(DType::Q8_0), ..Options::default() }, shape.name);
         let file = File::from_bytes(shape.name, bytes.into()).unwrap();
         let metadata = file.metadata();
         assert_eq!(metadata.required_string("general.architecture").unwrap(), shape.architecture);
@@ -98,7 +98,7 @@ fn every_shape_builds_at_full_size() {
     for shape in shapes() {
         // Head and rotary divisors are written; the weights are a hole in the file that nobody looks into.
         let mut writer = Writer::new();
-        for (key, value) in layout::metadata(shape, DType::Q4_0) {
+        for (key, value) in layout::metadata(shape, Types::Pure(DType::Q4_0)) {
             writer.set(&key, value);
         }
         let tensors = layout::tensors(shape);
@@ -132,7 +132,7 @@ fn every_shape_builds_at_full_size() {
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let shape = small("qwen2.5-0.5b");
-    let options = Options { dtype: DType::Q4_K, seed: 7, ..Options::default() };
+    let options = Options { types: Types::Pure(DType::Q4_K), seed: 7, ..Options::default() };
     let first = written(&shape, &options, "first");
     assert!(first == written(&shape, &options, "second"));
     assert!(first != written(&shape, &Options { seed: 8, ..options }, "third"));
@@ -153,6 +153,21 @@ fn a_borrowed_vocabulary_comes_whole_and_sets_the_number_of_tokens() {
 }
 
 #[test]
+fn a_mixture_gives_each_matrix_the_type_that_files_of_that_name_have() {
+    assert_eq!(Types::from_name("Q4_K"), Some(Types::Pure(DType::Q4_K)));
+    assert_eq!(Types::from_name("q9_9"), None);
+    assert!(Types::names().all(|name| Types::from_name(name).is_some_and(|types| types.name() == name)));
+    let options = Options { types: Types::from_name("Q4_K_M").unwrap(), ..Options::default() };
+    let mut shape = small("qwen3-0.6b");
+    (shape.width, shape.ffn) = (256, 512);
+    let file = File::from_bytes("m", written(&shape, &options, "mixture").into()).unwrap();
+    let dtype = |name: &str| file.find(name).unwrap().dtype();
+    assert_eq!(dtype("token_embd.weight"), DType::Q6_K);
+    assert_eq!((dtype("blk.0.attn_q.weight"), dtype("blk.0.attn_norm.weight")), (DType::Q4_K, DType::F32));
+    assert_eq!(file.metadata().u32("general.file_type").unwrap(), Some(15));
+}
+
+#[test]
 fn rows_that_are_no_whole_blocks_get_the_usual_substitute() {
     for (asked, cols, expected) in [
         (DType::Q4_K, 896, DType::Q5_0),
@@ -168,7 +183,7 @@ fn rows_that_are_no_whole_blocks_get_the_usual_substitute() {
 
 #[test]
 fn float_weights_have_the_deviation_their_matrix_asks_for() {
-    let options = Options { dtype: DType::F32, ..Options::default() };
+    let options = Options { types: Types::Pure(DType::F32), ..Options::default() };
     let file = File::from_bytes("m", written(&small("tinyllama-1.1b"), &options, "floats").into()).unwrap();
     let weight = file.tensor("blk.0.ffn_down.weight").unwrap();
     let values = weight.view().bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())));

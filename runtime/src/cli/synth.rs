@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use farpost_kernels::tensor::DType;
 use farpost_models::gguf::GgufError;
-use farpost_models::synth::{self, Options, Shape, Vocabulary};
+use farpost_models::synth::{self, Options, Shape, Types, Vocabulary};
 use serde_json::json;
 
 use super::columns::{Side, aligned};
@@ -26,9 +25,9 @@ pub struct Args {
     /// The shape, such as qwen2.5-0.5b; --list shows all
     #[arg(long, value_name = "NAME", required_unless_present = "list", value_parser = shape)]
     shape: Option<&'static Shape>,
-    /// Type of the weight matrices
-    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "q4_0", ignore_case = true, value_parser = dtypes())]
-    dtype: DType,
+    /// Types of the weight matrices: a mixture, as quantize makes it, or one type for all
+    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "q4_0", ignore_case = true, value_parser = types())]
+    types: Types,
     /// The file to write
     #[arg(short, long, value_name = "FILE", required_unless_present = "list")]
     out: Option<PathBuf>,
@@ -49,9 +48,8 @@ pub struct Args {
     list: bool,
 }
 
-fn dtypes() -> impl TypedValueParser<Value = DType> {
-    PossibleValuesParser::new(DType::all().map(DType::name))
-        .try_map(|name| DType::from_name(&name).ok_or("it is no type"))
+fn types() -> impl TypedValueParser<Value = Types> {
+    PossibleValuesParser::new(Types::names()).try_map(|name| Types::from_name(&name).ok_or("it is no type"))
 }
 
 fn shape(name: &str) -> Result<&'static Shape, String> {
@@ -70,7 +68,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     }
     quantize::refuse_to_replace(out, args.force)?;
     let options = Options {
-        dtype: args.dtype,
+        types: args.types,
         seed: args.seed,
         vocabulary: vocabulary.as_ref().map_or(Vocabulary::Generated, Vocabulary::Of),
         layers: args.layers.map(usize::from),
@@ -91,7 +89,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         return console.print_json(&json!({
             "file": out,
             "shape": shape.name,
-            "type": args.dtype.name(),
+            "type": args.types.name(),
             "seed": args.seed,
             "size_bytes": size,
             "seconds": start.elapsed().as_secs_f64(),
