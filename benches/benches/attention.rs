@@ -56,7 +56,7 @@ impl Case {
             tokens,
             context,
             partials: vec![0.0; partial_len(dim) * PER_CALL],
-            scratch: Scratch::new(PER_CALL, dim),
+            scratch: Scratch::try_new(PER_CALL, dim).unwrap(),
         }
     }
 

@@ -23,7 +23,7 @@ struct Product {
 
 impl Product {
     fn new(weight: Weight, input_rows: usize) -> Self {
-        let input = Input::new(input_kind(weight.dtype()), input_rows, COLS);
+        let input = Input::try_new(input_kind(weight.dtype()), input_rows, COLS).unwrap();
         input.begin(input_rows);
         let mut random = Random::new(3);
         for row in 0..input_rows {
@@ -32,7 +32,7 @@ impl Product {
             unsafe { input.fill_row(Isa::Scalar, row, &values) };
         }
         let out = vec![0.0; input_rows * weight.rows()];
-        Self { scratch: Scratch::new(COLS), weight, input, out }
+        Self { scratch: Scratch::try_new(COLS).unwrap(), weight, input, out }
     }
 
     fn run(&mut self, isa: Isa) {

@@ -181,14 +181,14 @@ pub enum DeviceError {
     #[error("device lost: {0}")]
     Lost(String),
     /// Not enough memory.
-    #[error("out of memory: {} needed for {what}, {} allowed", Size(*needed_bytes), Size(*free_bytes))]
+    #[error("out of memory: {} needed for {what}, {}", Size(*needed_bytes), Allowed(*free_bytes))]
     OutOfMemory {
         /// For what.
         what: &'static str,
         /// Bytes asked for.
         needed_bytes: u64,
-        /// Bytes there.
-        free_bytes: u64,
+        /// Bytes that the caller allows; `None` where the system gives no more.
+        free_bytes: Option<u64>,
     },
     /// No answer in time.
     #[error("device hung: {0}")]
@@ -199,6 +199,18 @@ pub enum DeviceError {
     /// The caller broke the contract of a batch or the graph needs what the device lacks.
     #[error("refused: {0}")]
     Refused(String),
+}
+
+/// What there is: so many bytes, or what the system gives.
+struct Allowed(Option<u64>);
+
+impl std::fmt::Display for Allowed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(bytes) => write!(f, "{} allowed", Size(bytes)),
+            None => f.write_str("the system gives less"),
+        }
+    }
 }
 
 /// Bytes as people read them, in powers of 1024: 1000 B, 97.7 KiB, 1.5 GiB.
@@ -263,8 +275,10 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_told_in_units_that_people_read() {
-        let error = DeviceError::OutOfMemory { what: "scratch", needed_bytes: 3 << 29, free_bytes: 100_000 };
+        let error = DeviceError::OutOfMemory { what: "scratch", needed_bytes: 3 << 29, free_bytes: Some(100_000) };
         assert_eq!(error.to_string(), "out of memory: 1.5 GiB needed for scratch, 97.7 KiB allowed");
+        let error = DeviceError::OutOfMemory { what: "scratch", needed_bytes: 3 << 29, free_bytes: None };
+        assert_eq!(error.to_string(), "out of memory: 1.5 GiB needed for scratch, the system gives less");
         assert_eq!([0, 1023, 1024, u64::MAX].map(|n| Size(n).to_string()), ["0 B", "1023 B", "1.0 KiB", "16.0 EiB"]);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use farpost_kernels::graph::Graph;
 use farpost_models::families::{self, Built, Config, FamilyError};
-use farpost_models::gguf::{Access, File, GgufError};
+use farpost_models::gguf::{Access, File, GgufError, Place};
 use farpost_models::template::{ChatTemplate, TemplateError};
 use farpost_models::tokenizer::{Tokenizer, TokenizerError};
 
@@ -33,10 +33,10 @@ pub enum ModelError {
     #[error(transparent)]
     Family(#[from] FamilyError),
     /// Vocabulary and weights do not belong together.
-    #[error("{file}: the vocabulary has {n_tokens} tokens, expected no more than the {n_logits} logits of the output")]
+    #[error("{place}: the vocabulary has {n_tokens} tokens, expected no more than the {n_logits} logits of the output")]
     Vocabulary {
-        /// Name of the file.
-        file: String,
+        /// Where the vocabulary stands.
+        place: Place,
         /// Tokens in the vocabulary.
         n_tokens: usize,
         /// Rows of the output matrix.
@@ -134,7 +134,11 @@ fn parts(file: &File, options: &ModelOptions) -> Result<(Tokenizer, Built), Mode
     let built = families::build(file, &families::Options { context: options.context })?;
     let (n_tokens, n_logits) = (tokenizer.n_vocab(), built.graph.n_vocab());
     if n_tokens > n_logits {
-        return Err(ModelError::Vocabulary { file: file.name().to_owned(), n_tokens, n_logits });
+        return Err(ModelError::Vocabulary {
+            place: file.metadata().place("tokenizer.ggml.tokens"),
+            n_tokens,
+            n_logits,
+        });
     }
     Ok((tokenizer, built))
 }

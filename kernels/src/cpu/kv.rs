@@ -6,8 +6,8 @@
 //! page is copied first. Everything is allocated once (the system commits memory as pages fill), steps allocate
 //! nothing.
 
-use super::memory::Block;
-use crate::backend::{KvStore, KvType, Sequence};
+use super::memory::{Block, room, zeros};
+use crate::backend::{DeviceError, KvStore, KvType, Sequence};
 use crate::graph::KvLayer;
 
 /// Elements under one scale of a Q8_0 cache.
@@ -27,9 +27,15 @@ struct Plane {
 }
 
 impl Plane {
-    fn new(kv_type: KvType, n_pages: usize, page_tokens: usize, n_heads: usize, dim: usize) -> Self {
+    fn try_new(
+        kv_type: KvType,
+        n_pages: usize,
+        page_tokens: usize,
+        n_heads: usize,
+        dim: usize,
+    ) -> Result<Self, DeviceError> {
         let block_bytes = block_bytes(kv_type, page_tokens, dim);
-        Self { bytes: Block::new(n_pages * n_heads * block_bytes), block_bytes, n_heads }
+        Ok(Self { bytes: Block::try_new(n_pages * n_heads * block_bytes)?, block_bytes, n_heads })
     }
 
     fn page_bytes(&self) -> usize {
@@ -86,26 +92,33 @@ impl KvCache {
         layers.iter().map(|layer| (n_pages * layer.n_kv_heads * per_head(layer)) as u64).sum()
     }
 
-    pub(crate) fn new(
+    pub(crate) fn try_new(
         layers: &[KvLayer],
         kv_type: KvType,
         n_pages: usize,
         page_tokens: usize,
         max_sequences: usize,
-    ) -> Self {
-        let plane = |heads, dim| Plane::new(kv_type, n_pages, page_tokens, heads, dim);
-        Self {
+    ) -> Result<Self, DeviceError> {
+        let plane = |heads, dim| Plane::try_new(kv_type, n_pages, page_tokens, heads, dim);
+        let planes =
+            |layer: &KvLayer| Ok((plane(layer.n_kv_heads, layer.key_dim)?, plane(layer.n_kv_heads, layer.value_dim)?));
+        let mut free = room(n_pages)?;
+        free.extend((0..n_pages as u32).rev());
+        let mut sequences = room(max_sequences)?;
+        sequences.resize_with(max_sequences, || None);
+        let mut spare = room(max_sequences)?;
+        for _ in 0..max_sequences {
+            spare.push(room(n_pages)?);
+        }
+        Ok(Self {
             kv_type,
             page_tokens,
-            layers: layers
-                .iter()
-                .map(|layer| (plane(layer.n_kv_heads, layer.key_dim), plane(layer.n_kv_heads, layer.value_dim)))
-                .collect(),
-            n_users: vec![0; n_pages],
-            free: (0..n_pages as u32).rev().collect(),
-            sequences: (0..max_sequences).map(|_| None).collect(),
-            spare: (0..max_sequences).map(|_| Vec::with_capacity(n_pages)).collect(),
-        }
+            layers: layers.iter().map(planes).collect::<Result<_, DeviceError>>()?,
+            n_users: zeros(n_pages)?,
+            free,
+            sequences,
+            spare,
+        })
     }
 
     pub(crate) fn kv_type(&self) -> KvType {
@@ -274,7 +287,7 @@ mod tests {
     }
 
     fn cache(n_pages: usize) -> KvCache {
-        KvCache::new(&[layer(), layer()], KvType::F16, n_pages, 4, 3)
+        KvCache::try_new(&[layer(), layer()], KvType::F16, n_pages, 4, 3).unwrap()
     }
 
     /// Stands for a step: marks the positions in the first byte of each token's key.

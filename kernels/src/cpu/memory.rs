@@ -1,17 +1,50 @@
 //! Zeroed memory on cache-line boundaries, written in disjoint parts by several threads.
 //!
-//! The system hands zero pages out on first touch, so a large cache costs memory only as it fills.
+//! The system hands zero pages out on first touch, so a large cache costs memory only as it fills. Memory that is not to
+//! be had is an error that names the bytes, never the end of the program.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::cell::UnsafeCell;
+
+use crate::backend::DeviceError;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Numbers for which any bits are a value: the element types of [`Block`].
+/// Numbers for which any bits are a value: the element types of [`Block`] and [`zeros`].
 pub(crate) trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for i8 {}
 impl Plain for u8 {}
+impl Plain for u32 {}
+
+/// The error that there is no memory for `len` elements.
+fn none_left<T>(len: usize) -> DeviceError {
+    let needed_bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
+    DeviceError::OutOfMemory { what: "a buffer", needed_bytes, free_bytes: None }
+}
+
+/// `len` zeros, or [`DeviceError::OutOfMemory`].
+pub(crate) fn zeros<T: Plain>(len: usize) -> Result<Vec<T>, DeviceError> {
+    let layout = Layout::array::<T>(len).map_err(|_| none_left::<T>(len))?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the size is not zero.
+    let start = unsafe { alloc_zeroed(layout) }.cast::<T>();
+    if start.is_null() {
+        return Err(none_left::<T>(len));
+    }
+    // SAFETY: from this allocator with the layout of `len` elements, for which zero bytes are a value.
+    Ok(unsafe { Vec::from_raw_parts(start, len, len) })
+}
+
+/// An empty vector with room for `len` elements, or [`DeviceError::OutOfMemory`].
+pub(crate) fn room<T>(len: usize) -> Result<Vec<T>, DeviceError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(len).map_err(|_| none_left::<T>(len))?;
+    Ok(vec)
+}
 
 /// A fixed number of elements, zero at first. Access is by pointer; who may touch what is the user's to keep.
 pub(crate) struct Block<T: Plain> {
@@ -29,15 +62,15 @@ unsafe impl<T: Plain> Sync for Block<T> {}
 unsafe impl<T: Plain> Send for Block<T> {}
 
 impl<T: Plain> Block<T> {
-    /// `len` zeros, rounded up to whole cache lines.
-    pub(crate) fn new(len: usize) -> Self {
+    /// `len` zeros, rounded up to whole cache lines, or [`DeviceError::OutOfMemory`].
+    pub(crate) fn try_new(len: usize) -> Result<Self, DeviceError> {
         let n_bytes = Self::bytes_for(len) as usize;
-        let zeros = vec![0_u8; n_bytes + if n_bytes == 0 { 0 } else { LINE - 1 }].into_boxed_slice();
+        let zeros = zeros::<u8>(if n_bytes == 0 { 0 } else { n_bytes.saturating_add(LINE - 1) })?.into_boxed_slice();
         // SAFETY: `UnsafeCell<u8>` has the layout of `u8`.
         let bytes = unsafe { Box::from_raw(Box::into_raw(zeros) as *mut [UnsafeCell<u8>]) };
         let start = bytes.as_ptr() as usize;
         let offset = if n_bytes == 0 { 0 } else { start.next_multiple_of(LINE) - start };
-        Self { bytes, offset, len: n_bytes / size_of::<T>(), _element: std::marker::PhantomData }
+        Ok(Self { bytes, offset, len: n_bytes / size_of::<T>(), _element: std::marker::PhantomData })
     }
 
     /// Bytes that `len` elements take.
@@ -66,7 +99,7 @@ mod tests {
     #[test]
     fn blocks_start_on_a_cache_line_and_are_zero() {
         for len in [0, 1, 15, 16, 17, 100_000] {
-            let block: Block<f32> = Block::new(len);
+            let block: Block<f32> = Block::try_new(len).unwrap();
             assert!(block.len >= len && block.bytes() == Block::<f32>::bytes_for(len));
             if len > 0 {
                 assert!((block.at(0) as usize).is_multiple_of(64));
@@ -74,5 +107,19 @@ mod tests {
                 assert!((0..len).all(|index| unsafe { *block.at(index) } == 0.0));
             }
         }
+    }
+
+    #[test]
+    fn memory_that_is_not_to_be_had_is_an_error_with_its_bytes() {
+        // More than any machine can address; the second more than a size can be.
+        for len in [1_usize << 60, usize::MAX / 4] {
+            let errors = [Block::<u8>::try_new(len).err(), zeros::<u32>(len).err(), room::<u8>(len).err()];
+            let needed = errors.map(|error| match error {
+                Some(DeviceError::OutOfMemory { needed_bytes, free_bytes: None, .. }) => needed_bytes,
+                other => panic!("{other:?}"),
+            });
+            assert!(needed[0] >= len as u64 && needed[1] == 4 * len as u64 && needed[2] == len as u64);
+        }
+        assert!(zeros::<f32>(0).unwrap().is_empty() && zeros::<u32>(9).unwrap() == [0; 9]);
     }
 }

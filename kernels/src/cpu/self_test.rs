@@ -29,14 +29,14 @@ fn check(isa: Isa, dtype: DType) -> Result<(), DeviceError> {
     let words = (0..(ROWS * row_bytes).div_ceil(8)).map(|_| next() & 0xBFBF_BFBF_BFBF_BFBF | 0x2020_2020_2020_2020);
     let bytes: Vec<u8> = words.collect::<Vec<_>>().into_iter().flat_map(u64::to_le_bytes).collect();
     let view = WeightView { dtype, rows: ROWS, cols: COLS, bytes: &bytes[..ROWS * row_bytes] };
-    let input = Input::new(input_kind(dtype), INPUT_ROWS, COLS);
+    let input = Input::try_new(input_kind(dtype), INPUT_ROWS, COLS)?;
     input.begin(INPUT_ROWS);
     for row in 0..INPUT_ROWS {
         let values: Vec<f32> = (0..COLS).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
         // SAFETY: one thread; `isa` is available.
         unsafe { input.fill_row(isa, row, &values) };
     }
-    let mut scratch = Scratch::new(COLS);
+    let mut scratch = Scratch::try_new(COLS)?;
     let mut product = |isa, input_rows: usize| {
         let mut out = vec![0.0_f32; input_rows * ROWS];
         // SAFETY: whole rows of blocks, a set that is available, room for all results.

@@ -1,9 +1,12 @@
 //! Encoding any number of whole blocks: every type that has an encoder.
 //!
 //! Blocks are encoded one by one, by the same arithmetic everywhere, so the bytes depend on nothing but the values.
+//!
+//! A search finds a good scale, not the best there is; under uneven importance it can end in a worse place than without
+//! (10 % worse was seen). So a block with importance is coded both ways, and the one with less weighted error stays.
 
 use super::search::Block;
-use super::{QuantError, float, iq, k, legacy, mx, ternary};
+use super::{QuantError, decode, float, iq, k, legacy, mx, ternary};
 use crate::tensor::DType;
 
 /// True for the types that [`encode`] can write.
@@ -27,7 +30,7 @@ pub fn encode(dtype: DType, values: &[f32], importance: Option<&[f32]>, out: &mu
     if let Some(importance) = importance {
         check_importance(dtype, weights, importance)?;
     }
-    let job = Job { values, importance };
+    let job = Job { dtype, values, importance };
     match dtype {
         DType::F32 => job.run(out, float::encode_f32),
         DType::F16 => job.run(out, float::encode_f16),
@@ -72,6 +75,7 @@ fn check_importance(dtype: DType, weights: usize, importance: &[f32]) -> Result<
 
 /// Checked input.
 struct Job<'a> {
+    dtype: DType,
     values: &'a [f32],
     importance: Option<&'a [f32]>,
 }
@@ -85,9 +89,25 @@ impl Job<'_> {
         let blocks = self.values.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<BYTES>().0);
         let mut row = self.importance.map(|row| row.as_chunks::<LEN>().0.iter().cycle());
         for (values, out) in blocks {
-            encode(&Block::new(values, row.as_mut().and_then(Iterator::next)), out);
+            let importance = row.as_mut().and_then(Iterator::next);
+            encode(&Block::new(values, importance), out);
+            let Some(importance) = importance else { continue };
+            let mut plain = [0; BYTES];
+            encode(&Block::new(values, None), &mut plain);
+            let error = |block: &[u8; BYTES]| weighted_error(self.dtype, block, values, importance);
+            if error(&plain) < error(out) {
+                *out = plain;
+            }
         }
     }
+}
+
+/// Squared error that `block` leaves of `values`, each weight's times its importance.
+fn weighted_error<const LEN: usize>(dtype: DType, block: &[u8], values: &[f32; LEN], importance: &[f32; LEN]) -> f64 {
+    let mut back = [0.0; LEN];
+    decode(dtype, block, &mut back).expect("a block of a type with an encoder can be decoded");
+    let off = values.iter().zip(&back).map(|(value, back)| f64::from(*value) - f64::from(*back));
+    off.zip(importance).map(|(off, importance)| off * off * f64::from(*importance)).sum()
 }
 
 #[cfg(test)]
@@ -217,6 +237,20 @@ mod tests {
     }
 
     #[test]
+    fn importance_lowers_the_weighted_error_of_every_type_with_a_search() {
+        let weights = &golden_f32("quant/weights.f32")[..64 * 1024];
+        let importance: Vec<f32> = (0..1024_u32).map(|at| ((at * 7919 % 1021) as f32 / 1021.0).powi(4)).collect();
+        let all: Vec<f32> = importance.iter().cycle().take(weights.len()).copied().collect();
+        let error = |dtype, given| squared_error(weights, &through(dtype, weights, given), Some(&all));
+        for name in "q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs".split(' ') {
+            let dtype = DType::from_name(name).unwrap();
+            let (with, without) = (error(dtype, Some(&importance)), error(dtype, None));
+            println!("{name}: {:.3} of the error without importance", with / without);
+            assert!(with < 0.95 * without, "{name}: {with} with, {without} without");
+        }
+    }
+
+    #[test]
     fn ternary_weights_survive_ternary_types_exactly() {
         let values: Vec<f32> = (0..512).map(|weight| f32::from((weight * 7 % 3) as i8 - 1) * 0.0625).collect();
         for dtype in [DType::TQ1_0, DType::TQ2_0] {
@@ -291,7 +325,7 @@ mod tests {
         }
 
         #[test]
-        fn importance_never_makes_the_weighted_error_worse_by_much(
+        fn importance_never_makes_the_weighted_error_worse(
             values in weights(),
             importance in prop::collection::vec(0.0_f32..4.0, 256),
         ) {
@@ -299,7 +333,8 @@ mod tests {
             for dtype in encodable() {
                 let with = squared_error(&values, &through(dtype, &values, Some(&importance)), Some(&importance));
                 let without = squared_error(&values, &through(dtype, &values, None), Some(&importance));
-                prop_assert!(with <= without * 1.3 + 1e-12, "{}: {} with, {} without", dtype, with, without);
+                // No block is worse; the margin is for the rounding of these sums.
+                prop_assert!(with <= without * (1.0 + 1e-9), "{}: {} with, {} without", dtype, with, without);
             }
         }
 

@@ -2,7 +2,7 @@
 
 use farpost_kernels::graph::GraphError;
 
-use crate::gguf::{GgufError, Shortened};
+use crate::gguf::{GgufError, Place, Shortened};
 
 /// Why no graph could be built from a file.
 #[derive(Debug, thiserror::Error)]
@@ -11,10 +11,10 @@ pub enum FamilyError {
     #[error(transparent)]
     Metadata(#[from] GgufError),
     /// The architecture is not one of ours.
-    #[error("{file}: architecture '{}' is not supported, supported are {supported}", Shortened(found))]
+    #[error("{place}: architecture '{}' is not supported, supported are {supported}", Shortened(found))]
     UnknownArchitecture {
-        /// Name of the file.
-        file: String,
+        /// Where it stands.
+        place: Place,
         /// What it says.
         found: String,
         /// What it may say, comma-separated.
@@ -33,12 +33,10 @@ pub enum FamilyError {
         expected: String,
     },
     /// A tensor has another shape than the metadata gives it.
-    #[error("{file}: tensor '{}' has dimensions {found}, expected {expected} ({reason})", Shortened(tensor))]
+    #[error("{place}: has dimensions {found}, expected {expected} ({reason})")]
     TensorShape {
-        /// Name of the file.
-        file: String,
-        /// The tensor.
-        tensor: String,
+        /// Where it stands.
+        place: Place,
         /// Its dimensions, fastest first.
         found: String,
         /// What they should be.
@@ -47,27 +45,20 @@ pub enum FamilyError {
         reason: &'static str,
     },
     /// A tensor holds numbers that cannot be used.
-    #[error("{file}: tensor '{}' holds {found}, expected {expected}", Shortened(tensor))]
+    #[error("{place}: holds {found}, expected {expected}")]
     TensorValue {
-        /// Name of the file.
-        file: String,
-        /// The tensor.
-        tensor: String,
+        /// Where it stands.
+        place: Place,
         /// What was found, and where.
         found: String,
         /// What was expected.
         expected: &'static str,
     },
     /// A layer has a tensor that the architecture knows nothing of: leaving it out would give wrong answers.
-    #[error(
-        "{file}: tensor '{}' has no place in architecture '{architecture}', results would be wrong",
-        Shortened(tensor)
-    )]
+    #[error("{place}: has no place in architecture '{architecture}', results would be wrong")]
     UnusedTensor {
-        /// Name of the file.
-        file: String,
-        /// The tensor.
-        tensor: String,
+        /// Where it stands.
+        place: Place,
         /// The architecture.
         architecture: &'static str,
     },

@@ -77,7 +77,7 @@ pub fn build(file: &gguf::File, options: &Options) -> Result<Built, FamilyError>
     let named = file.metadata().required_string("general.architecture")?;
     let Some(&(architecture, build)) = REGISTRY.iter().find(|(architecture, _)| *architecture == named) else {
         return Err(FamilyError::UnknownArchitecture {
-            file: file.name().to_owned(),
+            place: file.metadata().place("general.architecture"),
             found: named.to_owned(),
             supported: supported().collect::<Vec<_>>().join(", "),
         });

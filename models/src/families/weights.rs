@@ -77,13 +77,13 @@ impl<'f> Weights<'f> {
 
     /// A vector of `len` divisors of rotary frequencies: finite and above 0.
     pub(super) fn divisors(&mut self, name: &str, len: usize) -> Result<Vec<f32>, FamilyError> {
-        let weight = self.vector(name, len)?;
+        let tensor = self.tensor(name, &[len], FROM_METADATA)?;
+        let weight = self.floats(tensor)?;
         let divisors: Vec<f32> =
             weight.view().bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         match divisors.iter().enumerate().find(|(_, divisor)| !(divisor.is_finite() && **divisor > 0.0)) {
             Some((at, divisor)) => Err(FamilyError::TensorValue {
-                file: self.file.name().to_owned(),
-                tensor: name.to_owned(),
+                place: self.file.place(tensor),
                 found: format!("{divisor} as number {at}"),
                 expected: "finite numbers above 0",
             }),
@@ -95,11 +95,9 @@ impl<'f> Weights<'f> {
     pub(super) fn finish(self) -> Result<(), FamilyError> {
         let mut of_layers = self.file.tensors().iter().filter(|tensor| tensor.name().starts_with("blk."));
         match of_layers.find(|tensor| !self.taken.contains(tensor.name())) {
-            Some(tensor) => Err(FamilyError::UnusedTensor {
-                file: self.file.name().to_owned(),
-                tensor: tensor.name().to_owned(),
-                architecture: self.architecture,
-            }),
+            Some(tensor) => {
+                Err(FamilyError::UnusedTensor { place: self.file.place(tensor), architecture: self.architecture })
+            }
             None => Ok(()),
         }
     }
@@ -116,8 +114,7 @@ impl<'f> Weights<'f> {
         // Trailing dimensions of 1 say nothing: some writers leave them out.
         if without_ones(tensor.dims()) != without_ones(expected) {
             return Err(FamilyError::TensorShape {
-                file: self.file.name().to_owned(),
-                tensor: name.to_owned(),
+                place: self.file.place(tensor),
                 found: format!("{:?}", tensor.dims()),
                 expected: format!("{expected:?}"),
                 reason,
@@ -134,8 +131,7 @@ impl<'f> Weights<'f> {
             return Ok(weight.clone());
         }
         let unusable = |found: String| FamilyError::TensorValue {
-            file: self.file.name().to_owned(),
-            tensor: tensor.name().to_owned(),
+            place: self.file.place(tensor),
             found,
             expected: "numbers that can be decoded",
         };

@@ -51,6 +51,16 @@ pub enum GgufError {
         /// What changed ("size from 10 to 5 bytes").
         change: String,
     },
+    /// There is no memory for what the file holds.
+    #[error("{file}: out of memory: {} bytes needed for {what}", Grouped(*needed_bytes))]
+    OutOfMemory {
+        /// The file as it was named by the caller.
+        file: String,
+        /// For what.
+        what: &'static str,
+        /// Bytes asked for.
+        needed_bytes: u64,
+    },
     /// A writer was asked for something that would make no valid file.
     #[error("{file}: cannot write {field}: {problem}")]
     Unwritable {

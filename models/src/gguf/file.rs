@@ -9,6 +9,7 @@ use farpost_kernels::tensor::{Bytes, DType, Weight};
 use super::error::{GgufError, Problem, Shortened};
 use super::map::{Identity, Map};
 use super::metadata::Metadata;
+use super::place::Place;
 use super::read::{self, MAX_DIMS, Parsed};
 use super::split;
 
@@ -20,6 +21,8 @@ pub struct Tensor {
     pub(super) n_dims: usize,
     pub(super) offset: u64,
     pub(super) part: usize,
+    /// Where its description begins in the file.
+    pub(super) described_at: u64,
 }
 
 impl Tensor {
@@ -121,7 +124,7 @@ impl File {
                 return Err(GgufError::Defect {
                     file: parts[second.part].name.clone(),
                     field: format!("tensor '{}' name", Shortened(second.name())),
-                    offset: second.offset,
+                    offset: second.described_at,
                     problem: Problem::DuplicateInParts { first: parts[first.part].name.clone() },
                 });
             }
@@ -178,6 +181,15 @@ impl File {
     pub fn find(&self, name: &str) -> Option<&Tensor> {
         let place = self.by_name.binary_search_by(|&number| self.tensors[number as usize].name().cmp(name)).ok()?;
         Some(&self.tensors[self.by_name[place] as usize])
+    }
+
+    /// Where the description of `tensor`, one of this file's, begins; for messages.
+    pub fn place(&self, tensor: &Tensor) -> Place {
+        Place {
+            file: self.parts.get(tensor.part).map_or(&self.name, |part| &part.name).clone(),
+            field: format!("tensor '{}'", Shortened(tensor.name())),
+            offset: tensor.described_at,
+        }
     }
 
     /// True once a read met pages that the file no longer has: results since then are worthless.

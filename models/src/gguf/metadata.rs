@@ -8,6 +8,7 @@ use std::sync::Arc;
 use farpost_kernels::tensor::Bytes;
 
 use super::error::{GgufError, Problem, Shortened};
+use super::place::{Place, room};
 use super::value::{Array, StringArray, StringIndex, Value, ValueType};
 
 /// One key and where its value lies.
@@ -101,12 +102,32 @@ impl Metadata {
 
     /// The error that the value of `key` has `problem`; for checks that only the caller can make.
     pub fn defect(&self, key: &str, problem: Problem) -> GgufError {
-        GgufError::Defect {
+        let Place { file, field, offset } = self.place(key);
+        GgufError::Defect { file, field, offset, problem }
+    }
+
+    /// Where the value of `key` begins, for messages.
+    pub fn place(&self, key: &str) -> Place {
+        Place {
             file: self.file.to_string(),
             field: format!("metadata key '{}'", Shortened(key)),
             offset: self.entry(key).map_or(0, |entry| entry.start as u64),
-            problem,
         }
+    }
+
+    /// Where entry `number` (from 0) of the array under `key` begins; of a string, its text.
+    pub fn place_of_entry(&self, key: &str, number: usize) -> Place {
+        let place = self.place(key);
+        let before = match self.get(key) {
+            Some(Value::Array(array)) => match (array.element().size(), array.strings()) {
+                (Some(size), _) => size * number.min(array.len()),
+                // Each text has eight bytes of length before it.
+                (None, Some(texts)) => texts.iter().take(number).map(|text| 8 + text.len()).sum::<usize>() + 8,
+                (None, None) => 0,
+            },
+            _ => 0,
+        };
+        Place { field: format!("{} entry {number}", place.field), offset: place.offset + before as u64, ..place }
     }
 
     fn typed<'a, T>(
@@ -182,11 +203,20 @@ impl Metadata {
         expected: &'static str,
         convert: impl Fn(Value<'_>) -> Option<T>,
     ) -> Result<Option<Vec<T>>, GgufError> {
-        // The reader proved that the entries are in the file, so their number bounds this allocation.
-        self.typed(key, expected, |value| match value {
-            Value::Array(array) if array.element() != ValueType::String => array.values().map(convert).collect(),
+        let array = self.typed(key, expected, |value| match value {
+            Value::Array(array) if array.element() != ValueType::String => Some(array),
             _ => None,
-        })
+        })?;
+        let Some(array) = array else { return Ok(None) };
+        // The reader proved that the entries are in the file, so their number bounds this allocation.
+        let mut numbers = room(&self.file, "an array of its metadata", array.len())?;
+        for value in array.values() {
+            let Some(number) = convert(value) else {
+                return Err(self.defect(key, Problem::WrongType { found: Value::Array(array).describe(), expected }));
+            };
+            numbers.push(number);
+        }
+        Ok(Some(numbers))
     }
 
     /// Floats of either width, rounded to f32.

@@ -232,7 +232,14 @@ impl<'a> Draft<'a> {
         let view = bytes.slice(start..start + self.bytes as usize).expect("`check_place` kept it inside the file");
         let weight = Weight::new(self.name, self.dtype, self.rows, self.dims[0], view)
             .expect("`sizes` computed the bytes from the same shape");
-        Tensor { weight, dims: self.dims, n_dims: self.n_dims, offset: data_start + self.offset, part }
+        Tensor {
+            weight,
+            dims: self.dims,
+            n_dims: self.n_dims,
+            offset: data_start + self.offset,
+            part,
+            described_at: self.at as u64,
+        }
     }
 }
 

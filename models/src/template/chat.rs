@@ -111,7 +111,15 @@ impl ChatTemplate {
     pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         let source = metadata.string(KEY)?;
         let missing = || TemplateError::Missing { file: metadata.file_name().to_owned() };
-        Self::for_tokenizer(source.ok_or_else(missing)?, tokenizer)
+        Self::of_file(metadata, KEY, source.ok_or_else(missing)?, tokenizer)
+    }
+
+    /// The template `source` that stands under `key`.
+    fn of_file(metadata: &Metadata, key: &str, source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
+        Self::for_tokenizer(source, tokenizer).map_err(|error| match error {
+            TemplateError::Syntax { message } => TemplateError::Unusable { place: metadata.place(key), message },
+            other => other,
+        })
     }
 
     /// One of several templates of a file, such as `tool_use`.
@@ -119,7 +127,8 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::NoSuchTemplate`] with the names there are.
     pub fn named(metadata: &Metadata, name: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
-        let Some(source) = metadata.string(&format!("{KEY}.{name}"))? else {
+        let key = format!("{KEY}.{name}");
+        let Some(source) = metadata.string(&key)? else {
             let prefix = format!("{KEY}.");
             let names = metadata.iter().filter_map(|(key, _)| key.strip_prefix(&prefix));
             let names: Vec<&str> = names.take(MOST_NAMES).collect();
@@ -133,7 +142,7 @@ impl ChatTemplate {
                 },
             });
         };
-        Self::for_tokenizer(source, tokenizer)
+        Self::of_file(metadata, &key, source, tokenizer)
     }
 
     /// Compiles `source` for a model's BOS and EOS.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, Place};
 
 /// Why a template can't be used or did not render.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,14 @@ pub enum TemplateError {
     /// It is not a Jinja template.
     #[error("chat template: {message}")]
     Syntax {
+        /// What is wrong, and on which line.
+        message: String,
+    },
+    /// The template that a file brings is not a Jinja template.
+    #[error("{place}: is no chat template: {message}")]
+    Unusable {
+        /// Where it stands.
+        place: Place,
         /// What is wrong, and on which line.
         message: String,
     },

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use super::byte_level;
 use super::error::TokenizerError;
 use super::hash::{Merge, PairTable};
+use super::load::{MERGES, TOKENS, VOCABULARY};
 use super::merge::{Merger, NONE, Symbol};
 use super::pretokenize::Pre;
 use super::vocabulary::Vocabulary;
+use crate::gguf::{Metadata, room};
 
 /// Whether merging the bytes of a token gives that token; found out when the token is first met as a word.
 const UNTRIED: u8 = 0;
@@ -20,7 +22,7 @@ const BATCH: usize = 64;
 
 /// What the merge list is read against.
 struct Merges<'v> {
-    file: &'v str,
+    metadata: &'v Metadata,
     vocabulary: &'v Vocabulary,
     findable: &'v [bool],
 }
@@ -32,7 +34,7 @@ fn show(bytes: &[u8]) -> String {
 
 impl Merges<'_> {
     fn read<'a>(&self, merges: impl ExactSizeIterator<Item = &'a [u8]>) -> Result<PairTable, TokenizerError> {
-        let mut table = PairTable::with_room_for(merges.len());
+        let mut table = PairTable::with_room_for(self.metadata.file_name(), merges.len())?;
         let mut merges = merges.enumerate().peekable();
         let mut batch = Batch::default();
         // In most files a merge makes the same token as the one before it, or the next.
@@ -68,8 +70,8 @@ impl Merges<'_> {
     }
 
     fn missing(&self, merge: usize, found: &[u8], missing: &[u8]) -> TokenizerError {
-        let file = self.file.to_owned();
-        TokenizerError::MergeOfUnknown { file, merge, found: show(found), missing: show(missing) }
+        let place = self.metadata.place_of_entry(MERGES, merge);
+        TokenizerError::MergeOfUnknown { place, found: show(found), missing: show(missing) }
     }
 
     /// Takes a merge apart, which is two texts with a space between them.
@@ -77,8 +79,8 @@ impl Merges<'_> {
         let space = merge.iter().skip(1).position(|&b| b == b' ').map(|at| at + 1);
         let halves = space.and_then(|at| Some((merge.get(..at)?, merge.get(at + 1..)?)));
         let Some((left, right)) = halves.filter(|(_, right)| !right.is_empty()) else {
-            let (file, found) = (self.file.to_owned(), show(merge));
-            return Err(TokenizerError::Merge { file, merge: number, found });
+            let (place, found) = (self.metadata.place_of_entry(MERGES, number), show(merge));
+            return Err(TokenizerError::Merge { place, found });
         };
         for half in [left, right] {
             let start = batch.text.len();
@@ -128,7 +130,7 @@ pub(super) struct Bpe {
 impl Bpe {
     /// Reads the merge list. `vocabulary` must be indexed by `findable`.
     pub(super) fn new<'a>(
-        file: &str,
+        metadata: &Metadata,
         vocabulary: &Vocabulary,
         findable: &[bool],
         merges: impl ExactSizeIterator<Item = &'a [u8]>,
@@ -141,11 +143,13 @@ impl Bpe {
             // The other bytes do not occur in UTF-8.
             let needed = !matches!(byte, 0xC0 | 0xC1 | 0xF5..);
             if needed && *id == NONE && unknown.is_none() {
-                return Err(TokenizerError::NoByte { file: file.to_owned(), byte: byte as u8 });
+                return Err(TokenizerError::NoByte { place: metadata.place(TOKENS), byte: byte as u8 });
             }
         }
-        let merges = Merges { file, vocabulary, findable }.read(merges)?;
-        let wholes = (0..vocabulary.len()).map(|_| AtomicU8::new(UNTRIED)).collect();
+        let merges = Merges { metadata, vocabulary, findable }.read(merges)?;
+        let mut wholes = room(metadata.file_name(), VOCABULARY, vocabulary.len())?;
+        wholes.resize_with(vocabulary.len(), || AtomicU8::new(UNTRIED));
+        let wholes = wholes.into_boxed_slice();
         let ignore_merges = pre.ignores_merges();
         Ok(Self { pre, bytes, merges, ignore_merges, unknown, wholes })
     }

@@ -6,6 +6,9 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::OnceLock;
 
+use super::load::VOCABULARY;
+use crate::gguf::{GgufError, room};
+
 const EMPTY: u32 = u32::MAX;
 const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -50,8 +53,10 @@ pub(super) struct TextTable {
 
 impl TextTable {
     /// An empty table with room for `n` keys; more must not be inserted.
-    pub(super) fn with_room_for(n: usize) -> Self {
-        Self { slots: vec![(0, EMPTY); capacity(n)], seed: seed() }
+    pub(super) fn with_room_for(file: &str, n: usize) -> Result<Self, GgufError> {
+        let mut slots = room(file, VOCABULARY, capacity(n))?;
+        slots.resize(capacity(n), (0, EMPTY));
+        Ok(Self { slots, seed: seed() })
     }
 
     #[inline]
@@ -137,10 +142,12 @@ pub(super) struct PairTable {
 
 impl PairTable {
     /// An empty table with room for `n` pairs; more must not be inserted.
-    pub(super) fn with_room_for(n: usize) -> Self {
+    pub(super) fn with_room_for(file: &str, n: usize) -> Result<Self, GgufError> {
         let empty = PairSlot { left: EMPTY, right: EMPTY, merge: Merge { rank: 0, merged: 0 } };
         let capacity = capacity(n);
-        Self { slots: vec![empty; capacity], seed: seed(), shift: 64 - capacity.trailing_zeros() }
+        let mut slots = room(file, "the merges", capacity)?;
+        slots.resize(capacity, empty);
+        Ok(Self { slots, seed: seed(), shift: 64 - capacity.trailing_zeros() })
     }
 
     #[inline]
@@ -199,7 +206,7 @@ mod tests {
         unique.sort();
         unique.dedup();
         let of = |n: u32| &*unique[n as usize];
-        let mut table = TextTable::with_room_for(unique.len());
+        let mut table = TextTable::with_room_for("m", unique.len()).unwrap();
         for (number, text) in unique.iter().enumerate() {
             table.insert(text, number as u32, of, |_| true);
         }
@@ -212,7 +219,7 @@ mod tests {
 
     #[test]
     fn of_a_pair_given_twice_the_first_merge_counts() {
-        let mut table = PairTable::with_room_for(2);
+        let mut table = PairTable::with_room_for("m", 2).unwrap();
         table.insert(1, 2, Merge { rank: 0, merged: 7 });
         table.insert(1, 2, Merge { rank: 1, merged: 8 });
         table.insert(2, 1, Merge { rank: 2, merged: 9 });
@@ -223,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_table_for_no_keys_answers() {
-        assert_eq!(PairTable::with_room_for(0).get(0, 0), None);
-        assert_eq!(TextTable::with_room_for(0).get(b"x", |_| &[]), None);
+        assert_eq!(PairTable::with_room_for("m", 0).unwrap().get(0, 0), None);
+        assert_eq!(TextTable::with_room_for("m", 0).unwrap().get(b"x", |_| &[]), None);
     }
 }

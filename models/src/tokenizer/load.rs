@@ -11,14 +11,17 @@ use super::spm::{self, Spm};
 use super::tokenize::{Additions, Algorithm, Swallowing, Tokenizer};
 use super::vocabulary::{LONGEST_TOKEN, TokenKind, Vocabulary};
 use super::wordpiece::WordPiece;
-use crate::gguf::{GgufError, Metadata, StringArray};
+use crate::gguf::{GgufError, Metadata, StringArray, room};
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const KINDS: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
-const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
+
+/// What memory is asked for, in messages.
+pub(super) const VOCABULARY: &str = "the vocabulary";
 
 /// Ids are 32 bits wide and the last stands for none; no vocabulary comes near.
 const MOST_TOKENS: usize = 1 << 28;
@@ -37,40 +40,47 @@ enum Spelling {
 
 struct Source<'m> {
     metadata: &'m Metadata,
-    file: String,
     tokens: StringArray<'m>,
 }
 
 impl Source<'_> {
+    fn file(&self) -> &str {
+        self.metadata.file_name()
+    }
+
     fn check_count(&self, key: &'static str, found: usize) -> Result<(), TokenizerError> {
         let expected = self.tokens.len();
         if found == expected {
             return Ok(());
         }
-        Err(TokenizerError::WrongCount { file: self.file.clone(), key, found, expected })
+        Err(TokenizerError::WrongCount { place: self.metadata.place(key), found, expected })
     }
 
     fn kinds(&self) -> Result<Vec<TokenKind>, TokenizerError> {
-        let Some(stored) = self.metadata.i32s(KINDS)? else { return Ok(vec![TokenKind::Normal; self.tokens.len()]) };
-        self.check_count(KINDS, stored.len())?;
-        let kind = |(token, &id): (usize, &i32)| {
-            let found = i64::from(id);
-            let wrong = || TokenizerError::Kind { file: self.file.clone(), token, found };
-            TokenKind::from_id(found).ok_or_else(wrong)
+        let mut kinds = room(self.file(), VOCABULARY, self.tokens.len())?;
+        let Some(stored) = self.metadata.i32s(KINDS)? else {
+            kinds.resize(self.tokens.len(), TokenKind::Normal);
+            return Ok(kinds);
         };
-        stored.iter().enumerate().map(kind).collect()
+        self.check_count(KINDS, stored.len())?;
+        for (token, &id) in stored.iter().enumerate() {
+            let found = i64::from(id);
+            let wrong = || TokenizerError::Kind { place: self.metadata.place_of_entry(KINDS, token), found };
+            kinds.push(TokenKind::from_id(found).ok_or_else(wrong)?);
+        }
+        Ok(kinds)
     }
 
     fn scores(&self) -> Result<Vec<f32>, TokenizerError> {
         let missing = || GgufError::MissingKey {
-            file: self.file.clone(),
+            file: self.file().to_owned(),
             key: SCORES.to_owned(),
             expected: "an array of floats",
         };
         let scores = self.metadata.f32s(SCORES)?.ok_or_else(missing)?;
         self.check_count(SCORES, scores.len())?;
         match scores.iter().position(|score| score.is_nan()) {
-            Some(token) => Err(TokenizerError::Score { file: self.file.clone(), token }),
+            Some(token) => Err(TokenizerError::Score { place: self.metadata.place_of_entry(SCORES, token) }),
             None => Ok(scores),
         }
     }
@@ -85,19 +95,23 @@ impl Source<'_> {
         let kinds = self.kinds()?;
         let stored: usize = self.tokens.iter().map(<[u8]>::len).sum();
         if stored > MOST_BYTES {
-            return Err(TokenizerError::TooLarge { file: self.file.clone(), found: stored, most: MOST_BYTES });
+            return Err(TokenizerError::TooLarge {
+                place: self.metadata.place(TOKENS),
+                found: stored,
+                most: MOST_BYTES,
+            });
         }
-        let mut vocabulary = Vocabulary::with_room_for(kinds.len(), stored);
-        let mut findable = Vec::with_capacity(kinds.len());
+        let mut vocabulary = Vocabulary::with_room_for(self.file(), kinds.len(), stored)?;
+        let mut findable = room(self.file(), VOCABULARY, kinds.len())?;
         for (token, (text, &kind)) in self.tokens.iter().zip(&kinds).enumerate() {
-            let (file, found) = (|| self.file.clone(), text.len());
+            let (place, found) = (|| self.metadata.place_of_entry(TOKENS, token), text.len());
             if found > LONGEST_TOKEN {
-                return Err(TokenizerError::TooLong { file: file(), token, found, most: LONGEST_TOKEN });
+                return Err(TokenizerError::TooLong { place: place(), found, most: LONGEST_TOKEN });
             }
             let byte = match (spelling, kind) {
                 (Spelling::Sentence, TokenKind::Byte) => {
                     let show = || String::from_utf8_lossy(text).chars().take(40).collect();
-                    let wrong = || TokenizerError::ByteToken { file: file(), token, found: show() };
+                    let wrong = || TokenizerError::ByteToken { place: place(), found: show() };
                     Some(spm::byte_of(text).ok_or_else(wrong)?)
                 }
                 _ => None,
@@ -158,20 +172,19 @@ impl Tokenizer {
     /// If a key is missing or of the wrong type, arrays differ in length, tokens, scores or merges are not what they
     /// should be, or kind or pre-tokenizer are not supported; the message says which and what was expected.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, TokenizerError> {
-        let file = metadata.file_name().to_owned();
         let model = metadata.required_string(MODEL)?;
         let tokens = metadata.required_strings(TOKENS)?;
         if tokens.is_empty() || tokens.len() > MOST_TOKENS {
-            return Err(TokenizerError::Size { file, found: tokens.len(), most: MOST_TOKENS });
+            return Err(TokenizerError::Size { place: metadata.place(TOKENS), found: tokens.len(), most: MOST_TOKENS });
         }
-        let source = Source { metadata, file, tokens };
+        let source = Source { metadata, tokens };
         match model {
             "gpt2" => bpe(&source),
             "llama" => spm(&source),
             "bert" => wordpiece(&source),
             _ => {
                 let supported = "gpt2 (byte-level BPE), llama (SentencePiece BPE), bert (WordPiece)";
-                Err(TokenizerError::UnknownModel { file: source.file, found: model.to_owned(), supported })
+                Err(TokenizerError::UnknownModel { place: metadata.place(MODEL), found: model.to_owned(), supported })
             }
         }
     }
@@ -187,12 +200,15 @@ fn additions(metadata: &Metadata, default: Additions) -> Result<Additions, Token
 }
 
 fn bpe(source: &Source<'_>) -> Result<Tokenizer, TokenizerError> {
-    let file = || source.file.clone();
     let supported = pretokenize::supported;
     let name = source.metadata.string(PRE)?;
-    let name = name.ok_or_else(|| TokenizerError::NoPreTokenizer { file: file(), supported: supported() })?;
-    let unknown_pre =
-        || TokenizerError::UnknownPreTokenizer { file: file(), found: name.to_owned(), supported: supported() };
+    let name =
+        name.ok_or_else(|| TokenizerError::NoPreTokenizer { file: source.file().to_owned(), supported: supported() })?;
+    let unknown_pre = || TokenizerError::UnknownPreTokenizer {
+        place: source.metadata.place(PRE),
+        found: name.to_owned(),
+        supported: supported(),
+    };
     let pre = Pre::from_name(name).ok_or_else(unknown_pre)?;
 
     let (mut vocabulary, findable) = source.vocabulary(Spelling::ByteLevel, &mut [NONE; 256])?;
@@ -205,9 +221,9 @@ fn bpe(source: &Source<'_>) -> Result<Tokenizer, TokenizerError> {
             vocabulary.push_alias(id, &decoded);
         }
     }
-    vocabulary.index(&findable);
+    vocabulary.index(source.file(), &findable)?;
     let merges = source.metadata.required_strings(MERGES)?;
-    let bpe = Bpe::new(&source.file, &vocabulary, &findable, merges.iter(), pre, roles.unknown)?;
+    let bpe = Bpe::new(source.metadata, &vocabulary, &findable, merges.iter(), pre, roles.unknown)?;
     let default = Additions { bos: pre.adds_bos(), ..Additions::default() };
     Ok(Tokenizer {
         specials: Specials::new(&vocabulary, strike),
@@ -226,7 +242,7 @@ fn spm(source: &Source<'_>) -> Result<Tokenizer, TokenizerError> {
     let mut bytes = [NONE; 256];
     let (mut vocabulary, findable) = source.vocabulary(Spelling::Sentence, &mut bytes)?;
     let Assigned { roles, stops, strike } = roles::assign(source.metadata, &mut vocabulary)?;
-    vocabulary.index(&findable);
+    vocabulary.index(source.file(), &findable)?;
     for byte in 0..=255u8 {
         let id = &mut bytes[usize::from(byte)];
         if *id == NONE {
@@ -235,11 +251,11 @@ fn spm(source: &Source<'_>) -> Result<Tokenizer, TokenizerError> {
         }
         // The other bytes do not occur in UTF-8.
         if *id == NONE && roles.unknown.is_none() && !matches!(byte, 0xC0 | 0xC1 | 0xF5..) {
-            return Err(TokenizerError::NoByte { file: source.file.clone(), byte });
+            return Err(TokenizerError::NoByte { place: source.metadata.place(TOKENS), byte });
         }
     }
     let space_prefix = source.metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let spm = Spm::new(&vocabulary, &scores, bytes, roles.unknown, space_prefix);
+    let spm = Spm::new(source.file(), &vocabulary, &scores, bytes, roles.unknown, space_prefix)?;
     let default = Additions { bos: true, ..Additions::default() };
     Ok(Tokenizer {
         specials: Specials::new(&vocabulary, strike),
@@ -268,14 +284,14 @@ fn swallowing(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Swallowing
 fn wordpiece(source: &Source<'_>) -> Result<Tokenizer, TokenizerError> {
     let (mut vocabulary, findable) = source.vocabulary(Spelling::Sentence, &mut [NONE; 256])?;
     let Assigned { mut roles, stops, strike } = roles::assign(source.metadata, &mut vocabulary)?;
-    vocabulary.index(&findable);
+    vocabulary.index(source.file(), &findable)?;
     let specials = Specials::new(&vocabulary, strike);
     let named = |name: &str| specials.named(&vocabulary, name);
     let cls = roles::id(source.metadata, "tokenizer.ggml.cls_token_id", vocabulary.len())?;
     roles.bos = roles.bos.or(cls).or_else(|| named("[CLS]"));
     roles.separator = roles.separator.or_else(|| named("[SEP]"));
     roles.unknown = roles.unknown.or_else(|| named("[UNK]"));
-    let no_unknown = || TokenizerError::NoUnknown { file: source.file.clone() };
+    let no_unknown = || TokenizerError::NoUnknown { place: source.metadata.place(TOKENS) };
     let unknown = roles.unknown.ok_or_else(no_unknown)?;
     let default = Additions { bos: true, separator: true, eos: false };
     Ok(Tokenizer {

@@ -8,8 +8,10 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::hash::Merge;
+use super::load::VOCABULARY;
 use super::merge::{Merger, NONE, Symbol};
 use super::vocabulary::{TokenKind, Vocabulary};
+use crate::gguf::{GgufError, room};
 
 /// How files write a space.
 pub(super) const SPACE: &str = "▁";
@@ -41,12 +43,13 @@ fn rank(score: f32) -> u32 {
 impl Spm {
     /// `scores` are numbers, one per token; `bytes` the byte tokens found. `vocabulary` must be indexed.
     pub(super) fn new(
+        file: &str,
         vocabulary: &Vocabulary,
         scores: &[f32],
         bytes: [u32; 256],
         unknown: Option<u32>,
         space_prefix: bool,
-    ) -> Self {
+    ) -> Result<Self, GgufError> {
         let mut ascii = [NONE; 128];
         for (character, id) in ascii.iter_mut().enumerate() {
             *id = vocabulary.find(&[character as u8]).unwrap_or(NONE);
@@ -68,8 +71,9 @@ impl Spm {
         }
         let mut before_space: Vec<char> = before_space.into_iter().collect();
         before_space.sort_unstable();
-        let ranks = scores.iter().map(|&score| rank(score)).collect();
-        Self { ranks, bytes, ascii, before_space, longest, unknown, space_prefix }
+        let mut ranks = room(file, VOCABULARY, scores.len())?;
+        ranks.extend(scores.iter().map(|&score| rank(score)));
+        Ok(Self { ranks, bytes, ascii, before_space, longest, unknown, space_prefix })
     }
 
     /// Appends the ids of `text`, which holds no special tokens; `after_special` says that none precedes it but a

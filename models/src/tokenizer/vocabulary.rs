@@ -4,6 +4,8 @@
 //! space, byte tokens as their byte. Nothing is allocated per token.
 
 use super::hash::TextTable;
+use super::load::VOCABULARY;
+use crate::gguf::{GgufError, room};
 
 /// The most bytes one token may have. The longest in published vocabularies have a few hundred.
 pub(super) const LONGEST_TOKEN: usize = 16 * 1024;
@@ -59,15 +61,15 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    pub(super) fn with_room_for(n_tokens: usize, bytes: usize) -> Self {
-        Self {
-            arena: Vec::with_capacity(bytes),
-            ends: Vec::with_capacity(n_tokens),
-            kinds: Vec::with_capacity(n_tokens),
+    pub(super) fn with_room_for(file: &str, n_tokens: usize, bytes: usize) -> Result<Self, GgufError> {
+        Ok(Self {
+            arena: room(file, VOCABULARY, bytes)?,
+            ends: room(file, VOCABULARY, n_tokens)?,
+            kinds: room(file, VOCABULARY, n_tokens)?,
             alias_of: Vec::new(),
-            table: TextTable::with_room_for(0),
+            table: TextTable::with_room_for(file, 0)?,
             has_twins: true,
-        }
+        })
     }
 
     /// Appends a token, written by `write` at the end of the arena. All tokens come before the first alias.
@@ -87,8 +89,8 @@ impl Vocabulary {
 
     /// Builds the table from texts to ids: tokens that are `findable`, without special ones, and all aliases. Of two
     /// with the same text the normal one wins, then the later one.
-    pub(super) fn index(&mut self, findable: &[bool]) {
-        let mut table = TextTable::with_room_for(self.ends.len());
+    pub(super) fn index(&mut self, file: &str, findable: &[bool]) -> Result<(), GgufError> {
+        let mut table = TextTable::with_room_for(file, self.ends.len())?;
         let mut has_twins = false;
         let n_tokens = self.kinds.len() as u32;
         for entry in 0..self.ends.len() as u32 {
@@ -112,6 +114,7 @@ impl Vocabulary {
         }
         self.table = table;
         self.has_twins = has_twins;
+        Ok(())
     }
 
     #[inline]

@@ -11,6 +11,7 @@ mod metadata;
 mod raw;
 mod split;
 mod tensors;
+mod tokenizer;
 mod touch;
 mod vocabulary;
 mod whole;

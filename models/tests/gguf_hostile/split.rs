@@ -128,7 +128,7 @@ fn every_defect_of_a_split_model_names_the_part_and_what_is_wrong_with_it() {
             "is an array of 1 u32, expected an integer of at least 0",
         ),
         // Parts of different models.
-        (|p| of(p, 2).tensors[0].name = b"t0".to_vec(), 2, "tensor 't0' name at byte 160: occurs twice, first in "),
+        (|p| of(p, 2).tensors[0].name = b"t0".to_vec(), 2, "tensor 't0' name at byte 106: occurs twice, first in "),
         (
             |p| of(p, 1).key("general.architecture", 8, &text(b"other")),
             1,

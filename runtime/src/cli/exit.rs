@@ -36,7 +36,7 @@ const MEANINGS: [(Exit, &str); 8] = [
     (Exit::Failed, "failed while running"),
     (Exit::Usage, "wrong usage"),
     (Exit::Model, "model file missing, damaged or not supported"),
-    (Exit::Memory, "not enough memory under the cap"),
+    (Exit::Memory, "not enough memory, or more than the cap allows"),
     (Exit::Device, "a device that was required is not there"),
     (Exit::Unreachable, "cloud or server not reachable"),
     (Exit::Interrupted, "interrupted"),
@@ -135,6 +135,8 @@ impl Failure {
 impl From<GgufError> for Failure {
     fn from(error: GgufError) -> Self {
         let exit = match &error {
+            GgufError::OutOfMemory { .. } => Exit::Memory,
+            GgufError::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => Exit::Memory,
             GgufError::Io { .. } | GgufError::Defect { .. } | GgufError::MissingKey { .. } => Exit::Model,
             GgufError::Changed { .. } | GgufError::Unwritable { .. } => Exit::Failed,
         };
@@ -144,14 +146,17 @@ impl From<GgufError> for Failure {
 
 impl From<TokenizerError> for Failure {
     fn from(error: TokenizerError) -> Self {
-        Self::new(Exit::Model, error)
+        match error {
+            TokenizerError::Metadata(error) => error.into(),
+            _ => Self::new(Exit::Model, error),
+        }
     }
 }
 
 impl From<TemplateError> for Failure {
     fn from(error: TemplateError) -> Self {
         let exit = match &error {
-            TemplateError::Metadata(_) | TemplateError::Syntax { .. } => Exit::Model,
+            TemplateError::Metadata(_) | TemplateError::Syntax { .. } | TemplateError::Unusable { .. } => Exit::Model,
             _ => Exit::Failed,
         };
         Self::new(exit, error)
@@ -181,6 +186,8 @@ impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         match error {
             ModelError::File(error) => error.into(),
+            ModelError::Tokenizer(error) => error.into(),
+            ModelError::Family(FamilyError::Metadata(error)) => error.into(),
             ModelError::Family(FamilyError::Context { .. }) => Self::usage(error),
             _ => Self::new(Exit::Model, error),
         }

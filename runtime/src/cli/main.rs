@@ -22,6 +22,7 @@ mod plain;
 mod progress;
 mod prompt;
 mod quantize;
+mod reply;
 mod run;
 mod sampling;
 mod synth;

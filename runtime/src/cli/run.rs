@@ -1,18 +1,16 @@
 //! `farpost run`: one prompt, one answer.
 
-use std::ops::ControlFlow;
-
-use farpost::engine::{Event, Finish};
+use farpost::engine::Finish;
 use serde_json::json;
 
 use super::console::Console;
 use super::exit::Failure;
 use super::generation::GenerationArgs;
 use super::interrupt::Interrupt;
-use super::progress::{Progress, Unit};
 use super::prompt::PromptArgs;
+use super::reply::Reply;
 use super::sampling::SamplingArgs;
-use super::{amount, answer, device, model};
+use super::{amount, device, model};
 
 /// Answer one prompt
 ///
@@ -41,81 +39,20 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let prompt = args.prompt.ids(&text, &model)?;
     let interrupt = Interrupt::listen()?;
     let mut session = device::open(model, &args.generation.memory, console)?;
-    let model = std::sync::Arc::clone(session.model());
+    let name = session.model().name().to_owned();
 
     console.detail(&format!("answering a prompt of {}", amount::count(prompt.len() as u64, "token")));
-    let mut stream = Stream::new(console);
-    let mut logprobs = Vec::new();
-    let mut progress = Some(Progress::new(console, "reading the prompt", prompt.len() as u64, Unit::Tokens));
-    let generated = session.generate(&prompt, &options, &mut |event| {
-        match event {
-            Event::Prefill { done_tokens, .. } => {
-                progress.as_mut().into_iter().for_each(|progress| progress.at(done_tokens as u64, ""));
-            }
-            Event::Token { id, logprobs: told } => {
-                progress = None;
-                logprobs.extend(told.map(|told| answer::logprobs(id, told, model.tokenizer())));
-            }
-            Event::Text(piece) => stream.push(piece),
-        }
-        if stream.has_failed() || interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    drop(progress);
-    stream.finish()?;
-    let is_interrupted = interrupt.is_asked() && generated.finish == Finish::Cancelled;
-    if console.is_json() {
-        let mut report = json!({ "model": model.name(), "prompt_ids": prompt });
-        answer::report(&mut report, &generated, &options.sampling, logprobs);
-        console.print_json(&report)?;
-    }
-    if is_interrupted {
+    let reply = Reply {
+        console,
+        interrupt: &interrupt,
+        options: &options,
+        reading: "reading the prompt",
+        full: "(the context is full)",
+        tells_figures: args.stats,
+    };
+    let generated = reply.give(&mut session, &prompt, json!({ "model": name, "prompt_ids": prompt }))?;
+    if generated.finish == Finish::Cancelled && interrupt.is_asked() {
         return Err(Failure::interrupted());
     }
-    if !console.is_json() && generated.finish == Finish::Length && args.generation.max_tokens.is_none() {
-        console.note("(the context is full)");
-    }
-    let figures = answer::figures(&generated, &session.memory());
-    if args.stats {
-        console.note(&figures);
-    } else {
-        console.detail(&figures);
-    }
     Ok(())
-}
-
-/// Text on its way to standard output: every piece at once, and a line break at the end.
-pub struct Stream<'c> {
-    console: &'c Console,
-    is_silent: bool,
-    ends_line: bool,
-    failure: Option<Failure>,
-}
-
-impl<'c> Stream<'c> {
-    /// Prints nothing where JSON is wanted.
-    pub fn new(console: &'c Console) -> Self {
-        Self { console, is_silent: console.is_json(), ends_line: false, failure: None }
-    }
-
-    /// Prints a piece.
-    pub fn push(&mut self, piece: &str) {
-        if self.is_silent || self.has_failed() {
-            return;
-        }
-        self.ends_line = piece.ends_with('\n');
-        self.failure = self.console.print_said(piece).err();
-    }
-
-    /// True once standard output takes no more.
-    pub fn has_failed(&self) -> bool {
-        self.failure.is_some()
-    }
-
-    /// Ends the line.
-    pub fn finish(mut self) -> Result<(), Failure> {
-        if !self.is_silent && !self.ends_line && !self.has_failed() {
-            self.failure = self.console.print("\n").err();
-        }
-        self.failure.map_or(Ok(()), Err)
-    }
 }

@@ -34,6 +34,18 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
+    /// Takes the memory that whole rows of `n_vocab` logits need, or says how much that is where there is none.
+    pub(super) fn reserve(&mut self, n_vocab: usize) -> Result<(), u64> {
+        let taken = [
+            self.ids.try_reserve_exact(n_vocab),
+            self.logits.try_reserve_exact(n_vocab),
+            self.weights.try_reserve_exact(n_vocab),
+            self.scratch.try_reserve_exact(n_vocab),
+        ];
+        let bytes = (n_vocab * (size_of::<u32>() + 2 * size_of::<f32>() + size_of::<Candidate>())) as u64;
+        if taken.iter().all(Result::is_ok) { Ok(()) } else { Err(bytes) }
+    }
+
     /// Starts with a whole row.
     pub(super) fn set_row(&mut self, row: &[f32]) {
         self.ids.clear();

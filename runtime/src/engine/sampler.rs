@@ -3,7 +3,7 @@
 //! Pure: its state is the random stream, mirostat's bound and room to work in. The same answers in the same order
 //! give the same tokens.
 
-use farpost_kernels::backend::{Answer, WantKind};
+use farpost_kernels::backend::{Answer, DeviceError, WantKind};
 
 use super::candidates::{Candidate, Candidates, best};
 use super::dry::{Breakers, Repeats};
@@ -94,6 +94,21 @@ impl Sampler {
             repeats: Repeats::default(),
             counts: Vec::new(),
             top: Vec::new(),
+        })
+    }
+
+    /// Takes the memory that choosing needs.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    pub fn reserve(&mut self) -> Result<(), DeviceError> {
+        if self.wants() != WantKind::Logits {
+            return Ok(());
+        }
+        self.candidates.reserve(self.n_vocab).map_err(|needed_bytes| DeviceError::OutOfMemory {
+            what: "choosing among all tokens",
+            needed_bytes,
+            free_bytes: None,
         })
     }
 

@@ -154,6 +154,7 @@ impl Session {
         let breakers =
             if dry.multiplier > 0.0 { Breakers::of(&dry.sequence_breakers, tokenizer) } else { Breakers::default() };
         let mut sampler = Sampler::new(options.sampling.clone(), self.model.graph().n_vocab(), breakers)?;
+        sampler.reserve()?;
         let mut detokenizer = tokenizer.stream_after(prompt).with_special(options.render_special);
         let mut matcher = StopMatcher::new(&options.stop);
 

@@ -11,5 +11,6 @@ mod machine;
 mod pipes;
 mod program;
 mod run;
+mod scarce;
 mod terminal;
 mod tokens;

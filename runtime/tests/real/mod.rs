@@ -17,6 +17,14 @@ const CONTEXT: usize = 512;
 /// Logits closer than this may come out in another order where activations are rounded otherwise.
 const NEAR_TIE: f32 = 0.3;
 
+/// Divergence among the golden twenty, in nats.
+///
+/// The golden logits carry the rounding of activations of the software they come from. Measured against the same weights
+/// decoded and computed in f64 (the plain backend), position by position: they are 1.9e-4 to 1.24e-2 apart from that, the
+/// most at position 5, ours 2.2e-5 to 8.9e-4, the most at position 7. Ours are 2.6e-4 to 1.25e-2 apart from the golden ones,
+/// nowhere more than 1.9e-3 further than the exact ones are.
+const MOST_GOLDEN_DIVERGENCE: f64 = 0.015;
+
 fn file() -> File {
     File::open(&farpost_firmware_tests::model("gemma-3-270m-q4_k_m.gguf")).unwrap()
 }
@@ -45,8 +53,7 @@ fn the_likeliest_tokens_of_every_position_are_the_golden_ones() {
         println!("position {position}: best {best}, golden {}, divergence {apart:.1e}", ids[0]);
         let is_tied = golden.iter().zip(&ids).any(|(logit, id)| *id == best && golden[0] - logit < NEAR_TIE);
         assert!(best == ids[0] || is_tied, "position {position}: {best}, golden {}", ids[0]);
-        // The golden logits carry the rounding of activations of the software they come from, at most positions 1e-3 to 1e-2.
-        assert!(apart < 0.03, "position {position}: divergence {apart} among the golden twenty");
+        assert!(apart < MOST_GOLDEN_DIVERGENCE, "position {position}: divergence {apart} among the golden twenty");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What one worker works in during a call.
 
-use crate::cpu::memory::Block;
+use crate::backend::DeviceError;
+use crate::cpu::memory::{Block, room};
 
 /// Positions of a tile: what is widened at a time. Tiles start at multiples of it.
 pub(super) const TILE: usize = 64;
@@ -50,26 +51,29 @@ pub struct Scratch {
 
 impl Scratch {
     /// Room for calls of up to `max_queries` over heads of up to `max_dim` elements, keys or values.
-    pub fn new(max_queries: usize, max_dim: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    pub fn try_new(max_queries: usize, max_dim: usize) -> Result<Self, DeviceError> {
         let dim = max_dim.next_multiple_of(ALIGN);
         // Whoever fills the lanes left over takes a place as well.
         let slots = max_queries.next_multiple_of(MAX_WIDTH) + MAX_WIDTH;
-        Self {
+        Ok(Self {
             max_queries,
             max_dim: dim,
-            groups: Vec::with_capacity(max_queries),
-            keys: Block::new(TILE * dim),
-            values: Block::new(TILE * dim),
-            scores: Block::new(TILE * MAX_WIDTH),
-            queries: Block::new(slots * dim),
-            sums: Block::new(slots * dim),
-            largest: Block::new(slots),
-            totals: Block::new(slots),
-            row: Block::new(dim),
-        }
+            groups: room(max_queries)?,
+            keys: Block::try_new(TILE * dim)?,
+            values: Block::try_new(TILE * dim)?,
+            scores: Block::try_new(TILE * MAX_WIDTH)?,
+            queries: Block::try_new(slots * dim)?,
+            sums: Block::try_new(slots * dim)?,
+            largest: Block::try_new(slots)?,
+            totals: Block::try_new(slots)?,
+            row: Block::try_new(dim)?,
+        })
     }
 
-    /// Bytes that [`Scratch::new`] takes.
+    /// Bytes that [`Scratch::try_new`] takes.
     pub fn bytes_for(max_queries: usize, max_dim: usize) -> u64 {
         let dim = max_dim.next_multiple_of(ALIGN);
         let slots = max_queries.next_multiple_of(MAX_WIDTH) + MAX_WIDTH;

@@ -106,7 +106,7 @@ impl Case {
         let queries: Vec<Query> =
             self.queries.iter().map(|(q, from, to)| Query { q: q.as_ptr(), from: *from, to: *to }).collect();
         // What an earlier call left behind must not matter.
-        let mut scratch = Scratch::new(self.queries.len(), self.key_dim.max(self.value_dim));
+        let mut scratch = Scratch::try_new(self.queries.len(), self.key_dim.max(self.value_dim)).unwrap();
         for block in [&scratch.keys, &scratch.values, &scratch.scores, &scratch.queries, &scratch.sums] {
             // SAFETY: the whole of a block that is ours; all ones are NaN.
             unsafe { block.at(0).write_bytes(0xFF, block.bytes() as usize / 4) };

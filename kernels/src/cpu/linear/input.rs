@@ -11,6 +11,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::quantize::{Quantized, quantize};
+use crate::backend::DeviceError;
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::Block;
 use crate::tensor::DType;
@@ -121,31 +122,34 @@ impl QuantRow {
 
 impl Input {
     /// Room for `max_rows` rows of `cols`; quantized kinds need `cols` to be a multiple of 32.
-    pub fn new(kind: InputKind, max_rows: usize, cols: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    pub fn try_new(kind: InputKind, max_rows: usize, cols: usize) -> Result<Self, DeviceError> {
         assert!(kind == InputKind::F32 || cols.is_multiple_of(32), "quantized rows are whole blocks of 32");
         let n_chunks = cols.div_ceil(CHUNK);
         let (float_rows, quant_rows) = if kind == InputKind::F32 { (max_rows, 0) } else { (0, max_rows) };
         // Padded to whole chunks plus one cache line of either element size.
         let stride = n_chunks * CHUNK + 64;
-        Self {
+        Ok(Self {
             kind,
             max_rows,
             cols,
             n_chunks,
             stride,
             rows: AtomicUsize::new(0),
-            floats: Block::new(float_rows * stride),
-            codes: Block::new(quant_rows * stride),
-            scales: Block::new(quant_rows * n_chunks * 8),
-            sums32: Block::new(quant_rows * n_chunks * 8),
-            sums16: Block::new(quant_rows * n_chunks * 16),
-            outliers: Block::new(quant_rows * n_chunks * 8),
-            places: Block::new(quant_rows * n_chunks * 8),
-            flags: Block::new(quant_rows * n_chunks),
-        }
+            floats: Block::try_new(float_rows * stride)?,
+            codes: Block::try_new(quant_rows * stride)?,
+            scales: Block::try_new(quant_rows * n_chunks * 8)?,
+            sums32: Block::try_new(quant_rows * n_chunks * 8)?,
+            sums16: Block::try_new(quant_rows * n_chunks * 16)?,
+            outliers: Block::try_new(quant_rows * n_chunks * 8)?,
+            places: Block::try_new(quant_rows * n_chunks * 8)?,
+            flags: Block::try_new(quant_rows * n_chunks)?,
+        })
     }
 
-    /// Bytes that [`Input::new`] takes.
+    /// Bytes that [`Input::try_new`] takes.
     pub fn bytes_for(kind: InputKind, max_rows: usize, cols: usize) -> u64 {
         let n_chunks = cols.div_ceil(CHUNK);
         let stride = n_chunks * CHUNK + 64;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::input::Input;
+use crate::backend::DeviceError;
 use crate::cpu::memory::Block;
 use crate::tensor::WeightView;
 
@@ -86,17 +87,20 @@ pub struct Scratch {
 
 impl Scratch {
     /// Room for weights of up to `max_cols` columns of any type.
-    pub fn new(max_cols: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    pub fn try_new(max_cols: usize) -> Result<Self, DeviceError> {
         let cols = max_cols.next_multiple_of(super::input::CHUNK);
-        Self {
+        Ok(Self {
             max_cols: cols,
-            values: Block::new(cols * PANEL_ROWS * size_of::<f32>()),
-            scales: Block::new(cols / 16 * PANEL_ROWS),
-            mins: Block::new(cols / 16 * PANEL_ROWS),
-        }
+            values: Block::try_new(cols * PANEL_ROWS * size_of::<f32>())?,
+            scales: Block::try_new(cols / 16 * PANEL_ROWS)?,
+            mins: Block::try_new(cols / 16 * PANEL_ROWS)?,
+        })
     }
 
-    /// Bytes that [`Scratch::new`] takes.
+    /// Bytes that [`Scratch::try_new`] takes.
     pub fn bytes_for(max_cols: usize) -> u64 {
         let cols = max_cols.next_multiple_of(super::input::CHUNK);
         (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64

@@ -127,7 +127,7 @@ impl Case {
 
     fn input(&self, isa: Isa) -> Input {
         let n_rows = self.values.len() / self.cols;
-        let input = Input::new(input_kind(self.dtype), n_rows, self.cols);
+        let input = Input::try_new(input_kind(self.dtype), n_rows, self.cols).unwrap();
         input.begin(n_rows);
         for (row, values) in self.values.chunks_exact(self.cols).enumerate() {
             // SAFETY: one thread, an available set.
@@ -140,7 +140,7 @@ impl Case {
     fn multiply(&self, isa: Isa, first: usize, per_job: usize) -> Vec<f32> {
         let input = self.input(isa);
         let weight = WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes };
-        let mut scratch = Scratch::new(self.cols);
+        let mut scratch = Scratch::try_new(self.cols).unwrap();
         let mut out = vec![f32::NAN; input.rows() * self.rows];
         for row in (0..first).chain((first..self.rows).step_by(per_job)) {
             let end = if row < first { row + 1 } else { (row + per_job).min(self.rows) };

@@ -1,6 +1,7 @@
 //! Where values lie: one block of floats in which values that are never alive together share their place.
 
 use super::stage::Stages;
+use crate::backend::DeviceError;
 use crate::cpu::memory::Block;
 use crate::graph::Value;
 
@@ -59,8 +60,8 @@ impl Layout {
     }
 
     /// The block itself.
-    pub(super) fn allocate(self) -> Arena {
-        Arena { block: Block::new(self.len), layout: self }
+    pub(super) fn allocate(self) -> Result<Arena, DeviceError> {
+        Ok(Arena { block: Block::try_new(self.len)?, layout: self })
     }
 }
 

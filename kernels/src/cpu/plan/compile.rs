@@ -20,7 +20,7 @@ use crate::cpu::attention::{self, partial_len};
 use crate::cpu::isa::Isa;
 use crate::cpu::kv::{KvCache, Q8_LEN};
 use crate::cpu::linear::{Input, InputKind, Scratch, input_kind};
-use crate::cpu::memory::Block;
+use crate::cpu::memory::{Block, room, zeros};
 use crate::cpu::pool::Team;
 use crate::graph::{Graph, KvLayer, Moe, Op};
 use crate::tensor::Weight;
@@ -56,6 +56,10 @@ impl Inputs {
     fn own(shape: &Shape) -> Shape {
         (shape.0, OWN_INPUT_ROWS.min(shape.1), shape.2)
     }
+}
+
+fn make_input((kind, rows, cols): Shape) -> Result<Input, DeviceError> {
+    Input::try_new(kind, rows, cols)
 }
 
 /// Sizes of everything that is not a value or the cache.
@@ -96,8 +100,18 @@ impl Sizes {
         sizes
     }
 
-    fn attention(&self) -> attention::Scratch {
-        attention::Scratch::new(self.max_queries, self.max_head)
+    /// What one worker works in.
+    fn local(&self, inputs: &Inputs) -> Result<Local, DeviceError> {
+        Ok(Local {
+            scratch: Scratch::try_new(self.max_cols)?,
+            inputs: inputs.shapes.iter().map(Inputs::own).map(make_input).collect::<Result<_, _>>()?,
+            results: zeros(self.results)?,
+            row: zeros(self.max_width)?,
+            queries: Queries(room(self.max_queries)?),
+            attention: attention::Scratch::try_new(self.max_queries, self.max_head)?,
+            partials: zeros(self.own_partials)?,
+            reductions: Vec::new(),
+        })
     }
 
     fn local_bytes(&self, inputs: &Inputs) -> u64 {
@@ -190,34 +204,24 @@ pub(in crate::cpu) fn compile(
             [("scratch", scratch_bytes, cap), ("keys and values", kv_bytes, cap.saturating_sub(scratch_bytes))]
         {
             if needed_bytes > free_bytes {
-                return Err(DeviceError::OutOfMemory { what, needed_bytes, free_bytes });
+                return Err(DeviceError::OutOfMemory { what, needed_bytes, free_bytes: Some(free_bytes) });
             }
         }
     }
 
-    // Asked for in one piece and given back: a program without the memory is told so, and not ended by an allocation.
-    let needed_bytes = scratch_bytes + kv_bytes;
-    let fits = usize::try_from(needed_bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
-    if !fits {
-        return Err(DeviceError::OutOfMemory { what: "scratch, keys and values", needed_bytes, free_bytes: 0 });
-    }
-
+    // Threads first: what they take of memory as they start can't be refused in order, what follows can.
     let team = Team::new(n_workers)
         .map_err(|error| DeviceError::Lost(format!("cannot start {n_workers} threads: {error}")))?;
-    let make = |(kind, rows, cols): Shape| Input::new(kind, rows, cols);
-    let locals = (0..n_workers).map(|_| {
-        Mutex::new(Local {
-            scratch: Scratch::new(sizes.max_cols),
-            inputs: inputs.shapes.iter().map(Inputs::own).map(make).collect(),
-            results: vec![0.0; sizes.results],
-            row: vec![0.0; sizes.max_width],
-            queries: Queries(Vec::with_capacity(sizes.max_queries)),
-            attention: sizes.attention(),
-            partials: vec![0.0; sizes.own_partials],
-            reductions: Vec::new(),
-        })
-    });
-    let locals = locals.collect();
+    // One part lacks memory: what all of them need is what people can act on.
+    let needed_bytes = scratch_bytes + kv_bytes;
+    let of_all = move |error| match error {
+        DeviceError::OutOfMemory { .. } => {
+            DeviceError::OutOfMemory { what: "scratch, keys and values", needed_bytes, free_bytes: None }
+        }
+        other => other,
+    };
+    let locals = (0..n_workers).map(|_| sizes.local(&inputs).map(Mutex::new));
+    let locals = locals.collect::<Result<_, _>>().map_err(of_all)?;
     let angle_offsets = stages.ropes.iter().scan(0, |next, rope| {
         let offset = *next;
         *next += 2 * rope.frequencies.len() * max_rows;
@@ -227,14 +231,15 @@ pub(in crate::cpu) fn compile(
         isa,
         n_vocab: graph.n_vocab(),
         angle_offsets: angle_offsets.collect(),
-        angles: Block::new(sizes.angles),
-        arena: layout.allocate(),
-        inputs: inputs.shapes.iter().copied().map(make).collect(),
-        kv: KvCache::new(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens, limits.max_sequences),
+        angles: Block::try_new(sizes.angles).map_err(of_all)?,
+        arena: layout.allocate().map_err(of_all)?,
+        inputs: inputs.shapes.iter().copied().map(make_input).collect::<Result<_, _>>().map_err(of_all)?,
+        kv: KvCache::try_new(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens, limits.max_sequences)
+            .map_err(of_all)?,
         kv_layers: graph.kv_layers().to_vec(),
-        partials: Block::new(sizes.partials),
-        moe_room: MoeRoom::new(expert_layers(&stages), max_rows),
-        step: Step::new(max_rows),
+        partials: Block::try_new(sizes.partials).map_err(of_all)?,
+        moe_room: MoeRoom::try_new(expert_layers(&stages), max_rows).map_err(of_all)?,
+        step: Step::try_new(max_rows).map_err(of_all)?,
         logits_out: LogitsOut::default(),
         weights_mapped: mapped_bytes(graph),
         ropes: stages.ropes,

@@ -8,9 +8,10 @@ use std::sync::PoisonError;
 use super::linear::{InputNumbers, add_bias, chunk_rows, input_for, view_rows};
 use super::stage::Head;
 use super::{Core, Counters, CpuPlan, Local};
-use crate::backend::{Answer, Output, WantKind};
+use crate::backend::{Answer, DeviceError, Output, WantKind};
 use crate::cpu::choose::Chooser;
 use crate::cpu::linear::{OutRows, multiply};
+use crate::cpu::memory::{room, zeros};
 use crate::cpu::pointwise;
 use crate::cpu::pool::Worker;
 
@@ -51,7 +52,7 @@ unsafe impl Sync for LogitsOut {}
 
 impl Core {
     /// Gives every result the form its want asks for; memory of the last step is used again.
-    pub(super) fn begin_results(&mut self, out: &mut Output) {
+    pub(super) fn begin_results(&mut self, out: &mut Output) -> Result<(), DeviceError> {
         let want = &self.step.want;
         out.results.truncate(want.len());
         out.results.resize(want.len(), Answer::Greedy(0));
@@ -59,9 +60,9 @@ impl Core {
         for (want, answer) in want.iter().zip(&mut out.results) {
             match (want.kind, &mut *answer) {
                 (WantKind::Logits, Answer::Logits(logits)) => logits.resize(self.n_vocab, 0.0),
-                (WantKind::Logits, _) => *answer = Answer::Logits(vec![0.0; self.n_vocab]),
+                (WantKind::Logits, _) => *answer = Answer::Logits(zeros(self.n_vocab)?),
                 (WantKind::TopK(_), Answer::TopK { .. }) => {}
-                (WantKind::TopK(k), _) => *answer = Answer::TopK { best: Vec::with_capacity(k), log_sum_exp: 0.0 },
+                (WantKind::TopK(k), _) => *answer = Answer::TopK { best: room(k)?, log_sum_exp: 0.0 },
                 (WantKind::Greedy, _) => *answer = Answer::Greedy(0),
                 (WantKind::Score(_), _) => *answer = Answer::Score { logit: 0.0, log_sum_exp: 0.0 },
             }
@@ -70,6 +71,7 @@ impl Core {
                 _ => std::ptr::null_mut(),
             });
         }
+        Ok(())
     }
 
     /// Runs the head.

@@ -186,7 +186,7 @@ impl CpuPlan {
 impl Plan for CpuPlan {
     fn step(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError> {
         self.core.step.prepare(batch, &self.bounds, &mut self.core.kv)?;
-        self.core.begin_results(out);
+        self.core.begin_results(out)?;
         if batch.rows.is_empty() {
             return Ok(());
         }

@@ -5,8 +5,9 @@ use std::ops::Range;
 use super::linear::{InputNumbers, chunk_rows, input_for, view_rows};
 use super::stage::{Moe, Source};
 use super::{Core, Counters, Local};
+use crate::backend::DeviceError;
 use crate::cpu::linear::{OutRows, multiply};
-use crate::cpu::memory::Block;
+use crate::cpu::memory::{Block, room};
 use crate::cpu::pool::Worker;
 use crate::tensor::Weight;
 
@@ -47,27 +48,30 @@ impl MoeRoom {
         })
     }
 
-    /// Bytes of [`MoeRoom::new`].
+    /// Bytes of [`MoeRoom::try_new`].
     pub(super) fn bytes_for<'m>(experts: impl Iterator<Item = &'m crate::graph::Moe>, max_rows: usize) -> u64 {
         Self::lens(experts, max_rows).into_iter().map(Block::<f32>::bytes_for).sum()
     }
 
-    pub(super) fn new<'m>(experts: impl Iterator<Item = &'m crate::graph::Moe> + Clone, max_rows: usize) -> Self {
+    pub(super) fn try_new<'m>(
+        experts: impl Iterator<Item = &'m crate::graph::Moe> + Clone,
+        max_rows: usize,
+    ) -> Result<Self, DeviceError> {
         let [logits, hidden, results] = Self::lens(experts.clone(), max_rows);
         let n_slots = experts.clone().map(|moe| max_rows * moe.n_used).max().unwrap_or(0);
         let n_experts = experts.map(crate::graph::Moe::n_experts).max().unwrap_or(0);
-        Self {
-            logits: Block::new(logits),
-            hidden: Block::new(hidden),
-            results: Block::new(results),
+        Ok(Self {
+            logits: Block::try_new(logits)?,
+            hidden: Block::try_new(hidden)?,
+            results: Block::try_new(results)?,
             routes: std::sync::RwLock::new(Routes {
-                chosen: Vec::with_capacity(n_slots),
-                slot_of: Vec::with_capacity(n_slots),
-                row_of: Vec::with_capacity(n_slots),
-                slots: Vec::with_capacity(n_experts),
-                order: Vec::with_capacity(n_experts),
+                chosen: room(n_slots)?,
+                slot_of: room(n_slots)?,
+                row_of: room(n_slots)?,
+                slots: room(n_experts)?,
+                order: room(n_experts)?,
             }),
-        }
+        })
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -2,6 +2,7 @@
 
 use crate::backend::{Batch, DeviceError, KvStore, Row, Sequence, Want, WantKind};
 use crate::cpu::kv::KvCache;
+use crate::cpu::memory::room;
 
 /// Rows of one sequence with positions one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -44,15 +45,15 @@ fn refuse<T>(message: String) -> Result<T, DeviceError> {
 
 impl Step {
     /// Room for the largest batch.
-    pub(super) fn new(max_rows: usize) -> Self {
-        Self {
-            rows: Vec::with_capacity(max_rows),
-            want: Vec::with_capacity(max_rows),
-            order: Vec::with_capacity(max_rows),
-            spans: Vec::with_capacity(max_rows),
-            lens: Vec::with_capacity(max_rows),
+    pub(super) fn try_new(max_rows: usize) -> Result<Self, DeviceError> {
+        Ok(Self {
+            rows: room(max_rows)?,
+            want: room(max_rows)?,
+            order: room(max_rows)?,
+            spans: room(max_rows)?,
+            lens: room(max_rows)?,
             longest: 0,
-        }
+        })
     }
 
     /// Takes a batch over, or says what is wrong with it. Pages that the batch writes become the sequences' own.
@@ -137,7 +138,7 @@ mod tests {
 
     fn cache() -> KvCache {
         let layer = KvLayer { n_kv_heads: 1, key_dim: 32, value_dim: 32, window: None };
-        let mut cache = KvCache::new(&[layer], KvType::F16, 8, 4, 3);
+        let mut cache = KvCache::try_new(&[layer], KvType::F16, 8, 4, 3).unwrap();
         for tokens in [8, 8] {
             let sequence = cache.open().unwrap();
             assert!(cache.reserve(sequence, tokens));
@@ -152,7 +153,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds { max_rows: 8, n_vocab: 10, max_context: 7, span_rows: 2 };
 
     fn prepared(rows: Vec<Row>, want: Vec<Want>) -> Result<Step, String> {
-        let mut step = Step::new(8);
+        let mut step = Step::try_new(8).unwrap();
         let prepared = step.prepare(&Batch { rows, want }, &BOUNDS, &mut cache());
         prepared.map(|()| step).map_err(|error| error.to_string())
     }

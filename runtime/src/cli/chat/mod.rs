@@ -6,19 +6,17 @@ mod command;
 mod conversation;
 mod input;
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
-use farpost::engine::{Event, Finish, GenerateOptions, Generated, Session};
+use farpost::engine::{Finish, GenerateOptions, Generated, Session};
 use serde_json::json;
 
 use super::console::Console;
 use super::exit::Failure;
 use super::generation::GenerationArgs;
 use super::interrupt::Interrupt;
-use super::progress::{Progress, Unit};
 use super::prompt::{ChatArgs, Template};
-use super::run::Stream;
+use super::reply::Reply;
 use super::sampling::SamplingArgs;
 use super::{amount, answer, device, model};
 use command::Command;
@@ -179,38 +177,18 @@ impl Chat<'_> {
 
     fn generate(&mut self, ids: &[u32]) -> Result<(), Failure> {
         self.interrupt.forget();
-        let mut stream = Stream::new(self.console);
-        let mut logprobs = Vec::new();
-        let mut progress = Some(Progress::new(self.console, "reading", ids.len() as u64, Unit::Tokens));
-        let (interrupt, model) = (&self.interrupt, std::sync::Arc::clone(self.session.model()));
-        let generated = self.session.generate(ids, &self.options, &mut |event| {
-            match event {
-                Event::Prefill { done_tokens, .. } => {
-                    progress.as_mut().into_iter().for_each(|progress| progress.at(done_tokens as u64, ""));
-                }
-                Event::Token { id, logprobs: told } => {
-                    progress = None;
-                    logprobs.extend(told.map(|told| answer::logprobs(id, told, model.tokenizer())));
-                }
-                Event::Text(piece) => stream.push(piece),
-            }
-            if stream.has_failed() || interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        drop(progress);
-        stream.finish()?;
-        if self.console.is_json() {
-            let mut report = json!({ "prompt_ids": ids });
-            answer::report(&mut report, &generated, &self.options.sampling, logprobs);
-            self.console.print_json(&report)?;
+        let reply = Reply {
+            console: self.console,
+            interrupt: &self.interrupt,
+            options: &self.options,
+            reading: "reading",
+            full: "(the context is full; /reset begins anew)",
+            tells_figures: false,
+        };
+        let generated = reply.give(&mut self.session, ids, json!({ "prompt_ids": ids }))?;
+        if generated.finish == Finish::Cancelled {
+            self.console.note("(stopped)");
         }
-        match generated.finish {
-            Finish::Cancelled => self.console.note("(stopped)"),
-            Finish::Length if self.options.max_tokens.is_none_or(|most| generated.ids.len() < most) => {
-                self.console.note("(the context is full; /reset begins anew)");
-            }
-            _ => {}
-        }
-        self.console.detail(&answer::figures(&generated, &self.session.memory()));
         if generated.finish == Finish::Cancelled && generated.text.is_empty() {
             // As if it had not been asked.
             self.conversation.take_back();
