@@ -82,6 +82,8 @@ pub struct Scratch {
     pub(crate) scales: Block<f32>,
     /// Minima, likewise.
     pub(crate) mins: Block<f32>,
+    /// Results before they are added (see [`super::fine`]).
+    pub(crate) results: Block<f32>,
 }
 
 impl Scratch {
@@ -93,13 +95,15 @@ impl Scratch {
             values: Block::new(cols * PANEL_ROWS * size_of::<f32>()),
             scales: Block::new(cols / 16 * PANEL_ROWS),
             mins: Block::new(cols / 16 * PANEL_ROWS),
+            results: Block::new(super::fine::ROOM),
         }
     }
 
     /// Bytes that [`Scratch::new`] takes.
     pub fn bytes_for(max_cols: usize) -> u64 {
         let cols = max_cols.next_multiple_of(super::input::CHUNK);
-        (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64
+        Block::<f32>::bytes_for(super::fine::ROOM)
+            + (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64
     }
 
     /// Most columns of a weight.
@@ -109,6 +113,6 @@ impl Scratch {
 
     /// Bytes taken.
     pub fn bytes(&self) -> u64 {
-        self.values.bytes() + self.scales.bytes() + self.mins.bytes()
+        self.values.bytes() + self.scales.bytes() + self.mins.bytes() + self.results.bytes()
     }
 }
