@@ -113,6 +113,29 @@ impl KvType {
     }
 }
 
+/// How finely activations are rounded for products with quantized weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Activations {
+    /// To 16 bits where the model is so small that it costs little, to 8 bits otherwise.
+    #[default]
+    Auto,
+    /// To 8 bits: fast.
+    Int8,
+    /// To 16 bits: results are those of the same weights in f32 as far as can be told.
+    Int16,
+}
+
+impl Activations {
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Int8 => "int8",
+            Self::Int16 => "int16",
+        }
+    }
+}
+
 /// Sizes a plan is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -126,6 +149,8 @@ pub struct Limits {
     pub page_tokens: usize,
     /// Storage of keys and values.
     pub kv_type: KvType,
+    /// How finely activations are rounded for products with quantized weights.
+    pub activations: Activations,
     /// Compute threads; 0 takes one per available core.
     pub threads: usize,
     /// Bytes that scratch and KV together may take.
@@ -140,6 +165,7 @@ impl Default for Limits {
             kv_tokens: 4096,
             page_tokens: 32,
             kv_type: KvType::F16,
+            activations: Activations::default(),
             threads: 0,
             memory_cap: None,
         }

@@ -1,7 +1,8 @@
-//! A known-answer test of the products, quick enough for every start: all types, few and many input rows.
+//! A known-answer test of the products, quick enough for every start: all types and kinds of input, few and many input
+//! rows.
 
 use super::isa::Isa;
-use super::linear::{Input, OutRows, Scratch, input_kind, multiply};
+use super::linear::{Input, InputKind, OutRows, Scratch, input_kind, multiply};
 use crate::backend::DeviceError;
 use crate::tensor::{DType, WeightView};
 
@@ -13,10 +14,13 @@ const INPUT_ROWS: usize = 21;
 
 /// Compares every product of `isa` with the plain one.
 pub(super) fn run(isa: Isa) -> Result<(), DeviceError> {
-    DType::all().try_for_each(|dtype| check(isa, dtype))
+    DType::all().try_for_each(|dtype| {
+        check(isa, dtype, input_kind(dtype))?;
+        if dtype.is_quantized() { check(isa, dtype, InputKind::Q16x32) } else { Ok(()) }
+    })
 }
 
-fn check(isa: Isa, dtype: DType) -> Result<(), DeviceError> {
+fn check(isa: Isa, dtype: DType, kind: InputKind) -> Result<(), DeviceError> {
     let row_bytes = dtype.row_bytes(COLS).expect("whole blocks of every type");
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut next = || {
@@ -29,7 +33,7 @@ fn check(isa: Isa, dtype: DType) -> Result<(), DeviceError> {
     let words = (0..(ROWS * row_bytes).div_ceil(8)).map(|_| next() & 0xBFBF_BFBF_BFBF_BFBF | 0x2020_2020_2020_2020);
     let bytes: Vec<u8> = words.collect::<Vec<_>>().into_iter().flat_map(u64::to_le_bytes).collect();
     let view = WeightView { dtype, rows: ROWS, cols: COLS, bytes: &bytes[..ROWS * row_bytes] };
-    let input = Input::try_new(input_kind(dtype), INPUT_ROWS, COLS)?;
+    let input = Input::try_new(kind, INPUT_ROWS, COLS)?;
     input.begin(INPUT_ROWS);
     for row in 0..INPUT_ROWS {
         let values: Vec<f32> = (0..COLS).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
@@ -52,7 +56,9 @@ fn check(isa: Isa, dtype: DType) -> Result<(), DeviceError> {
         let norm = square(&mut expected.iter().map(|value| f64::from(*value)));
         let error = square(&mut expected.iter().zip(&found).map(|(a, b)| f64::from(*a) - f64::from(*b)));
         if error.is_nan() || error > norm * 1e-9 {
-            return Err(DeviceError::Wrong(format!("self-test of {dtype} products with {isa}, {input_rows} rows")));
+            return Err(DeviceError::Wrong(format!(
+                "self-test of {dtype} products with {isa}, {input_rows} {kind:?} rows"
+            )));
         }
     }
     Ok(())

@@ -29,6 +29,7 @@ pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Sess
         context: memory.context.map(|tokens| tokens as usize),
         threads: console.threads(),
         kv_type: memory.kv_type.0,
+        activations: memory.activations.0,
         // Better refused than killed.
         memory_cap: memory.memory_cap.or_else(|| Machine::look().most_bytes()),
         ..SessionOptions::default()

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::console::Console;
 use super::exit::Failure;
-use super::generation::{KvChoice, MemoryArgs};
+use super::generation::{ActivationsChoice, KvChoice, MemoryArgs};
 use super::interrupt::Interrupt;
 use super::progress::{Progress, Unit};
 use super::{amount, device, model, text};
@@ -32,6 +32,9 @@ pub struct Args {
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     kv_type: KvChoice,
+    /// Bits that activations are rounded to for quantized weights: int8 (fast), int16, or int16 in small models only
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    activations: ActivationsChoice,
 }
 
 /// Measures with progress.
@@ -47,7 +50,8 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         let message = format!("--window is {window}, expected 4 to {most}, the context of {}", model.name());
         return Err(Failure::usage(message));
     }
-    let memory = MemoryArgs { context: Some(window), kv_type: args.kv_type, memory_cap: None };
+    let memory =
+        MemoryArgs { context: Some(window), kv_type: args.kv_type, activations: args.activations, memory_cap: None };
     let mut session = device::open(model, &memory, console)?;
     let start = Instant::now();
     let window = window as usize;

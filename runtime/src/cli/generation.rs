@@ -1,7 +1,7 @@
 //! Options of commands that let a model write: how long, until what, in how much memory.
 
 use farpost::engine::GenerateOptions;
-use farpost_kernels::backend::KvType;
+use farpost_kernels::backend::{Activations, KvType};
 
 use super::amount;
 use super::exit::Failure;
@@ -23,7 +23,7 @@ pub struct GenerationArgs {
     pub memory: MemoryArgs,
 }
 
-/// What the context costs.
+/// What the context costs, and how exactly a model is computed.
 #[derive(clap::Args, Debug, Clone)]
 pub struct MemoryArgs {
     /// Tokens of context, prompt and answer together [default: what the model was made for, at most 4096]
@@ -32,6 +32,9 @@ pub struct MemoryArgs {
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub kv_type: KvChoice,
+    /// Bits that activations are rounded to for quantized weights: int8 (fast), int16, or int16 in small models only
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub activations: ActivationsChoice,
     /// Refuse to take more memory than this beside the model's file, such as 512M or 2G [default: what is available]
     #[arg(long, value_name = "SIZE", value_parser = amount::parse_bytes)]
     pub memory_cap: Option<u64>,
@@ -44,6 +47,20 @@ pub struct KvChoice(pub KvType);
 impl clap::ValueEnum for KvChoice {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self(KvType::F16), Self(KvType::Q8_0), Self(KvType::F32)]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.0.name()))
+    }
+}
+
+/// [`Activations`] with a name on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationsChoice(pub Activations);
+
+impl clap::ValueEnum for ActivationsChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self(Activations::Auto), Self(Activations::Int8), Self(Activations::Int16)]
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {

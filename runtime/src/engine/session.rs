@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farpost_kernels::backend::{
-    Answer, Backend, Batch, DeviceError, KvType, Limits, MemoryUse, Output, Plan, Row, Sequence, Want, WantKind,
+    Activations, Answer, Backend, Batch, DeviceError, KvType, Limits, MemoryUse, Output, Plan, Row, Sequence, Want,
+    WantKind,
 };
 
 use super::dry::Breakers;
@@ -30,6 +31,8 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Storage of keys and values.
     pub kv_type: KvType,
+    /// How finely activations are rounded for products with quantized weights.
+    pub activations: Activations,
     /// Most tokens of a prompt that are run in one step, 1 or more. Cancelling waits for one step.
     pub batch_rows: usize,
     /// Bytes that keys, values and scratch may take.
@@ -39,7 +42,14 @@ pub struct SessionOptions {
 impl Default for SessionOptions {
     fn default() -> Self {
         let limits = Limits::default();
-        Self { context: None, threads: 0, kv_type: limits.kv_type, batch_rows: limits.max_rows, memory_cap: None }
+        Self {
+            context: None,
+            threads: 0,
+            kv_type: limits.kv_type,
+            activations: limits.activations,
+            batch_rows: limits.max_rows,
+            memory_cap: None,
+        }
     }
 }
 
@@ -88,6 +98,7 @@ impl Session {
             max_sequences: 1,
             kv_tokens: context,
             kv_type: options.kv_type,
+            activations: options.activations,
             threads: options.threads,
             memory_cap: options.memory_cap,
             ..Limits::default()

@@ -1,6 +1,8 @@
 //! A sequence run by the product itself: file, family, graph, plan.
 
-use farpost_kernels::backend::{Answer, Backend, Batch, KvType, Limits, Output, Plan, Row, Sequence, Want, WantKind};
+use farpost_kernels::backend::{
+    Activations, Answer, Backend, Batch, KvType, Limits, Output, Plan, Row, Sequence, Want, WantKind,
+};
 use farpost_kernels::cpu::Cpu;
 use farpost_models::families::{self, Options};
 use farpost_models::gguf::File;
@@ -19,8 +21,13 @@ pub struct Device {
 impl Device {
     /// Compiles `file` for sequences of up to `context` tokens.
     pub fn open(file: &File, context: usize, kv_type: KvType) -> Self {
+        Self::open_with(file, context, kv_type, Activations::default())
+    }
+
+    /// As [`Device::open`], with the activations of products named.
+    pub fn open_with(file: &File, context: usize, kv_type: KvType, activations: Activations) -> Self {
         let built = families::build(file, &Options { context: Some(context) }).unwrap();
-        let limits = Limits { max_rows: MAX_ROWS, kv_tokens: context, kv_type, ..Limits::default() };
+        let limits = Limits { max_rows: MAX_ROWS, kv_tokens: context, kv_type, activations, ..Limits::default() };
         let mut plan = Cpu::detect().compile(&built.graph, &limits).unwrap();
         let sequence = plan.kv().open().unwrap();
         Self { plan, sequence, n_tokens: 0, output: Output::default() }

@@ -3,7 +3,7 @@
 //! That software rounds activations its own way, so logits are compared as distributions, and continuations up to the
 //! first near tie.
 
-use farpost_kernels::backend::KvType;
+use farpost_kernels::backend::{Activations, KvType};
 use farpost_models::gguf::File;
 use serde_json::Value;
 
@@ -89,7 +89,7 @@ const MOST_DIVERGENCE: f64 = 1e-3;
 fn greedy_choices_are_those_of_the_same_weights_in_f32() {
     let file = file();
     let reference = Reference::open(&file, CONTEXT).unwrap();
-    let mut device = Device::open(&file, CONTEXT, KvType::default());
+    let mut device = Device::open_with(&file, CONTEXT, KvType::default(), Activations::Int8);
     let (mut n, mut n_equal, mut n_equal_or_tied, mut apart) = (0, 0, 0, 0.0);
     for case in expected()["greedy"].as_array().unwrap() {
         let agreement = crate::greedy_agreement(&mut device, &reference, &ids(&case["prompt_ids"]), 35);

@@ -10,7 +10,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::quantize::{Quantized, quantize};
+use super::quantize::{Quantized, quantize, rest_of};
 use crate::backend::DeviceError;
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::Block;
@@ -26,9 +26,22 @@ pub enum InputKind {
     F32,
     /// int8 in blocks of 32 under an f32 scale: for all block types.
     Q8x32,
+    /// As `Q8x32` twice, the second time what the first leaves: 16 bits in all, for block types where accuracy matters.
+    Q16x32,
 }
 
-/// The kind that products with weights of `dtype` read.
+impl InputKind {
+    /// Rows of codes that a row becomes.
+    pub(crate) fn code_rows(self) -> usize {
+        match self {
+            Self::F32 => 0,
+            Self::Q8x32 => 1,
+            Self::Q16x32 => 2,
+        }
+    }
+}
+
+/// The kind that products with weights of `dtype` read where speed matters.
 pub fn input_kind(dtype: DType) -> InputKind {
     if dtype.is_quantized() { InputKind::Q8x32 } else { InputKind::F32 }
 }
@@ -128,7 +141,8 @@ impl Input {
     pub fn try_new(kind: InputKind, max_rows: usize, cols: usize) -> Result<Self, DeviceError> {
         assert!(kind == InputKind::F32 || cols.is_multiple_of(32), "quantized rows are whole blocks of 32");
         let n_chunks = cols.div_ceil(CHUNK);
-        let (float_rows, quant_rows) = if kind == InputKind::F32 { (max_rows, 0) } else { (0, max_rows) };
+        let (float_rows, quant_rows) =
+            if kind == InputKind::F32 { (max_rows, 0) } else { (0, max_rows * kind.code_rows()) };
         // Padded to whole chunks plus one cache line of either element size.
         let stride = n_chunks * CHUNK + 64;
         Ok(Self {
@@ -155,7 +169,8 @@ impl Input {
         let stride = n_chunks * CHUNK + 64;
         match kind {
             InputKind::F32 => Block::<f32>::bytes_for(max_rows * stride),
-            InputKind::Q8x32 => {
+            InputKind::Q8x32 | InputKind::Q16x32 => {
+                let max_rows = max_rows * kind.code_rows();
                 let scales = Block::<f32>::bytes_for(max_rows * n_chunks * 8);
                 Block::<i8>::bytes_for(max_rows * stride)
                     + 2 * scales
@@ -211,21 +226,43 @@ impl Input {
                 .copy_from_slice(values);
             return;
         }
-        let (n_blocks, first) = (self.cols / 32, row * self.n_chunks * 8);
-        // SAFETY: as above; the arrays have `n_chunks` times 8 elements a row (16, or one), `n_blocks <= n_chunks * 8`.
-        let out = unsafe {
+        // SAFETY: the row is ours and `isa` available by the caller's promise; one part of the row is used at a time.
+        unsafe {
+            if self.kind == InputKind::Q8x32 {
+                quantize(isa, values, self.part(row, 0, self.cols));
+                return;
+            }
+            let mut rest = [0.0; CHUNK];
+            for (chunk, values) in values.chunks(CHUNK).enumerate() {
+                let rest = &mut rest[..values.len()];
+                quantize(isa, values, self.part(2 * row, chunk, values.len()));
+                rest_of(values, &self.part(2 * row, chunk, values.len()), rest);
+                quantize(isa, rest, self.part(2 * row + 1, chunk, values.len()));
+            }
+        }
+    }
+
+    /// Where `cols` values of a row of codes go, from the start of a chunk on.
+    ///
+    /// # Safety
+    /// They lie in the row, and nobody else uses them meanwhile.
+    unsafe fn part(&self, row: usize, chunk: usize, cols: usize) -> Quantized<'_> {
+        debug_assert!(chunk * CHUNK + cols <= self.cols);
+        let (n_blocks, first_chunk) = (cols / 32, row * self.n_chunks + chunk);
+        let first = first_chunk * 8;
+        // SAFETY: the caller's promise; the arrays have `n_chunks` times 8 elements a row (16, or one), of which
+        // `n_blocks` are for these columns.
+        unsafe {
             Quantized {
-                codes: std::slice::from_raw_parts_mut(self.codes.at(row * self.stride), self.cols),
+                codes: std::slice::from_raw_parts_mut(self.codes.at(row * self.stride + chunk * CHUNK), cols),
                 scales: std::slice::from_raw_parts_mut(self.scales.at(first), n_blocks),
                 sums32: std::slice::from_raw_parts_mut(self.sums32.at(first), n_blocks),
                 sums16: std::slice::from_raw_parts_mut(self.sums16.at(2 * first), 2 * n_blocks),
                 outliers: std::slice::from_raw_parts_mut(self.outliers.at(first), n_blocks),
                 places: std::slice::from_raw_parts_mut(self.places.at(first), n_blocks),
-                flags: std::slice::from_raw_parts_mut(self.flags.at(row * self.n_chunks), self.n_chunks),
+                flags: std::slice::from_raw_parts_mut(self.flags.at(first_chunk), cols.div_ceil(CHUNK)),
             }
-        };
-        // SAFETY: `isa` is available by the caller's promise.
-        unsafe { quantize(isa, values, out) };
+        }
     }
 
     /// Chunks of [`CHUNK`] in a row.
@@ -244,7 +281,7 @@ impl Input {
         self.floats.at(row * self.stride)
     }
 
-    /// A quantized row.
+    /// A row of codes: row `n` of the input, or of its two codes (`2 * n` and `2 * n + 1`).
     #[inline(always)]
     pub(crate) fn quant_row(&self, row: usize) -> QuantRow {
         QuantRow {

@@ -83,6 +83,8 @@ pub struct Scratch {
     pub(crate) scales: Block<f32>,
     /// Minima, likewise.
     pub(crate) mins: Block<f32>,
+    /// Results before they are added (see [`super::fine`]).
+    pub(crate) results: Block<f32>,
 }
 
 impl Scratch {
@@ -97,13 +99,15 @@ impl Scratch {
             values: Block::try_new(cols * PANEL_ROWS * size_of::<f32>())?,
             scales: Block::try_new(cols / 16 * PANEL_ROWS)?,
             mins: Block::try_new(cols / 16 * PANEL_ROWS)?,
+            results: Block::try_new(super::fine::ROOM)?,
         })
     }
 
     /// Bytes that [`Scratch::try_new`] takes.
     pub fn bytes_for(max_cols: usize) -> u64 {
         let cols = max_cols.next_multiple_of(super::input::CHUNK);
-        (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64
+        Block::<f32>::bytes_for(super::fine::ROOM)
+            + (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64
     }
 
     /// Most columns of a weight.
@@ -113,6 +117,6 @@ impl Scratch {
 
     /// Bytes taken.
     pub fn bytes(&self) -> u64 {
-        self.values.bytes() + self.scales.bytes() + self.mins.bytes()
+        self.values.bytes() + self.scales.bytes() + self.mins.bytes() + self.results.bytes()
     }
 }

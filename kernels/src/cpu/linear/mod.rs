@@ -2,7 +2,8 @@
 //!
 //! [`Input`] holds the activations of a stage, quantized once; [`multiply`] is the one entry for one row (decode) as
 //! for hundreds (prefill) and picks the kernel by instruction set, type and number of rows. Block types reach kernels
-//! through [`format`]: codes, scales and minima, whatever the bits in the file.
+//! through [`format`]: codes, scales and minima, whatever the bits in the file. Where accuracy matters more than speed
+//! activations have two codes each (see [`fine`]).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -10,6 +11,7 @@ mod avx2;
 mod avx512;
 mod drive;
 mod drive_floats;
+mod fine;
 mod format;
 mod formats_linear;
 mod formats_table;
@@ -144,14 +146,21 @@ pub unsafe fn multiply(
     }
     let row_bytes = weight.dtype.row_bytes(weight.cols).expect("a weight's rows are whole blocks");
     assert!(rows.end <= weight.rows && weight.rows * row_bytes == weight.bytes.len(), "rows lie inside the weight");
-    assert!(input.cols() == weight.cols && input.kind() == input_kind(weight.dtype), "the input fits the weight");
+    let code_rows = input.kind().code_rows();
+    assert!(input.cols() == weight.cols && (code_rows > 0) == weight.dtype.is_quantized(), "the input fits the weight");
     assert!(input_rows.end <= input.rows() && out.holds(input_rows.end, rows.end), "results have room");
     assert!(weight.cols <= scratch.max_cols(), "the scratch fits the weight");
-    let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype);
+    let is_tall = input_rows.len() * code_rows.max(1) > max_flat_rows(isa, weight.dtype);
     let kernel = kernel(isa, weight.dtype, is_tall);
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };
     // SAFETY: the set is available and the job is checked, the rest being the caller's promise.
-    unsafe { kernel(&job) };
+    unsafe {
+        if input.kind() == InputKind::Q16x32 {
+            fine::multiply(&job, kernel);
+        } else {
+            kernel(&job);
+        }
+    }
 }
 
 #[cfg(test)]

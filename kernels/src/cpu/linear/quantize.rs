@@ -84,6 +84,20 @@ fn body(values: &[f32], out: Quantized<'_>) {
     }
 }
 
+/// What the codes and outliers of `values` leave of them.
+pub(crate) fn rest_of(values: &[f32], quantized: &Quantized<'_>, rest: &mut [f32]) {
+    let blocks = values.as_chunks::<32>().0.iter().zip(rest.as_chunks_mut::<32>().0);
+    let codes = quantized.codes.as_chunks::<32>().0.iter().zip(&*quantized.scales);
+    for (block, ((values, rest), (codes, scale))) in blocks.zip(codes).enumerate() {
+        for ((rest, value), code) in rest.iter_mut().zip(values).zip(codes) {
+            *rest = value - scale * f32::from(*code);
+        }
+        if quantized.flags[block / 8] >> (block % 8) & 1 == 1 {
+            rest[usize::from(quantized.places[block])] = 0.0;
+        }
+    }
+}
+
 /// Largest magnitude; NaN if there is one.
 #[inline(always)]
 fn peak_of(values: &[f32; 32]) -> f32 {

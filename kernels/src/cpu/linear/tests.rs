@@ -94,6 +94,8 @@ const SPIKE: f32 = 37.0;
 
 struct Case {
     dtype: DType,
+    /// Of the input.
+    kind: InputKind,
     rows: usize,
     cols: usize,
     bytes: Vec<u8>,
@@ -122,12 +124,17 @@ impl Case {
                 values[block * 7 % values.len()] = if block % 2 == 0 { SPIKE } else { -SPIKE };
             }
         }
-        Self { dtype, rows, cols, bytes, values }
+        Self { dtype, kind: input_kind(dtype), rows, cols, bytes, values }
+    }
+
+    /// The same with finely rounded inputs, which weights of plain numbers have no use for.
+    fn fine(self) -> Option<Self> {
+        self.dtype.is_quantized().then_some(Self { kind: InputKind::Q16x32, ..self })
     }
 
     fn input(&self, isa: Isa) -> Input {
         let n_rows = self.values.len() / self.cols;
-        let input = Input::try_new(input_kind(self.dtype), n_rows, self.cols).unwrap();
+        let input = Input::try_new(self.kind, n_rows, self.cols).unwrap();
         input.begin(n_rows);
         for (row, values) in self.values.chunks_exact(self.cols).enumerate() {
             // SAFETY: one thread, an available set.
@@ -164,6 +171,29 @@ impl Case {
             }
         }
         out
+    }
+
+    /// Compares with products of decoded weights and inputs as they are.
+    fn check_fine(&self, isa: Isa, bits: Bits) {
+        let found = self.multiply(isa, self.rows.min(3) - 1, 19);
+        let mut decoded = vec![0.0; self.rows * self.cols];
+        quant::decode(self.dtype, &self.bytes, &mut decoded).unwrap();
+        let magnitudes = self.magnitudes();
+        for (at, found) in found.iter().enumerate() {
+            let row = &decoded[at % self.rows * self.cols..][..self.cols];
+            let values = &self.values[at / self.rows * self.cols..][..self.cols];
+            let truth: f64 = row.iter().zip(values).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            // Outliers are kept; the rest, up to 1, is off by half of a 127th of half of a 127th.
+            let rounding = row.iter().map(|w| f64::from(w.abs())).sum::<f64>() / 127_f64.powi(2) / 4.0;
+            let allowed = f64::from(magnitudes[at]) * 4e-5 + rounding + 1e-30;
+            assert!(
+                (f64::from(*found) - truth).abs() <= allowed,
+                "{} {isa} {bits:?} {} x {}: result {at} is {found:e}, expected {truth:e} within {allowed:e}",
+                self.dtype,
+                self.rows,
+                self.cols,
+            );
+        }
     }
 
     fn check(&self, isa: Isa, bits: Bits) {
@@ -265,6 +295,40 @@ proptest! {
             Case::new(dtype, rows, cols, input_rows, Bits::Random, seed).check(isa, Bits::Random);
         }
     }
+
+    #[test]
+    fn finely_rounded_inputs_give_the_products_of_decoded_weights(
+        type_index in 0..26_usize,
+        blocks in 1..12_usize,
+        rows in 1..40_usize,
+        input_rows in 1..40_usize,
+        seed in any::<u64>(),
+    ) {
+        let dtype = DType::all().nth(type_index).unwrap();
+        let cols = if dtype.is_quantized() { dtype.block_len() * blocks.min(4 + 256 / dtype.block_len()) } else { blocks * 29 };
+        for isa in Isa::available() {
+            if let Some(case) = Case::new(dtype, rows, cols, input_rows, Bits::Random, seed).fine() {
+                case.check_fine(isa, Bits::Random);
+            }
+        }
+    }
+}
+
+#[test]
+fn finely_rounded_inputs_give_the_products_of_decoded_weights_in_all_types() {
+    for isa in Isa::available() {
+        for dtype in DType::all() {
+            for bits in [Bits::Random, Bits::AllOnes, Bits::AllZero, Bits::ZeroScales, Bits::SubnormalScales] {
+                // More than one call takes, for random bits only: it is slow with plain code.
+                for input_rows in [1, 3, 20, 140].into_iter().take(if bits == Bits::Random { 4 } else { 3 }) {
+                    let cols = dtype.block_len().max(32) * 9;
+                    if let Some(case) = Case::new(dtype, 35, cols, input_rows, bits, 11).fine() {
+                        case.check_fine(isa, bits);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -272,9 +336,10 @@ fn an_input_that_is_not_finite_gives_results_that_are_not_numbers() {
     for isa in Isa::available() {
         for dtype in DType::all() {
             let cols = dtype.block_len().max(32);
-            for input_rows in [1, 20] {
+            for (input_rows, is_fine) in [(1, false), (20, false), (1, true), (20, true)] {
                 let mut case = Case::new(dtype, 17, cols, input_rows, Bits::Random, 9);
                 case.values[cols * (input_rows - 1) + 5] = f32::NAN;
+                let Some(case) = (if is_fine { case.fine() } else { Some(case) }) else { continue };
                 let out = case.multiply(isa, 0, 17);
                 let (good, bad) = out.split_at(17 * (input_rows - 1));
                 assert!(good.iter().all(|value| value.is_finite()), "{dtype} {isa}");

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 
 use crossbeam_utils::CachePadded;
 
+use super::activations;
 use super::arena::Layout;
 use super::attend::{max_parts, span_rows};
 use super::head::LogitsOut;
@@ -19,7 +20,7 @@ use crate::backend::{DeviceError, KvType, Limits, Plan};
 use crate::cpu::attention::{self, partial_len};
 use crate::cpu::isa::Isa;
 use crate::cpu::kv::{KvCache, Q8_LEN};
-use crate::cpu::linear::{Input, InputKind, Scratch, input_kind};
+use crate::cpu::linear::{Input, InputKind, Scratch};
 use crate::cpu::memory::{Block, room, zeros};
 use crate::cpu::pool::Team;
 use crate::graph::{Graph, KvLayer, Moe, Op};
@@ -29,8 +30,9 @@ use crate::tensor::Weight;
 type Shape = (InputKind, usize, usize);
 
 /// Inputs that stages share, found by what they hold.
-#[derive(Default)]
 struct Inputs {
+    /// Whether rows are rounded finely.
+    is_fine: bool,
     shapes: Vec<Shape>,
 }
 
@@ -44,9 +46,9 @@ impl Inputs {
 
     /// The inputs that products with `weights` read, `rows` rows of them.
     fn for_weights<'w>(&mut self, weights: impl Iterator<Item = &'w Weight>, rows: usize) -> InputNumbers {
-        let mut numbers = [None; 2];
+        let mut numbers = [None; 3];
         for weight in weights {
-            let kind = input_kind(weight.dtype());
+            let kind = activations::kind(weight.dtype(), self.is_fine);
             numbers[kind as usize] = Some(self.number((kind, rows, weight.cols())));
         }
         numbers
@@ -185,9 +187,10 @@ pub(in crate::cpu) fn compile(
     check(graph, limits)?;
     let max_rows = limits.max_rows;
     let stages = lower(graph);
+    let is_fine = activations::are_fine(graph, limits.activations);
     let layout = Layout::new(&stages, graph.widths(), max_rows);
     let sizes = Sizes::new(graph, &stages, max_rows, n_workers);
-    let mut inputs = Inputs::default();
+    let mut inputs = Inputs { is_fine, shapes: Vec::new() };
     let stage_inputs: Vec<StageInputs> =
         stages.stages.iter().map(|stage| inputs_of(stage, &mut inputs, max_rows)).collect();
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::stage::{After, Linear, Part, Source};
 use super::{Core, Counters, Local};
-use crate::cpu::linear::{Input, OutRows, multiply};
+use crate::cpu::linear::{Input, InputKind, OutRows, input_kind, multiply};
 use crate::cpu::pointwise;
 use crate::cpu::pool::Worker;
 use crate::graph::Activation;
@@ -45,14 +45,17 @@ pub(super) fn view_rows(weight: &Weight, rows: Range<usize>) -> WeightView<'_> {
     WeightView { rows: rows.len(), bytes: &whole.bytes[rows.start * row_bytes..rows.end * row_bytes], ..whole }
 }
 
-/// The inputs of a stage: one for each kind that its weights read.
-pub(super) type InputNumbers = [Option<usize>; 2];
+/// The inputs of a stage by [`InputKind`]: one for each kind that its weights read.
+pub(super) type InputNumbers = [Option<usize>; 3];
 
-/// The input among `numbers` that products with `weight` read.
+/// The input among `numbers` that products with `weight` read: finely rounded where there is such a one.
 pub(super) fn input_for<'i>(inputs: &'i [Input], numbers: &InputNumbers, weight: &Weight) -> &'i Input {
-    let kind = crate::cpu::linear::input_kind(weight.dtype());
-    let mut all = numbers.iter().flatten().map(|&number| &inputs[number]);
-    all.find(|input| input.kind() == kind).expect("compiling gave the stage an input for each of its weights")
+    let of = |kind: InputKind| numbers[kind as usize];
+    let number = match input_kind(weight.dtype()) {
+        InputKind::F32 => of(InputKind::F32),
+        rounded => of(InputKind::Q16x32).or(of(rounded)),
+    };
+    &inputs[number.expect("compiling gave the stage an input for each of its weights")]
 }
 
 impl Core {

@@ -3,6 +3,7 @@
 //! A step runs all stages on all workers, with barriers in between; it allocates nothing. See `stage` for what there
 //! is to run and `lower` for how ops become stages.
 
+mod activations;
 mod arena;
 mod attend;
 mod compile;

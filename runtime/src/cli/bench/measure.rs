@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use farpost::Model;
 use farpost::engine::EngineError;
 use farpost_kernels::backend::{
-    Backend, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Sequence, Want, WantKind,
+    Activations, Backend, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Sequence, Want, WantKind,
 };
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::roof::Roof;
@@ -37,6 +37,7 @@ pub struct Repetitions {
 pub struct Settings {
     pub threads: usize,
     pub kv_type: KvType,
+    pub activations: Activations,
     pub memory_cap: Option<u64>,
 }
 
@@ -46,6 +47,7 @@ pub struct Outcome {
     pub workload: Workload,
     pub threads: usize,
     pub kv_type: KvType,
+    pub activations: Activations,
     /// Tokens a second in each repetition, over all sequences.
     pub rates: Vec<f64>,
     /// The roof beside each repetition: the mean of the looks before and after it.
@@ -115,6 +117,7 @@ impl<'m> Bench<'m> {
             max_sequences: max_batch + 1,
             kv_tokens: most(&|workload| kv_tokens(workload, defaults.page_tokens)),
             kv_type: settings.kv_type,
+            activations: settings.activations,
             threads: settings.threads,
             memory_cap: settings.memory_cap,
             ..defaults
@@ -168,6 +171,7 @@ impl<'m> Bench<'m> {
             workload: *workload,
             threads: self.settings.threads,
             kv_type: self.settings.kv_type,
+            activations: self.settings.activations,
             shares: is_whole(&shares).then_some(shares),
             bound: bounds.get(bounds.len() / 2).copied().unwrap_or(Bound::Reading),
             tokens_per_joule: is_whole(&per_joule).then(|| median(&per_joule)),

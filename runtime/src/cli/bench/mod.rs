@@ -18,7 +18,7 @@ use farpost_kernels::cpu::roof::Roof;
 
 use super::console::Console;
 use super::exit::Failure;
-use super::generation::KvChoice;
+use super::generation::{ActivationsChoice, KvChoice};
 use super::interrupt::Interrupt;
 use super::machine::Machine;
 use super::progress::{Progress, Unit};
@@ -67,6 +67,9 @@ pub struct Args {
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "f16")]
     kv_type: Vec<KvChoice>,
+    /// Bits that activations are rounded to for quantized weights: int8 (fast), int16, or int16 in small models only
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    activations: ActivationsChoice,
     /// How often each test is measured
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     repetitions: u16,
@@ -145,7 +148,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         let mut roof = Roof::new(isa, threads, machine.most_bytes()).map_err(EngineError::from)?;
         told.roofs.push((threads, measure::first_look(&mut roof)?));
         for &KvChoice(kv_type) in &args.kv_type {
-            let settings = Settings { threads, kv_type, memory_cap: cap(args) };
+            let settings = Settings { threads, kv_type, activations: args.activations.0, memory_cap: cap(args) };
             let mut bench = Bench::new(&model, &Cpu::new(isa), &workloads, settings)?;
             for workload in &workloads {
                 let outcome = bench.run(workload, args.repetitions(), &mut roof, counters.as_ref(), &mut course)?;

@@ -92,6 +92,7 @@ pub fn json(line: &Line, about: &About<'_>) -> Map<String, Json> {
     set("model_bytes", json!(about.model.file().size_bytes()));
     set("threads", json!(measured.threads));
     set("kv_type", json!(measured.kv_type));
+    set("activations", json!(outcome.activations.name()));
     set("repetitions", json!(about.repetitions));
     set("samples", json!(outcome.rates));
     set("read_bytes_per_second", json!(read.as_deref().map(median)));
