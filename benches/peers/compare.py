@@ -60,8 +60,8 @@ def model_file(model, folder, program):
         return path
     os.makedirs(folder, exist_ok=True)
     new = f"{path}.new"
-    if model.is_mixture:
-        source = model_file(table.Model(model.shape, "q8_0"), folder, program)
+    if model.source:
+        source = model_file(model.source, folder, program)
         command = [program, "quantize", "--quiet", "--force", "--type", model.type, source, new]
     else:
         command = [program, "synth", "--quiet", "--force", "--shape", model.shape, "--type", model.type, "--out", new]
@@ -95,13 +95,14 @@ def run_row(row, contenders, args, log):
     for contender in contenders:
         try:
             contender.open(path)
-            with held(args.lock):
-                if row.test not in ("start", "memory"):
-                    contender.prepare(row)
+            if row.test not in ("start", "memory"):
+                contender.prepare(row, lambda: held(args.lock))
         except Refused as error:
             refused[contender.name] = str(error)
-    for number in range(args.rounds):
-        with held(args.lock):
+    # Memory does not vary, and nothing else makes it vary.
+    rounds, lock = (1, None) if row.test == "memory" else (args.rounds, args.lock)
+    for number in range(rounds):
+        with held(lock):
             for contender in contenders:
                 if contender.name in refused:
                     continue

@@ -2,13 +2,18 @@
 
 import json
 import os
+import select
 import subprocess
 import time
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it does so again."
-# About as many tokens as a context of 2048 takes with the synthetic vocabulary, which knows no long English words.
-LONG_PROMPT = "the quick brown fox jumps over the lazy dog; " * 40
+# Nearly fills the context with the synthetic vocabulary, which knows few English words: 36 tokens a sentence.
+LONG_PROMPT = "the quick brown fox jumps over the lazy dog; " * 55
 CONTEXT = 2048
+# Tokens of a warm-up, and of a trial of decode.
+SHORT = 16
+# Seconds until a peer's answer is no longer awaited.
+PATIENCE = 240
 
 
 class Refused(Exception):
@@ -38,7 +43,7 @@ class Farpost:
     def close(self):
         pass
 
-    def prepare(self, row):
+    def prepare(self, row, hold):
         """What is to be known before measuring: nothing here, which variant is fastest in a peer."""
 
     def measure(self, row):
@@ -46,7 +51,9 @@ class Farpost:
         command = [
             self.program, "bench", "--quiet", "--json", "--model", self.model, "--threads", self.threads,
             f"--{request['test']}", str(request["n"]), "--depth", str(row.depth), "--batch", str(row.batch),
-            "--kv-type", row.kv, "--repetitions", "1", "--warmup", "1",
+            "--kv-type", row.kv, "--repetitions", "1",
+            # Filling the context warms up enough.
+            "--warmup", "0" if row.depth else "1",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
         if done.returncode != 0:
@@ -84,7 +91,6 @@ class Peer:
     """A program that answers requests line by line, kept while a file is measured."""
 
     process = None
-    variants = ({},)
 
     def open(self, model):
         """Takes up a file; it is loaded when the first request comes."""
@@ -103,6 +109,11 @@ class Peer:
             self.process = None
 
     def _answer(self):
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            raise Refused(f"no answer within {PATIENCE} s")
         line = self.process.stdout.readline()
         if not line:
             errors = self.process.stderr.read().strip()
@@ -121,15 +132,20 @@ class Peer:
             raise Refused(answer["error"])
         return answer
 
-    def prepare(self, row):
-        """Warms up, and finds which variant is the fastest for this row."""
-        rates = {}
-        for number, variant in enumerate(self.variants_of(row)):
+    def prepare(self, row, hold):
+        """Warms up, and finds which variant is the fastest for this row; `hold` makes the lock for each trial."""
+        trials = []
+        for variant in self.variants_of(row):
             request = {**row.request(), **variant}
-            self._ask(request)
-            rates[number] = (self._ask(request)["tokens_per_second"], request)
-        if rates:
-            self.best[row] = max(rates.values(), key=lambda rate: rate[0])[1]
+            with hold():
+                self._ask({**request, "n": SHORT})
+                trial = self._ask(request if row.test == "pp" else {**request, "n": SHORT})
+                trials.append((trial["tokens_per_second"], request))
+        if trials:
+            self.best[row] = max(trials, key=lambda trial: trial[0])[1]
+            if self.best[row] != trials[-1][1]:
+                with hold():
+                    self._ask({**self.best[row], "n": SHORT})
 
     def measure(self, row):
         if row not in self.best:

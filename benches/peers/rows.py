@@ -15,9 +15,9 @@ class Model:
         return f"{self.shape}-{self.type}"
 
     @property
-    def is_mixture(self):
-        """A mixture of types: quantized from a Q8_0 file, where others are made directly."""
-        return self.type.endswith("_m") or self.type == "iq4_xs"
+    def source(self):
+        """The file that this one is quantized from, as published ones are: mixtures with better types where it matters."""
+        return None if self.type == "q8_0" else Model(self.shape, "q8_0")
 
 
 @dataclass(frozen=True)
