@@ -1,4 +1,4 @@
-//! A made-up byte-level BPE vocabulary of any size: 256 byte tokens, merges that build on one another, four control
+//! A made-up byte-level BPE vocabulary of any size: 256 byte tokens, merges that build on one another, six control
 //! tokens. Every merge joins two tokens that exist before it, so the whole is what a trained tokenizer looks like.
 
 use std::collections::HashSet;
@@ -6,19 +6,23 @@ use std::collections::HashSet;
 use super::random::Random;
 use crate::gguf::OwnedValue;
 
-const CONTROL: [&str; 4] = ["<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"];
+/// llama.cpp looks up the first four by name in models called Phi 3, and refuses files without them.
+const CONTROL: [&str; 6] = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// Longest token in characters.
 const LONGEST: usize = 14;
 const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
     {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// Metadata of a vocabulary of `size` tokens (at least 260).
+/// Metadata of a vocabulary of `size` tokens (at least 262).
 pub(super) fn generated(size: usize) -> Vec<(String, OwnedValue)> {
     let (mut tokens, merges) = merged(size.saturating_sub(CONTROL.len()));
     let mut kinds = vec![1_i32; tokens.len()];
     tokens.extend(CONTROL.map(str::to_owned));
     kinds.extend([3; CONTROL.len()]);
-    let id = |control: usize| OwnedValue::from((tokens.len() - CONTROL.len() + control) as u32);
+    let id = |name: &str| {
+        let from_end = CONTROL.iter().rev().position(|&control| control == name).expect("it is one of them");
+        OwnedValue::from((tokens.len() - 1 - from_end) as u32)
+    };
     let named = |name: &str| format!("tokenizer.ggml.{name}");
     vec![
         (named("model"), "gpt2".into()),
@@ -26,9 +30,9 @@ pub(super) fn generated(size: usize) -> Vec<(String, OwnedValue)> {
         (named("tokens"), OwnedValue::texts(&tokens)),
         (named("token_type"), OwnedValue::from(&kinds[..])),
         (named("merges"), OwnedValue::texts(&merges)),
-        (named("bos_token_id"), id(0)),
-        (named("eos_token_id"), id(1)),
-        (named("eot_token_id"), id(3)),
+        (named("bos_token_id"), id("<s>")),
+        (named("eos_token_id"), id("</s>")),
+        (named("eot_token_id"), id("<|im_end|>")),
         (named("add_bos_token"), false.into()),
         ("tokenizer.chat_template".to_owned(), TEMPLATE.into()),
     ]
@@ -91,6 +95,19 @@ mod tests {
                 assert_eq!(format!("{head}{tail}"), *token);
                 assert!(known.insert(token), "{token} twice");
             }
+        }
+    }
+
+    #[test]
+    fn control_tokens_come_last_and_are_named_by_their_ids() {
+        let metadata = generated(300);
+        let value = |name: &str| &metadata.iter().find(|(key, _)| key.ends_with(name)).unwrap().1;
+        assert_eq!(
+            *value("ggml.tokens"),
+            OwnedValue::texts(&[merged(294).0, CONTROL.map(str::to_owned).to_vec()].concat())
+        );
+        for (key, id) in [("bos_token_id", 295_u32), ("eos_token_id", 296), ("eot_token_id", 299)] {
+            assert_eq!(*value(key), OwnedValue::from(id), "{key}");
         }
     }
 
