@@ -94,6 +94,8 @@ impl<T: Plain> Block<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::hint::black_box;
+
     use super::*;
 
     #[test]
@@ -113,7 +115,9 @@ mod tests {
     fn memory_that_is_not_to_be_had_is_an_error_with_its_bytes() {
         // More than any machine can address; the second more than a size can be.
         for len in [1_usize << 60, usize::MAX / 4] {
-            let errors = [Block::<u8>::try_new(len).err(), zeros::<u32>(len).err(), room::<u8>(len).err()];
+            // What nobody looks at the compiler need not ask for.
+            let (block, numbers, bytes) = (Block::<u8>::try_new(len), zeros::<u32>(len), room::<u8>(len));
+            let errors = [black_box(block).err(), black_box(numbers).err(), black_box(bytes).err()];
             let needed = errors.map(|error| match error {
                 Some(DeviceError::OutOfMemory { needed_bytes, free_bytes: None, .. }) => needed_bytes,
                 other => panic!("{other:?}"),
