@@ -22,7 +22,7 @@ pub(super) enum Witness {
 const KINDS: usize = 6;
 /// Chances that the next token is that of a passage, by [`Witness`] and length, before anything is known of the text.
 const FIRST: [[f32; KINDS]; 3] =
-    [[0.2, 0.3, 0.4, 0.6, 0.8, 0.9], [0.3, 0.5, 0.6, 0.8, 0.9, 0.95], [0.1, 0.2, 0.2, 0.3, 0.4, 0.5]];
+    [[0.2, 0.3, 0.35, 0.6, 0.8, 0.9], [0.3, 0.5, 0.6, 0.8, 0.9, 0.95], [0.1, 0.2, 0.2, 0.3, 0.4, 0.5]];
 /// Weight of the latest token in what is known.
 const RATE: f32 = 0.1;
 /// Chances are never taken to be better: a draft is no longer than pays with one miss in fifty.
@@ -73,12 +73,12 @@ fn kind(shared: usize) -> usize {
     }
 }
 
-/// Cost of a step of `n_rows` in steps of one row: the first rows more each cost 0.3, those from the sixth on, which
-/// panels take, 0.08. Measured: docs/decisions/010-lookup-speculation.md.
+/// Cost of a step of `n_rows` in steps of one row: the first six rows more cost 0.24 each, later ones, in panels, 0.08.
+/// Measured: docs/decisions/010-lookup-speculation.md.
 fn step_cost(n_rows: usize) -> f32 {
     let more = n_rows.saturating_sub(1);
-    let (flat, tall) = (more.min(4), more.saturating_sub(4));
-    1.0 + 0.3 * flat as f32 + 0.08 * tall as f32
+    let (few, many) = (more.min(6), more.saturating_sub(6));
+    1.0 + 0.24 * few as f32 + 0.08 * many as f32
 }
 
 #[cfg(test)]
