@@ -40,6 +40,8 @@ fn timings(timings: &Timings) -> Json {
         "prompt_tokens": timings.prompt_tokens,
         "cached_tokens": timings.cached_tokens,
         "generated_tokens": timings.generated_tokens,
+        "drafted_tokens": timings.drafted_tokens,
+        "accepted_tokens": timings.accepted_tokens,
         "prefill_tokens_per_second": timings.prefill_tokens_per_second().map(amount::rounded),
         "decode_tokens_per_second": timings.decode_tokens_per_second().map(amount::rounded),
     })
@@ -54,8 +56,15 @@ pub fn figures(generated: &Generated, memory: &MemoryUse) -> String {
         0 => String::new(),
         n => format!(" ({} more were there)", amount::grouped(n as u64)),
     };
+    let ahead = match timings.drafted_tokens {
+        0 => String::new(),
+        drafted => {
+            let (right, drafted) = (amount::grouped(timings.accepted_tokens as u64), amount::grouped(drafted as u64));
+            format!(" ({right} of {drafted} guessed ahead were right)")
+        }
+    };
     format!(
-        "load    {}\nprompt  {}{cached} in {}{}\nanswer  {} in {}{}\nmemory  {} of weights, {} to work in",
+        "load    {}\nprompt  {}{cached} in {}{}\nanswer  {} in {}{}{ahead}\nmemory  {} of weights, {} to work in",
         milliseconds(timings.load_ms),
         amount::count(run, "token"),
         milliseconds(timings.prefill_ms),

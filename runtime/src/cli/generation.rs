@@ -1,6 +1,6 @@
 //! Options of commands that let a model write: how long, until what, in how much memory.
 
-use farpost::engine::GenerateOptions;
+use farpost::engine::{GenerateOptions, Speculate};
 use farpost_kernels::backend::{Activations, KvType};
 
 use super::amount;
@@ -19,8 +19,29 @@ pub struct GenerationArgs {
     /// Go on where the model would end
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Guess tokens ahead where the text repeats itself (lookup), and run them in one step; each is chosen as without
+    #[arg(long, value_name = "HOW", default_value = "off")]
+    pub speculate: SpeculateChoice,
     #[command(flatten)]
     pub memory: MemoryArgs,
+}
+
+/// [`Speculate`] with a name on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpeculateChoice(pub Speculate);
+
+impl clap::ValueEnum for SpeculateChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        const LOOKUP: SpeculateChoice = SpeculateChoice(Speculate::lookup());
+        &[LOOKUP, Self(Speculate::Off)]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(match self.0 {
+            Speculate::Off => "off",
+            Speculate::Lookup { .. } => "lookup",
+        }))
+    }
 }
 
 /// What the context costs, and how exactly a model is computed.
@@ -79,6 +100,7 @@ impl GenerationArgs {
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             render_special: false,
+            speculate: self.speculate.0,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What is asked of a session and what it tells: options, events, the result and its timings.
 
+use super::lookup::Speculate;
 use super::sampler::Logprobs;
 use super::sampling::Sampling;
 
@@ -16,6 +17,8 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Write out control tokens in the text.
     pub render_special: bool,
+    /// Guess tokens ahead and run them in one step.
+    pub speculate: Speculate,
 }
 
 /// What happens during a generation, as it happens.
@@ -91,6 +94,10 @@ pub struct Timings {
     pub cached_tokens: usize,
     /// Tokens chosen, with the one that ended the text.
     pub generated_tokens: usize,
+    /// Tokens that were guessed and run ahead.
+    pub drafted_tokens: usize,
+    /// How many of them were chosen: steps that were saved.
+    pub accepted_tokens: usize,
 }
 
 impl Timings {

@@ -3,6 +3,8 @@
 //! Invariant: `ids` are the tokens whose keys and values the plan's cache holds, no more and no less. Every step goes
 //! through [`Session::run`], which keeps it so.
 
+mod ahead;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use super::generate::{Event, Finish, GenerateOptions, Generated, Timings};
 use super::sampler::Sampler;
 use super::stop::StopMatcher;
 use crate::model::Model;
+use ahead::Ahead;
 
 /// Context of a session that names none, if the model has as much.
 const DEFAULT_CONTEXT: usize = 4096;
@@ -161,6 +164,7 @@ impl Session {
         if let Some(number) = options.stop.iter().position(String::is_empty) {
             return Err(EngineError::EmptyStop { number });
         }
+        ahead::check(options.speculate)?;
         let dry = &options.sampling.dry;
         let breakers =
             if dry.multiplier > 0.0 { Breakers::of(&dry.sequence_breakers, tokenizer) } else { Breakers::default() };
@@ -176,6 +180,7 @@ impl Session {
         let most = options.max_tokens.unwrap_or(usize::MAX);
         let want = sampler.wants();
         let prefill = self.prefill(prompt, want, on_event)?;
+        let mut ahead = Ahead::after(prompt, options.speculate);
         let mut first_token = None;
         generated.finish = loop {
             if matches!(prefill, Prefill::Cancelled) {
@@ -184,13 +189,13 @@ impl Session {
             if generated.ids.len() >= most {
                 break Finish::Length;
             }
-            if let Some(&last) = generated.ids.last() {
-                if self.ids.len() == self.context {
-                    break Finish::Length;
-                }
-                self.run(&[last], |_| Some(want))?;
+            if let Some(&last) = generated.ids.last()
+                && !self.advance(&mut ahead, last, most - generated.ids.len(), want)?
+            {
+                break Finish::Length;
             }
-            let chosen = sampler.choose(self.answer()?, prompt, &generated.ids)?;
+            let chosen = sampler.choose(self.answer(&ahead)?, prompt, &generated.ids)?;
+            ahead.choose(chosen.id);
             timings.generated_tokens += 1;
             first_token.get_or_insert_with(Instant::now);
             if tokenizer.is_stop(chosen.id) && !options.ignore_eos {
@@ -209,6 +214,9 @@ impl Session {
                 break Finish::Cancelled;
             }
         };
+        if !matches!(prefill, Prefill::Cancelled) {
+            self.take_back(&mut ahead);
+        }
         if matches!(generated.finish, Finish::EndToken(_) | Finish::Length) {
             let mut rest = matcher.push(&detokenizer.finish()).to_owned();
             if let Some(number) = matcher.found() {
@@ -222,6 +230,7 @@ impl Session {
         let first_token = first_token.unwrap_or(end);
         timings.prefill_ms = ms(first_token - start);
         timings.decode_ms = ms(end - first_token);
+        (timings.drafted_tokens, timings.accepted_tokens) = (ahead.drafted_tokens, ahead.accepted_tokens);
         generated.timings = timings;
         Ok(generated)
     }
@@ -350,12 +359,6 @@ impl Session {
             }
         }
     }
-
-    /// What the last step answered.
-    fn answer(&self) -> Result<&Answer, EngineError> {
-        let none = || DeviceError::Wrong("no result of a step, expected one".to_owned());
-        Ok(self.output.results.last().ok_or_else(none)?)
-    }
 }
 
 /// Adds `new` to the text and tells it.
@@ -371,5 +374,7 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
+#[cfg(all(test, feature = "pocket"))]
+mod ahead_tests;
 #[cfg(all(test, feature = "pocket"))]
 pub(super) mod tests;

@@ -19,11 +19,13 @@ pub(in crate::engine) struct Fake {
     pub(in crate::engine) steps: Arc<Mutex<Vec<Batch>>>,
     /// Steps, counted from 0, that fail.
     pub(in crate::engine) failing: Vec<usize>,
+    /// Steps that ask for more answers than this give wrong results.
+    pub(in crate::engine) most_answers: Option<usize>,
 }
 
 impl Fake {
     pub(in crate::engine) fn new(next: impl Fn(&[u32]) -> Vec<f32> + Send + Sync + 'static) -> Self {
-        Self { next: Arc::new(next), steps: Arc::default(), failing: vec![] }
+        Self { next: Arc::new(next), steps: Arc::default(), failing: vec![], most_answers: None }
     }
 }
 
@@ -31,6 +33,7 @@ struct FakePlan {
     next: Next,
     steps: Arc<Mutex<Vec<Batch>>>,
     failing: Vec<usize>,
+    most_answers: Option<usize>,
     limits: Limits,
     n_vocab: usize,
     cache: Cache,
@@ -59,6 +62,7 @@ impl Backend for Fake {
             next: Arc::clone(&self.next),
             steps: Arc::clone(&self.steps),
             failing: self.failing.clone(),
+            most_answers: self.most_answers,
             limits: limits.clone(),
             n_vocab: graph.n_vocab(),
             cache: Cache { is_open: false, tokens: vec![], reserved: 0, most: limits.kv_tokens },
@@ -80,6 +84,9 @@ impl Plan for FakePlan {
         }
         if self.failing.contains(&number) {
             return Err(DeviceError::Lost("on cue".to_owned()));
+        }
+        if self.most_answers.is_some_and(|most| batch.want.len() > most) {
+            return Err(DeviceError::Wrong("logits are not finite".to_owned()));
         }
         out.results.clear();
         for want in &batch.want {

@@ -13,17 +13,17 @@ pub(in crate::engine) mod fake;
 
 use fake::Fake;
 
-fn model() -> Arc<Model> {
+pub(super) fn model() -> Arc<Model> {
     Arc::new(Model::pocket().unwrap())
 }
 
 /// Mixes all tokens into a number.
-fn mixed(tokens: &[u32]) -> u64 {
+pub(super) fn mixed(tokens: &[u32]) -> u64 {
     tokens.iter().fold(17, |hash: u64, &id| (hash ^ u64::from(id)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29))
 }
 
 /// Ids of tokens that are plain text.
-fn text_ids(model: &Model) -> Vec<u32> {
+pub(super) fn text_ids(model: &Model) -> Vec<u32> {
     let tokenizer = model.tokenizer();
     let is_text =
         |id: &u32| !tokenizer.kind(*id).is_special() && !tokenizer.is_stop(*id) && tokenizer.token_text(*id).is_ascii();
@@ -57,16 +57,16 @@ fn expected(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
-fn open(model: &Arc<Model>, fake: &Fake, context: usize, batch_rows: usize) -> Session {
+pub(super) fn open(model: &Arc<Model>, fake: &Fake, context: usize, batch_rows: usize) -> Session {
     let options = SessionOptions { context: Some(context), batch_rows, ..SessionOptions::default() };
     Session::open(Arc::clone(model), fake, &options).unwrap()
 }
 
-fn greedy(max_tokens: usize) -> GenerateOptions {
+pub(super) fn greedy(max_tokens: usize) -> GenerateOptions {
     GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(max_tokens), ..GenerateOptions::default() }
 }
 
-fn generate(session: &mut Session, prompt: &[u32], options: &GenerateOptions) -> Generated {
+pub(super) fn generate(session: &mut Session, prompt: &[u32], options: &GenerateOptions) -> Generated {
     let mut told = String::new();
     let mut ids = Vec::new();
     let generated = session
