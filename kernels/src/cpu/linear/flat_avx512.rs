@@ -56,7 +56,7 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, inp
     let per_chunk = CHUNK / F::LEN;
     let blocks = Blocks::new(job.row_bytes(row).as_ptr(), job.row_bytes);
     // What follows the sixteen rows in memory: most likely the next ones.
-    let mut next = job.row_bytes(row).as_ptr().wrapping_add(ROWS * job.row_bytes);
+    let mut ahead = Ahead(job.row_bytes(row).as_ptr().wrapping_add(ROWS * job.row_bytes));
     // SAFETY: the caller's promises; the scratch holds a chunk of sixteen rows.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); MOST];
@@ -64,10 +64,7 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, inp
             let first = chunk * per_chunk;
             let n_blocks = per_chunk.min(n_blocks - first);
             for block in 0..n_blocks {
-                for line in 0..(ROWS * F::BYTES).div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
-                }
-                next = next.wrapping_add(ROWS * F::BYTES);
+                ahead.fetch(ROWS * F::BYTES / 2);
                 let subs = block * (F::LEN / F::SUB) * ROWS;
                 unpack::<F>(
                     layout,
@@ -80,6 +77,8 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, inp
                 );
             }
             let n_subs = n_blocks * F::LEN / F::SUB;
+            // Half while unpacking, half while multiplying: a core has few reads under way at a time.
+            let per_sub = ROWS * F::BYTES * F::SUB / F::LEN / 2 / count.div_ceil(AT_ONCE);
             for first in (0..count).step_by(AT_ONCE) {
                 let products = match (F::SUB, drive::adds_mins::<Avx512, F>()) {
                     (32, true) => products_of::<32, true>,
@@ -88,7 +87,15 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, inp
                     (_, false) => products_of::<16, false>,
                 };
                 let inputs = Inputs::new::<F>(job.input, chunk, input_rows.start + first);
-                products((count - first).min(AT_ONCE))(panel, n_subs, inputs, sums[first..].as_mut_ptr());
+                products((count - first).min(AT_ONCE))(
+                    panel,
+                    n_subs,
+                    inputs,
+                    sums[first..].as_mut_ptr(),
+                    ahead,
+                    per_sub,
+                );
+                ahead.0 = ahead.0.wrapping_add(n_subs * per_sub);
             }
             outliers::<F>(job, panel, chunk, input_rows.start, &mut sums[..count]);
         }
@@ -134,7 +141,26 @@ fn far(odd_strides: &[usize; 4], index: usize) -> usize {
 }
 
 /// Adds the products of a chunk, so many sub-blocks of it, with input rows to their sums.
-type Products = unsafe fn(Panel, usize, Inputs, *mut __m512);
+type Products = unsafe fn(Panel, usize, Inputs, *mut __m512, Ahead, usize);
+
+/// Where to fetch next.
+#[derive(Clone, Copy)]
+struct Ahead(*const u8);
+
+impl Ahead {
+    /// Fetches the lines in which the next `n_bytes` begin.
+    #[inline(always)]
+    unsafe fn fetch(&mut self, n_bytes: usize) {
+        let end = self.0.wrapping_add(n_bytes);
+        let mut line = self.0.map_addr(|address| address.next_multiple_of(64));
+        while line < end {
+            // SAFETY: a hint; any address is allowed.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+            line = line.wrapping_add(64);
+        }
+        self.0 = end;
+    }
+}
 
 /// Products with `n` input rows, at most [`AT_ONCE`].
 fn products_of<const SUB: usize, const MINS: bool>(n: usize) -> Products {
@@ -158,12 +184,15 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
     n_subs: usize,
     inputs: Inputs,
     sums: *mut __m512,
+    mut ahead: Ahead,
+    per_sub: usize,
 ) {
     let strides = inputs.strides.map(|strides| strides.map(opaque));
     // SAFETY: the caller's promises.
     unsafe {
         let mut own: [__m512; N] = std::array::from_fn(|index| *sums.add(index));
         for sub in 0..n_subs {
+            ahead.fetch(per_sub);
             let mut products = [_mm512_setzero_si512(); N];
             let (codes, x) = (panel.codes.add(ROWS * SUB * sub), inputs.codes.add(SUB * sub));
             for step in 0..SUB / 4 {
