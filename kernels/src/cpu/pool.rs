@@ -9,6 +9,7 @@
 //! [`Team::run`] reports it.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -116,6 +117,33 @@ impl Worker<'_> {
                     break;
                 }
                 work(chunk);
+            }
+        };
+        self.guarded(claims);
+    }
+
+    /// As [`Worker::claim`], in runs of numbers: long ones first, so that each worker goes through much of its share in
+    /// order, and ever shorter ones, but none below `least`, so that all end at about the same time.
+    pub(crate) fn claim_runs(
+        &self,
+        next: &AtomicUsize,
+        n_chunks: usize,
+        least: usize,
+        mut work: impl FnMut(Range<usize>),
+    ) {
+        let shared_out = if self.n_workers() == 1 { 1 } else { 2 * self.n_workers() };
+        let claims = || {
+            let mut start = next.load(Ordering::Relaxed);
+            while start < n_chunks && !self.shared.has_failed.load(Ordering::Relaxed) {
+                let left = n_chunks - start;
+                let end = start + (left / shared_out).max(least).clamp(1, left);
+                match next.compare_exchange_weak(start, end, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => {
+                        work(start..end);
+                        start = next.load(Ordering::Relaxed);
+                    }
+                    Err(now) => start = now,
+                }
             }
         };
         self.guarded(claims);
@@ -268,6 +296,23 @@ mod tests {
                 .unwrap();
                 assert!(runs.iter().all(|run| run.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn runs_cover_every_chunk_once_whatever_their_least_length() {
+        for (n_workers, n_chunks, least) in [(1, 100, 7), (2, 100, 0), (3, 1000, 16), (4, 5, 9), (2, 0, 3), (2, 1, 1)] {
+            let mut team = Team::new(n_workers).unwrap();
+            let next = AtomicUsize::new(0);
+            let runs: Vec<AtomicUsize> = (0..n_chunks).map(|_| AtomicUsize::new(0)).collect();
+            team.run(&|worker| {
+                worker.claim_runs(&next, n_chunks, least, |run| {
+                    assert!(run.len() >= least.max(1) || run.end == n_chunks, "{run:?} is shorter than {least}");
+                    run.for_each(|chunk| _ = runs[chunk].fetch_add(1, Ordering::Relaxed));
+                });
+            })
+            .unwrap();
+            assert!(runs.iter().all(|run| run.load(Ordering::Relaxed) == 1));
         }
     }
 

@@ -104,7 +104,7 @@ mod tests {
         let value = |name: &str| &metadata.iter().find(|(key, _)| key.ends_with(name)).unwrap().1;
         assert_eq!(
             *value("ggml.tokens"),
-            OwnedValue::texts(&[merged(294).0, CONTROL.map(str::to_owned).to_vec()].concat())
+            OwnedValue::texts([merged(294).0, CONTROL.map(str::to_owned).to_vec()].concat())
         );
         for (key, id) in [("bos_token_id", 295_u32), ("eos_token_id", 296), ("eot_token_id", 299)] {
             assert_eq!(*value(key), OwnedValue::from(id), "{key}");

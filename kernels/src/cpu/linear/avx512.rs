@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use super::drive::{self, Engine};
 use super::drive_floats;
+pub(super) use super::flat_avx512::flat;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
@@ -28,7 +29,6 @@ macro_rules! kernel {
         }
     };
 }
-kernel!(flat<F: Format> => drive::flat::<Avx512, F>);
 kernel!(tall<F: Format> => drive::tall::<Avx512, F>);
 kernel!(floats_flat<T: Float> => drive_floats::floats_flat::<Avx512, T>);
 kernel!(floats_tall<T: Float> => drive_floats::floats_tall::<Avx512, T, 16>);
@@ -232,7 +232,7 @@ unsafe fn transpose(rows: *const u8, n_fours: usize, out: *mut u32) {
 
 /// A number that the compiler takes for unrelated to the one given.
 #[inline(always)]
-fn opaque(number: usize) -> usize {
+pub(super) fn opaque(number: usize) -> usize {
     let mut number = number;
     // SAFETY: no instruction.
     unsafe { asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };

@@ -104,7 +104,7 @@ pub(crate) trait UnpacksPlainly: Engine {
 
 /// A raw code as an outlier meets it.
 #[inline(always)]
-fn as_multiplied<E: Engine, F: Format>(code: u8) -> i32 {
+pub(crate) fn as_multiplied<E: Engine, F: Format>(code: u8) -> i32 {
     i32::from(code) - if E::takes_offset_back::<F>() { 0 } else { i32::from(F::OFFSET) }
 }
 

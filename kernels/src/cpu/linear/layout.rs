@@ -32,6 +32,12 @@ impl Planes {
         let group = weight / (self.group * (8 / self.bits));
         (group * self.group + weight % self.group, plane * self.bits)
     }
+
+    /// The weight in plane `plane` of a byte.
+    pub(crate) const fn weight(self, byte: usize, plane: usize) -> usize {
+        let group = byte / self.group;
+        (group * (8 / self.bits) + plane) * self.group + byte % self.group
+    }
 }
 
 /// Bits above the low ones.

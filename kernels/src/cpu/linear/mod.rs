@@ -12,16 +12,22 @@ mod avx512;
 mod drive;
 mod drive_floats;
 mod fine;
+#[cfg(target_arch = "x86_64")]
+mod flat_avx512;
 mod format;
 mod formats_linear;
 mod formats_table;
 mod input;
 mod job;
+#[cfg(target_arch = "x86_64")]
+mod lanes_avx512;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantize;
+#[cfg(target_arch = "x86_64")]
+mod row_avx512;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx512;
@@ -121,8 +127,9 @@ fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
 
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
 fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
-    // Unpacking with vectors makes panels cheap; those of plain numbers are still filled one by one.
-    if isa == Isa::Avx512 && dtype.is_quantized() { 4 } else { 16 }
+    // With AVX-512, codebooks are unpacked row by row and the rest sixteen rows at a time.
+    let is_codebook = with_format!(dtype, F => <F as format::Format>::LAYOUT.is_none(), false);
+    if isa == Isa::Avx512 && is_codebook { 4 } else { 16 }
 }
 
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.

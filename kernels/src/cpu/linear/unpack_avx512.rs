@@ -274,6 +274,14 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks) -> (__m512, __m512) 
 unsafe fn eight_halves<F: Format>(blocks: Blocks, at: usize) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
+        if blocks.len == 8 && F::BYTES == 18 && at == 0 {
+            // Blocks of nine words, of which two vectors hold all first ones.
+            let words = _mm512_setr_epi64(0x001B_0012_0009_0000, 0x003F_0036_002D_0024, 0, 0, 0, 0, 0, 0);
+            let low = _mm512_loadu_si512(blocks.start.cast());
+            let high = _mm512_loadu_si512(blocks.start.add(64).cast());
+            let bits = _mm512_castsi512_si128(_mm512_permutex2var_epi16(low, words, high));
+            return _mm512_zextps256_ps512(_mm256_cvtph_ps(bits));
+        }
         let half = |block: usize| blocks.at::<F>(block, at).cast::<i16>().read_unaligned();
         let bits = _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7));
         _mm512_zextps256_ps512(_mm256_cvtph_ps(bits))

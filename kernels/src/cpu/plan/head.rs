@@ -5,7 +5,7 @@
 
 use std::sync::PoisonError;
 
-use super::linear::{InputNumbers, add_bias, chunk_rows, input_for, view_rows};
+use super::linear::{InputNumbers, add_bias, input_for, share_out, view_rows};
 use super::stage::Head;
 use super::{Core, Counters, CpuPlan, Local};
 use crate::backend::{Answer, DeviceError, Output, WantKind};
@@ -97,10 +97,8 @@ impl Core {
         let row_of = |index: usize| want[index].row;
         // SAFETY: the caller's promise; wanted rows are rows of the step.
         let is_own = unsafe { self.prepare_input(&stage.source, numbers, want.len(), row_of, counters, worker, local) };
-        let n_vocab = stage.weight.rows();
-        let chunk = chunk_rows(n_vocab, stage.weight.row_bytes(), want.len(), worker.n_workers());
-        worker.claim(&counters[1], n_vocab.div_ceil(chunk), |number| {
-            let ids = number * chunk..n_vocab.min((number + 1) * chunk);
+        let weight = std::iter::once((stage.weight.rows(), stage.weight.row_bytes()));
+        share_out(worker, &counters[1], &weight, want.len(), |_, ids| {
             let count = ids.len();
             let Local { inputs, scratch, results, reductions, .. } = &mut *local;
             let input = input_for(if is_own { inputs } else { &self.inputs }, numbers, &stage.weight);

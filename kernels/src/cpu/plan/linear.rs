@@ -1,6 +1,7 @@
 //! Stages of products: the input quantized once, weight rows shared out in chunks, results finished on the way out.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 
 use super::stage::{After, Linear, Part, Source};
 use super::{Core, Counters, Local};
@@ -12,7 +13,8 @@ use crate::tensor::{Weight, WeightView};
 
 /// Up to so many rows every worker prepares the input for itself, which is cheaper than a barrier.
 pub(super) const OWN_INPUT_ROWS: usize = 4;
-/// Weight bytes of a chunk where few rows are multiplied: enough to pay for the claim, few enough to share out evenly.
+/// Weight bytes of a claim where few rows are multiplied: enough to pay for a new place in memory, few enough to share
+/// out evenly.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Weight rows of a chunk, at most, with few input rows and with many.
 const FLAT_CHUNK_ROWS: usize = 256;
@@ -21,10 +23,12 @@ const TALL_CHUNK_ROWS: usize = 64;
 const TALL_ROWS: usize = 17;
 /// Chunks per worker that even out differences in speed.
 const CHUNKS_PER_WORKER: usize = 4;
+/// Weight rows that few input rows are multiplied with side by side: claims are multiples of it.
+const SIDE_BY_SIDE: usize = 16;
 
 /// Results of a chunk before they are finished, at most: floats per worker for `max_rows` input rows.
 pub(super) fn results_len(max_rows: usize) -> usize {
-    (max_rows * TALL_CHUNK_ROWS).max(max_rows.min(TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
+    (max_rows * TALL_CHUNK_ROWS).max((TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
 }
 
 /// Weight rows of a chunk for rows of `row_bytes`.
@@ -34,8 +38,50 @@ pub(super) fn chunk_rows(n_rows: usize, row_bytes: usize, n_input_rows: usize, n
         return fair.next_multiple_of(16).min(TALL_CHUNK_ROWS);
     }
     let rows = (CHUNK_BYTES / row_bytes.max(1)).clamp(1, FLAT_CHUNK_ROWS).min(fair);
-    // A few rows may be multiplied by panels already.
-    if n_input_rows > OWN_INPUT_ROWS { rows.next_multiple_of(16) } else { rows }
+    if n_input_rows > 1 { rows.next_multiple_of(SIDE_BY_SIDE) } else { rows }
+}
+
+/// Shares the rows of weights out, one weight after the other, each given by its rows and the bytes of a row.
+///
+/// Calls `work` with the number of a weight and some of its rows, for which there is room for results. Few input rows
+/// are waiting for memory: workers take long runs of rows, which memory gives faster than small pieces here and there.
+pub(super) fn share_out(
+    worker: &Worker<'_>,
+    next: &AtomicUsize,
+    weights: &(impl Iterator<Item = (usize, usize)> + Clone),
+    n_input_rows: usize,
+    mut work: impl FnMut(usize, Range<usize>),
+) {
+    let is_tall = n_input_rows >= TALL_ROWS;
+    let unit = |(n_rows, row_bytes): (usize, usize)| {
+        if is_tall { chunk_rows(n_rows, row_bytes, n_input_rows, worker.n_workers()) } else { SIDE_BY_SIDE }
+    };
+    let n_units = |weight: (usize, usize)| weight.0.div_ceil(unit(weight));
+    let total: usize = weights.clone().map(n_units).sum();
+    let bytes: usize = weights.clone().map(|(n_rows, row_bytes)| n_rows * row_bytes).sum();
+    let fair = (total / (CHUNKS_PER_WORKER * worker.n_workers())).max(1);
+    let least = (CHUNK_BYTES * total / bytes.max(1)).clamp(1, fair);
+    let most_rows = if is_tall { TALL_CHUNK_ROWS } else { (TALL_ROWS - 1) * FLAT_CHUNK_ROWS / n_input_rows.max(1) };
+    let mut in_run = |units: Range<usize>| {
+        let mut first = 0;
+        for (number, weight) in weights.clone().enumerate() {
+            let (unit, here) = (unit(weight), n_units(weight));
+            let (from, to) = (units.start.max(first), units.end.min(first + here));
+            if from < to {
+                let (start, end) = ((from - first) * unit, weight.0.min((to - first) * unit));
+                let step = (most_rows / unit).max(1) * unit;
+                for row in (start..end).step_by(step) {
+                    work(number, row..end.min(row + step));
+                }
+            }
+            first += here;
+        }
+    };
+    if is_tall {
+        worker.claim(next, total, |unit| in_run(unit..unit + 1));
+    } else {
+        worker.claim_runs(next, total, least, in_run);
+    }
 }
 
 /// Rows `rows` of a weight, as a weight of their own.
@@ -74,24 +120,13 @@ impl Core {
         let n_rows = self.step.rows.len();
         // SAFETY: the caller's promise; every row is in the step.
         let is_own = unsafe { self.prepare_input(&stage.source, numbers, n_rows, |row| row, counters, worker, local) };
-        let n_workers = worker.n_workers();
-        let chunks = |part: &Part| {
-            let row_bytes: usize = part.weights().map(Weight::row_bytes).sum();
-            let chunk = chunk_rows(part.weight.rows(), row_bytes, n_rows, n_workers);
-            (chunk, part.weight.rows().div_ceil(chunk))
-        };
-        let n_chunks = stage.parts.iter().map(|part| chunks(part).1).sum();
-        worker.claim(&counters[1], n_chunks, |mut number| {
-            for part in &stage.parts {
-                let (chunk, n_chunks) = chunks(part);
-                if number < n_chunks {
-                    let rows = number * chunk..part.weight.rows().min((number + 1) * chunk);
-                    // SAFETY: a chunk is claimed once, so these results are ours.
-                    unsafe { self.part(part, rows, numbers, n_rows, is_own, local) };
-                    return;
-                }
-                number -= n_chunks;
-            }
+        let weights = stage.parts.iter().map(|part| {
+            let row_bytes = part.weights().map(Weight::row_bytes).sum();
+            (part.weight.rows(), row_bytes)
+        });
+        share_out(worker, &counters[1], &weights, n_rows, |number, rows| {
+            // SAFETY: rows are claimed once, so these results are ours.
+            unsafe { self.part(&stage.parts[number], rows, numbers, n_rows, is_own, local) };
         });
     }
 
