@@ -12,6 +12,7 @@ pub(crate) trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for i8 {}
 impl Plain for u8 {}
+impl Plain for u16 {}
 
 /// A fixed number of elements, zero at first. Access is by pointer; who may touch what is the user's to keep.
 pub(crate) struct Block<T: Plain> {

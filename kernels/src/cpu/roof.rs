@@ -249,7 +249,7 @@ unsafe fn int8(isa: Isa, repeats: usize) -> usize {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => sets::avx512(repeats),
+            Isa::Avx512 | Isa::Amx => sets::avx512(repeats),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => sets::avx2(repeats),
             #[cfg(target_arch = "aarch64")]

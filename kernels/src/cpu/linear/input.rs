@@ -6,10 +6,12 @@
 //! Rows are padded with zero codes and zero scales to whole chunks of 256, so kernels have no tails in that
 //! direction, and by one cache line more, so that rows do not compete for the same cache sets.
 //! The outlier of a block, if it has one, has a code of zero and is kept as a float (see `quantize`).
+//! Many rows for AMX are rounded to bf16 instead and held as tiles (see `input_tiles`).
 //! A value that is not finite makes the scale of its 32 NaN and so the result: nothing is hidden.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::input_tiles::{self, STEPS, TILE_LEN, TILE_ROWS};
 use super::quantize::{Quantized, quantize};
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::Block;
@@ -34,6 +36,7 @@ pub fn input_kind(dtype: DType) -> InputKind {
 
 /// Rows to multiply with, reused from step to step.
 pub struct Input {
+    isa: Isa,
     kind: InputKind,
     max_rows: usize,
     cols: usize,
@@ -48,6 +51,7 @@ pub struct Input {
     outliers: Block<f32>,
     places: Block<u8>,
     flags: Block<u8>,
+    tiles: Block<u16>,
 }
 
 /// The outlier of a block of 32.
@@ -120,14 +124,17 @@ impl QuantRow {
 }
 
 impl Input {
-    /// Room for `max_rows` rows of `cols`; quantized kinds need `cols` to be a multiple of 32.
-    pub fn new(kind: InputKind, max_rows: usize, cols: usize) -> Self {
+    /// Room for `max_rows` rows of `cols` to multiply with `isa`, which is available; quantized kinds need `cols` to be a
+    /// multiple of 32.
+    pub fn new(isa: Isa, kind: InputKind, max_rows: usize, cols: usize) -> Self {
         assert!(kind == InputKind::F32 || cols.is_multiple_of(32), "quantized rows are whole blocks of 32");
         let n_chunks = cols.div_ceil(CHUNK);
         let (float_rows, quant_rows) = if kind == InputKind::F32 { (max_rows, 0) } else { (0, max_rows) };
         // Padded to whole chunks plus one cache line of either element size.
         let stride = n_chunks * CHUNK + 64;
+        let tile_rows = if input_tiles::are_tiles(isa, quant_rows) { quant_rows } else { 0 };
         Self {
+            isa,
             kind,
             max_rows,
             cols,
@@ -142,20 +149,24 @@ impl Input {
             outliers: Block::new(quant_rows * n_chunks * 8),
             places: Block::new(quant_rows * n_chunks * 8),
             flags: Block::new(quant_rows * n_chunks),
+            tiles: Block::new(input_tiles::len(tile_rows, n_chunks)),
         }
     }
 
     /// Bytes that [`Input::new`] takes.
-    pub fn bytes_for(kind: InputKind, max_rows: usize, cols: usize) -> u64 {
+    pub fn bytes_for(isa: Isa, kind: InputKind, max_rows: usize, cols: usize) -> u64 {
         let n_chunks = cols.div_ceil(CHUNK);
         let stride = n_chunks * CHUNK + 64;
         match kind {
             InputKind::F32 => Block::<f32>::bytes_for(max_rows * stride),
             InputKind::Q8x32 => {
-                let scales = Block::<f32>::bytes_for(max_rows * n_chunks * 8);
+                let tile_rows = if input_tiles::are_tiles(isa, max_rows) { max_rows } else { 0 };
                 Block::<i8>::bytes_for(max_rows * stride)
-                    + 2 * scales
+                    + 3 * Block::<f32>::bytes_for(max_rows * n_chunks * 8)
                     + Block::<f32>::bytes_for(max_rows * n_chunks * 16)
+                    + Block::<u8>::bytes_for(max_rows * n_chunks * 8)
+                    + Block::<u8>::bytes_for(max_rows * n_chunks)
+                    + Block::<u16>::bytes_for(input_tiles::len(tile_rows, n_chunks))
             }
         }
     }
@@ -184,7 +195,7 @@ impl Input {
     pub fn bytes(&self) -> u64 {
         let quantized = self.codes.bytes() + self.scales.bytes() + self.sums32.bytes() + self.sums16.bytes();
         let outliers = self.outliers.bytes() + self.places.bytes() + self.flags.bytes();
-        self.floats.bytes() + quantized + outliers
+        self.floats.bytes() + quantized + outliers + self.tiles.bytes()
     }
 
     /// Says that the next `rows` rows will be filled, no more than `max_rows`.
@@ -193,18 +204,30 @@ impl Input {
         self.rows.store(rows, Ordering::Relaxed);
     }
 
-    /// Takes over the values of one row; identical results with every instruction set.
+    /// Whether the rows in use are held as tiles of bf16, and not quantized.
+    pub(crate) fn is_tiles(&self) -> bool {
+        self.kind == InputKind::Q8x32 && input_tiles::are_tiles(self.isa, self.rows())
+    }
+
+    /// Takes over the values of one row; identical results with every instruction set that does not want tiles.
     ///
     /// `row` must be below [`Input::rows`] and `values` have `cols` elements.
     ///
     /// # Safety
-    /// Nobody else fills or reads this row at the same time (other rows may be), and `isa` is available.
-    pub unsafe fn fill_row(&self, isa: Isa, row: usize, values: &[f32]) {
+    /// Nobody else fills or reads this row at the same time (other rows may be).
+    pub unsafe fn fill_row(&self, row: usize, values: &[f32]) {
         assert!(row < self.rows() && values.len() == self.cols, "a row of the input's size, inside of it");
         if self.kind == InputKind::F32 {
             // SAFETY: the row lies inside (checked), is `stride >= cols` long and ours by the caller's promise.
             unsafe { std::slice::from_raw_parts_mut(self.floats.at(row * self.stride), self.cols) }
                 .copy_from_slice(values);
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.is_tiles() {
+            let lane = self.tile(0, row / TILE_ROWS).wrapping_add(row % TILE_ROWS * 2);
+            // SAFETY: `is_tiles` says that the set, which is available, has the instructions; the row's lane is ours.
+            unsafe { input_tiles::fill(values, lane, self.chunk_len()) };
             return;
         }
         let (n_blocks, first) = (self.cols / 32, row * self.n_chunks * 8);
@@ -220,8 +243,19 @@ impl Input {
                 flags: std::slice::from_raw_parts_mut(self.flags.at(row * self.n_chunks), self.n_chunks),
             }
         };
-        // SAFETY: `isa` is available by the caller's promise.
-        unsafe { quantize(isa, values, out) };
+        // SAFETY: `isa` was available when this was made.
+        unsafe { quantize(self.isa, values, out) };
+    }
+
+    /// Numbers of all tiles in a chunk.
+    fn chunk_len(&self) -> usize {
+        input_tiles::len(self.max_rows, 1)
+    }
+
+    /// The steps of a tile in a chunk.
+    #[inline(always)]
+    pub(crate) fn tile(&self, chunk: usize, tile: usize) -> *mut u16 {
+        self.tiles.at(chunk * self.chunk_len() + tile * STEPS * TILE_LEN)
     }
 
     /// Chunks of [`CHUNK`] in a row.

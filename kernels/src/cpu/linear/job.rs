@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::input::Input;
+use super::input::{CHUNK, Input};
+use super::input_tiles::TILE_ROWS;
+use crate::cpu::isa::Isa;
 use crate::cpu::memory::Block;
 use crate::tensor::WeightView;
 
@@ -73,6 +75,18 @@ impl Job<'_> {
 /// Weight rows of a panel, at most.
 pub(crate) const PANEL_ROWS: usize = 16;
 
+/// Weight rows whose sums wait for the next columns together, and tiles of input rows: half of a second-level cache's
+/// megabyte or two.
+pub(crate) const SUM_ROWS: usize = 256;
+pub(crate) const SUM_TILES: usize = 32;
+
+/// Numbers of a scratch: bytes of values, scales, sums.
+fn lens(isa: Isa, cols: usize) -> [usize; 3] {
+    let sums = if isa == Isa::Amx { SUM_ROWS * SUM_TILES * TILE_ROWS } else { 0 };
+    // Two panels for AMX are no larger than 1024 columns of one for others.
+    [cols.max(1024) * PANEL_ROWS * size_of::<f32>(), cols / 16 * PANEL_ROWS, sums]
+}
+
 /// What one worker works in: room for an unpacked panel. Made once; products allocate nothing.
 pub struct Scratch {
     max_cols: usize,
@@ -82,24 +96,28 @@ pub struct Scratch {
     pub(crate) scales: Block<f32>,
     /// Minima, likewise.
     pub(crate) mins: Block<f32>,
+    /// Sums of [`SUM_ROWS`] weight rows and [`SUM_TILES`] tiles of input rows; for AMX only.
+    pub(crate) sums: Block<f32>,
 }
 
 impl Scratch {
     /// Room for weights of up to `max_cols` columns of any type.
-    pub fn new(max_cols: usize) -> Self {
-        let cols = max_cols.next_multiple_of(super::input::CHUNK);
+    pub fn new(isa: Isa, max_cols: usize) -> Self {
+        let cols = max_cols.next_multiple_of(CHUNK);
+        let [values, scales, sums] = lens(isa, cols);
         Self {
             max_cols: cols,
-            values: Block::new(cols * PANEL_ROWS * size_of::<f32>()),
-            scales: Block::new(cols / 16 * PANEL_ROWS),
-            mins: Block::new(cols / 16 * PANEL_ROWS),
+            values: Block::new(values),
+            scales: Block::new(scales),
+            mins: Block::new(scales),
+            sums: Block::new(sums),
         }
     }
 
     /// Bytes that [`Scratch::new`] takes.
-    pub fn bytes_for(max_cols: usize) -> u64 {
-        let cols = max_cols.next_multiple_of(super::input::CHUNK);
-        (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64
+    pub fn bytes_for(isa: Isa, max_cols: usize) -> u64 {
+        let [values, scales, sums] = lens(isa, max_cols.next_multiple_of(CHUNK));
+        (values + (2 * scales + sums) * size_of::<f32>()) as u64
     }
 
     /// Most columns of a weight.
@@ -109,6 +127,6 @@ impl Scratch {
 
     /// Bytes taken.
     pub fn bytes(&self) -> u64 {
-        self.values.bytes() + self.scales.bytes() + self.mins.bytes()
+        self.values.bytes() + self.scales.bytes() + self.mins.bytes() + self.sums.bytes()
     }
 }

@@ -5,6 +5,8 @@
 //! through [`format`]: codes, scales and minima, whatever the bits in the file.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -14,6 +16,7 @@ mod format;
 mod formats_linear;
 mod formats_table;
 mod input;
+mod input_tiles;
 mod job;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
 mod layout;
@@ -22,7 +25,11 @@ mod neon;
 mod quantize;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
+mod transpose;
+#[cfg(target_arch = "x86_64")]
 mod unpack_avx512;
+#[cfg(target_arch = "x86_64")]
+mod unpack_bf16;
 
 use std::ops::Range;
 
@@ -98,9 +105,9 @@ macro_rules! pick {
 fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
     match (isa, is_tall) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, false) => pick!(dtype, avx512, flat, floats_flat),
+        (Isa::Avx512 | Isa::Amx, false) => pick!(dtype, avx512, flat, floats_flat),
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, true) => pick!(dtype, avx512, tall, floats_tall),
+        (Isa::Avx512 | Isa::Amx, true) => pick!(dtype, avx512, tall, floats_tall),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, false) => pick!(dtype, avx2, flat, floats_flat),
         #[cfg(target_arch = "x86_64")]
@@ -117,10 +124,22 @@ fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
     }
 }
 
+/// The kernel for input rows held as tiles.
+#[cfg(target_arch = "x86_64")]
+fn tiles_kernel(dtype: DType) -> Kernel {
+    pick!(dtype, amx, tall, floats_tall)
+}
+
+/// No other processor has tiles.
+#[cfg(not(target_arch = "x86_64"))]
+fn tiles_kernel(dtype: DType) -> Kernel {
+    pick!(dtype, scalar, blocks, floats)
+}
+
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
 fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
     // Unpacking with vectors makes panels cheap; those of plain numbers are still filled one by one.
-    if isa == Isa::Avx512 && dtype.is_quantized() { 4 } else { 16 }
+    if matches!(isa, Isa::Avx512 | Isa::Amx) && dtype.is_quantized() { 4 } else { 16 }
 }
 
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.
@@ -147,8 +166,12 @@ pub unsafe fn multiply(
     assert!(input.cols() == weight.cols && input.kind() == input_kind(weight.dtype), "the input fits the weight");
     assert!(input_rows.end <= input.rows() && out.holds(input_rows.end, rows.end), "results have room");
     assert!(weight.cols <= scratch.max_cols(), "the scratch fits the weight");
-    let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype);
-    let kernel = kernel(isa, weight.dtype, is_tall);
+    let kernel = if input.is_tiles() {
+        assert!(isa == Isa::Amx, "tiles are for AMX");
+        tiles_kernel(weight.dtype)
+    } else {
+        kernel(isa, weight.dtype, input_rows.len() > max_flat_rows(isa, weight.dtype))
+    };
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };
     // SAFETY: the set is available and the job is checked, the rest being the caller's promise.
     unsafe { kernel(&job) };

@@ -100,11 +100,11 @@ impl Sizes {
         attention::Scratch::new(self.max_queries, self.max_head)
     }
 
-    fn local_bytes(&self, inputs: &Inputs) -> u64 {
+    fn local_bytes(&self, isa: Isa, inputs: &Inputs) -> u64 {
         let own = inputs.shapes.iter().map(Inputs::own);
         let floats = self.max_width + self.results + self.own_partials;
-        own.map(|(kind, rows, cols)| Input::bytes_for(kind, rows, cols)).sum::<u64>()
-            + Scratch::bytes_for(self.max_cols)
+        own.map(|(kind, rows, cols)| Input::bytes_for(isa, kind, rows, cols)).sum::<u64>()
+            + Scratch::bytes_for(isa, self.max_cols)
             + attention::Scratch::bytes_for(self.max_queries, self.max_head)
             + (floats * size_of::<f32>()) as u64
     }
@@ -180,11 +180,11 @@ pub(in crate::cpu) fn compile(
     let n_pages = limits.kv_tokens.div_ceil(limits.page_tokens);
     let kv_bytes = KvCache::bytes_for(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens);
     let scratch_bytes = layout.bytes()
-        + inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(*kind, *rows, *cols)).sum::<u64>()
+        + inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(isa, *kind, *rows, *cols)).sum::<u64>()
         + MoeRoom::bytes_for(expert_layers(&stages), max_rows)
         + Block::<f32>::bytes_for(sizes.partials)
         + Block::<f32>::bytes_for(sizes.angles)
-        + n_workers as u64 * sizes.local_bytes(&inputs);
+        + n_workers as u64 * sizes.local_bytes(isa, &inputs);
     if let Some(cap) = limits.memory_cap {
         for (what, needed_bytes, free_bytes) in
             [("scratch", scratch_bytes, cap), ("keys and values", kv_bytes, cap.saturating_sub(scratch_bytes))]
@@ -204,10 +204,10 @@ pub(in crate::cpu) fn compile(
 
     let team = Team::new(n_workers)
         .map_err(|error| DeviceError::Lost(format!("cannot start {n_workers} threads: {error}")))?;
-    let make = |(kind, rows, cols): Shape| Input::new(kind, rows, cols);
+    let make = |(kind, rows, cols): Shape| Input::new(isa, kind, rows, cols);
     let locals = (0..n_workers).map(|_| {
         Mutex::new(Local {
-            scratch: Scratch::new(sizes.max_cols),
+            scratch: Scratch::new(isa, sizes.max_cols),
             inputs: inputs.shapes.iter().map(Inputs::own).map(make).collect(),
             results: vec![0.0; sizes.results],
             row: vec![0.0; sizes.max_width],

@@ -186,7 +186,7 @@ impl Core {
             unsafe {
                 let hidden = std::slice::from_raw_parts(room.hidden.at(slot * ff), ff);
                 for number in inputs.down.iter().flatten() {
-                    self.inputs[*number].fill_row(self.isa, slot, hidden);
+                    self.inputs[*number].fill_row(slot, hidden);
                 }
             }
         });
