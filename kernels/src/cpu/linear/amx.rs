@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::format::Format;
 use super::input::CHUNK;
-use super::input_tiles::{STEP, TILE_ROWS};
+use super::input_tiles::{STEP, STEPS, TILE_LEN, TILE_ROWS};
 use super::job::{Job, SUM_ROWS, SUM_TILES};
 use super::transpose::transpose;
 use super::unpack_bf16::unpack;
@@ -26,6 +26,10 @@ pub(super) const PANEL_ROWS: usize = 4 * TILE_ROWS;
 const PANEL_BYTES: usize = PANEL_ROWS * CHUNK * 2;
 /// Bytes of a tile of either side.
 const TILE_BYTES: usize = 1024;
+/// Bytes of a cache line, a row of a tile.
+const LINE: usize = 64;
+/// Cache lines of a step of a tile of input rows.
+const INPUT_LINES: usize = 16;
 /// Floats of the sums of a panel and a tile of input rows.
 const SUMS_LEN: usize = PANEL_ROWS * TILE_ROWS;
 
@@ -98,7 +102,8 @@ struct Panel {
 
 /// At most [`SUM_ROWS`] weight rows times at most [`SUM_TILES`] tiles of input rows.
 ///
-/// While the tile registers multiply, the vector registers unpack the next panel: some of its rows after each tile.
+/// While the tile registers multiply, the vector registers unpack the next panel and write the results of the tile before:
+/// a little after each step, for the processor looks no further ahead.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
 unsafe fn block<F: Format>(job: &Job<'_>, rows: Range<usize>, tiles: Range<usize>) {
     let (n_chunks, per_chunk) = (job.input.n_chunks(), rows.len().div_ceil(PANEL_ROWS));
@@ -115,103 +120,133 @@ unsafe fn block<F: Format>(job: &Job<'_>, rows: Range<usize>, tiles: Range<usize
             let own = panel(number);
             let next = (number + 1 < n_chunks * per_chunk).then(|| panel(number + 1));
             let n_steps = (job.cols() - own.chunk * CHUNK).min(CHUNK).div_ceil(2 * STEP) * 2;
-            let sums = job.panel.sums.at(number % per_chunk * tiles.len() * SUMS_LEN);
+            let sums = |index: usize| job.panel.sums.at((number % per_chunk * tiles.len() + index) * SUMS_LEN);
+            let is_last = own.chunk + 1 == n_chunks;
+            // The panels of a chunk share out the next chunk of the input.
+            let lines = if is_last { 0 } else { INPUT_LINES.div_ceil(per_chunk) };
+            let mut ahead = job.input.tile(own.chunk, tiles.start).cast_const().cast::<u8>();
+            ahead =
+                ahead.wrapping_add(job.input.chunk_len() * 2 + number % per_chunk * tiles.len() * STEPS * lines * LINE);
             for (index, tile) in tiles.clone().enumerate() {
-                let sums = sums.add(index * SUMS_LEN);
-                multiply(own.start, job.input.tile(own.chunk, tile), sums, n_steps, own.chunk == 0);
-                if let Some(next) = next {
-                    pack::<F>(job, next, index * share..(index + 1) * share);
+                let (own_sums, input) = (sums(index), job.input.tile(own.chunk, tile).cast_const());
+                take_up(own_sums, own.chunk == 0);
+                for step in 0..n_steps {
+                    let to_come = own_sums.wrapping_add(SUMS_LEN + step * SUMS_LEN / STEPS);
+                    multiply(own.start.add(step * 4 * TILE_BYTES), input.add(step * TILE_LEN), to_come);
+                    for line in 0..lines {
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line * LINE).cast());
+                    }
+                    ahead = ahead.wrapping_add(lines * LINE);
+                    if let Some(next) = next {
+                        let part = |step: usize| index * share + share * step / n_steps;
+                        pack::<F>(job, next, part(step)..part(step + 1));
+                    }
+                    if is_last && index > 0 {
+                        for quarter in 4 * step / n_steps..4 * (step + 1) / n_steps {
+                            put(job, own, tile - 1, quarter, sums(index - 1));
+                        }
+                    }
                 }
-                if own.chunk + 1 == n_chunks {
-                    put(job, own.row, own.n_rows, tile, sums);
+                put_down(own_sums);
+            }
+            if is_last {
+                for quarter in 0..4 {
+                    put(job, own, tiles.end - 1, quarter, sums(tiles.len() - 1));
                 }
             }
         }
     }
 }
 
-/// Adds the products of a panel and a tile of input rows to their sums, or sets these to them.
-///
-/// `panel`: per step four tiles of 16 weight rows x 32 columns. `input`: per step a tile of 16 pairs of columns x 16
-/// input rows. `sums`: four tiles of 16 weight rows x 16 input rows.
+// The tile registers keep their values from one of the next three functions to the other: nothing else in the program
+// touches them, and the compiler does not use them by itself.
+
+/// Begins sums: at zero, or where they were left.
 #[inline(always)]
-unsafe fn multiply(panel: *const u8, input: *const u16, sums: *mut f32, n_steps: usize, is_first: bool) {
-    /// The instructions after `$begin`, which sets the sums in registers. Four sums hide the latency of a product. The
-    /// input is loaded so that it leaves the first-level cache to the panel; the sums of the next tile are asked for.
-    macro_rules! products {
-        ($($begin:literal),*) => {
-            asm!(
-                $($begin,)*
-                "2:",
-                "tileloaddt1 tmm7, [{input} + {stride}]",
-                "tileloadd tmm4, [{panel} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm7",
-                "prefetchw [{next}]",
-                "prefetchw [{next} + 64]",
-                "tileloadd tmm5, [{panel} + {stride} + 1024]",
-                "tdpbf16ps tmm1, tmm5, tmm7",
-                "prefetchw [{next} + 128]",
-                "prefetchw [{next} + 192]",
-                "tileloadd tmm6, [{panel} + {stride} + 2048]",
-                "tdpbf16ps tmm2, tmm6, tmm7",
-                "prefetchw [{next} + 256]",
-                "prefetchw [{next} + 320]",
-                "tileloadd tmm4, [{panel} + {stride} + 3072]",
-                "tdpbf16ps tmm3, tmm4, tmm7",
-                "prefetchw [{next} + 384]",
-                "prefetchw [{next} + 448]",
-                "add {panel}, 4096",
-                "add {input}, 1024",
-                "add {next}, 512",
-                "dec {n_steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {stride}], tmm0",
-                "tilestored [{sums} + {stride} + 1024], tmm1",
-                "tilestored [{sums} + {stride} + 2048], tmm2",
-                "tilestored [{sums} + {stride} + 3072], tmm3",
-                panel = inout(reg) panel => _,
-                input = inout(reg) input => _,
-                next = inout(reg) sums.wrapping_add(SUMS_LEN) => _,
-                n_steps = inout(reg) n_steps => _,
-                sums = in(reg) sums,
-                stride = in(reg) 64_usize,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack)
-            )
-        };
-    }
-    // SAFETY: the caller has taken the registers; `n_steps > 0` steps are there on either side, and room for the sums.
+unsafe fn take_up(sums: *const f32, is_first: bool) {
+    // SAFETY: the caller has taken the registers, and has four tiles of sums.
     unsafe {
         if is_first {
-            products!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
         } else {
-            products!(
+            asm!(
                 "tileloadd tmm0, [{sums} + {stride}]",
                 "tileloadd tmm1, [{sums} + {stride} + 1024]",
                 "tileloadd tmm2, [{sums} + {stride} + 2048]",
-                "tileloadd tmm3, [{sums} + {stride} + 3072]"
+                "tileloadd tmm3, [{sums} + {stride} + 3072]",
+                sums = in(reg) sums,
+                stride = in(reg) LINE,
+                options(nostack, preserves_flags)
             );
         }
     }
 }
 
-/// Writes the sums of a panel and a tile of input rows to their place.
+/// Adds the products of a step: four tiles of 16 weight rows x 32 columns with one of 16 pairs of columns x 16 input
+/// rows. Four sums hide the latency of a product. The input is loaded so that it leaves the first-level cache to the
+/// panel; `to_come` is a part of the sums that are next.
 #[inline(always)]
-unsafe fn put(job: &Job<'_>, row: usize, n_rows: usize, tile: usize, sums: *const f32) {
-    let first = tile * TILE_ROWS;
-    // SAFETY: results of the job; lanes that are not are left out.
+unsafe fn multiply(panel: *const u8, input: *const u16, to_come: *const f32) {
+    // SAFETY: the caller has taken the registers; the tiles are there; any address may be asked for.
     unsafe {
-        for start in (0..n_rows).step_by(TILE_ROWS) {
-            let mask = ((1_u32 << (n_rows - start).min(TILE_ROWS)) - 1) as u16;
-            transpose(sums.add(start * TILE_ROWS).cast(), 4 * TILE_ROWS, TILE_ROWS / 4, |column, lanes| {
-                let input_row = first + column;
-                if job.input_rows.contains(&input_row) {
-                    let out = job.out.at(input_row, row + start);
-                    _mm512_mask_storeu_ps(out, mask, _mm512_castsi512_ps(lanes));
-                }
-            });
-        }
+        asm!(
+            "tileloaddt1 tmm7, [{input} + {stride}]",
+            "tileloadd tmm4, [{panel} + {stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm7",
+            "prefetchw [{to_come}]",
+            "prefetchw [{to_come} + 64]",
+            "tileloadd tmm5, [{panel} + {stride} + 1024]",
+            "tdpbf16ps tmm1, tmm5, tmm7",
+            "prefetchw [{to_come} + 128]",
+            "prefetchw [{to_come} + 192]",
+            "tileloadd tmm6, [{panel} + {stride} + 2048]",
+            "tdpbf16ps tmm2, tmm6, tmm7",
+            "prefetchw [{to_come} + 256]",
+            "prefetchw [{to_come} + 320]",
+            "tileloadd tmm4, [{panel} + {stride} + 3072]",
+            "tdpbf16ps tmm3, tmm4, tmm7",
+            "prefetchw [{to_come} + 384]",
+            "prefetchw [{to_come} + 448]",
+            panel = in(reg) panel,
+            input = in(reg) input,
+            to_come = in(reg) to_come,
+            stride = in(reg) LINE,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Leaves sums in memory: four tiles of 16 weight rows x 16 input rows.
+#[inline(always)]
+unsafe fn put_down(sums: *mut f32) {
+    // SAFETY: the caller has taken the registers, and has room for four tiles of sums.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {stride}], tmm0",
+            "tilestored [{sums} + {stride} + 1024], tmm1",
+            "tilestored [{sums} + {stride} + 2048], tmm2",
+            "tilestored [{sums} + {stride} + 3072], tmm3",
+            sums = in(reg) sums,
+            stride = in(reg) LINE,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Writes the sums of a quarter of a panel and a tile of input rows to their place.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn put(job: &Job<'_>, panel: Panel, tile: usize, quarter: usize, sums: *const f32) {
+    let start = quarter * TILE_ROWS;
+    let mask = ((1_u32 << panel.n_rows.saturating_sub(start).min(TILE_ROWS)) - 1) as u16;
+    let first = tile * TILE_ROWS;
+    // SAFETY: results of the job; lanes and input rows that are not are left out.
+    unsafe {
+        transpose(sums.add(start * TILE_ROWS).cast(), LINE, TILE_ROWS / 4, |column, lanes| {
+            let input_row = first + column;
+            if mask != 0 && job.input_rows.contains(&input_row) {
+                _mm512_mask_storeu_ps(job.out.at(input_row, panel.row + start), mask, _mm512_castsi512_ps(lanes));
+            }
+        });
     }
 }
 

@@ -248,7 +248,7 @@ impl Input {
     }
 
     /// Numbers of all tiles in a chunk.
-    fn chunk_len(&self) -> usize {
+    pub(crate) fn chunk_len(&self) -> usize {
         input_tiles::len(self.max_rows, 1)
     }
 

@@ -136,6 +136,11 @@ fn tiles_kernel(dtype: DType) -> Kernel {
     pick!(dtype, scalar, blocks, floats)
 }
 
+/// Weight rows that the kernels for many input rows take together: jobs do well to have whole panels.
+pub(crate) fn panel_rows(isa: Isa) -> usize {
+    if isa == Isa::Amx { 4 * input_tiles::TILE_ROWS } else { job::PANEL_ROWS }
+}
+
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
 fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
     // Unpacking with vectors makes panels cheap; those of plain numbers are still filled one by one.
@@ -144,7 +149,7 @@ fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
 
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.
 ///
-/// For whole panels let `rows` start and end on multiples of 16 where many input rows are used; any range is right.
+/// For whole panels let `rows` start and end on multiples of 16 (with AMX of 64) where many input rows are used; any range is right.
 ///
 /// # Safety
 /// `isa` is available, `weight.bytes` is `weight.rows` rows of whole blocks (as [`crate::tensor::Weight`] ensures),

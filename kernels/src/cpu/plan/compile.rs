@@ -74,12 +74,12 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(graph: &Graph, stages: &Stages, max_rows: usize, n_workers: usize) -> Self {
+    fn new(isa: Isa, graph: &Graph, stages: &Stages, max_rows: usize, n_workers: usize) -> Self {
         let max_cols = graph.weights().map(Weight::cols).max().unwrap_or(0);
         let mut sizes = Self {
             max_cols,
             max_width: graph.widths().iter().copied().max().unwrap_or(0),
-            results: 2 * results_len(max_rows),
+            results: 2 * results_len(isa, max_rows),
             own_partials: 0,
             partials: 0,
             max_queries: 0,
@@ -172,7 +172,7 @@ pub(in crate::cpu) fn compile(
     let max_rows = limits.max_rows;
     let stages = lower(graph);
     let layout = Layout::new(&stages, graph.widths(), max_rows);
-    let sizes = Sizes::new(graph, &stages, max_rows, n_workers);
+    let sizes = Sizes::new(isa, graph, &stages, max_rows, n_workers);
     let mut inputs = Inputs::default();
     let stage_inputs: Vec<StageInputs> =
         stages.stages.iter().map(|stage| inputs_of(stage, &mut inputs, max_rows)).collect();

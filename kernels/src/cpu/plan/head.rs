@@ -96,7 +96,7 @@ impl Core {
         // SAFETY: the caller's promise; wanted rows are rows of the step.
         let is_own = unsafe { self.prepare_input(&stage.source, numbers, want.len(), row_of, counters, worker, local) };
         let n_vocab = stage.weight.rows();
-        let chunk = chunk_rows(n_vocab, stage.weight.row_bytes(), want.len(), worker.n_workers());
+        let chunk = chunk_rows(self.isa, n_vocab, stage.weight.row_bytes(), want.len(), worker.n_workers());
         worker.claim(&counters[1], n_vocab.div_ceil(chunk), |number| {
             let ids = number * chunk..n_vocab.min((number + 1) * chunk);
             let count = ids.len();

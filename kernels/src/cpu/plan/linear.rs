@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::stage::{After, Linear, Part, Source};
 use super::{Core, Counters, Local};
-use crate::cpu::linear::{Input, OutRows, multiply};
+use crate::cpu::isa::Isa;
+use crate::cpu::linear::{Input, OutRows, multiply, panel_rows};
 use crate::cpu::pointwise;
 use crate::cpu::pool::Worker;
 use crate::graph::Activation;
@@ -14,24 +15,24 @@ use crate::tensor::{Weight, WeightView};
 pub(super) const OWN_INPUT_ROWS: usize = 4;
 /// Weight bytes of a chunk where few rows are multiplied: enough to pay for the claim, few enough to share out evenly.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Weight rows of a chunk, at most, with few input rows and with many.
+/// Weight rows of a chunk, at most, with few input rows, and panels with many.
 const FLAT_CHUNK_ROWS: usize = 256;
-const TALL_CHUNK_ROWS: usize = 64;
+const TALL_CHUNK_PANELS: usize = 4;
 /// Input rows from which on whole panels pay.
 const TALL_ROWS: usize = 17;
 /// Chunks per worker that even out differences in speed.
 const CHUNKS_PER_WORKER: usize = 4;
 
 /// Results of a chunk before they are finished, at most: floats per worker for `max_rows` input rows.
-pub(super) fn results_len(max_rows: usize) -> usize {
-    (max_rows * TALL_CHUNK_ROWS).max(max_rows.min(TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
+pub(super) fn results_len(isa: Isa, max_rows: usize) -> usize {
+    (max_rows * TALL_CHUNK_PANELS * panel_rows(isa)).max(max_rows.min(TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
 }
 
 /// Weight rows of a chunk for rows of `row_bytes`.
-pub(super) fn chunk_rows(n_rows: usize, row_bytes: usize, n_input_rows: usize, n_workers: usize) -> usize {
+pub(super) fn chunk_rows(isa: Isa, n_rows: usize, row_bytes: usize, n_input_rows: usize, n_workers: usize) -> usize {
     let fair = n_rows.div_ceil(CHUNKS_PER_WORKER * n_workers).max(1);
     if n_input_rows >= TALL_ROWS {
-        return fair.next_multiple_of(16).min(TALL_CHUNK_ROWS);
+        return fair.next_multiple_of(panel_rows(isa)).min(TALL_CHUNK_PANELS * panel_rows(isa));
     }
     let rows = (CHUNK_BYTES / row_bytes.max(1)).clamp(1, FLAT_CHUNK_ROWS).min(fair);
     // A few rows may be multiplied by panels already.
@@ -74,7 +75,7 @@ impl Core {
         let n_workers = worker.n_workers();
         let chunks = |part: &Part| {
             let row_bytes: usize = part.weights().map(Weight::row_bytes).sum();
-            let chunk = chunk_rows(part.weight.rows(), row_bytes, n_rows, n_workers);
+            let chunk = chunk_rows(self.isa, part.weight.rows(), row_bytes, n_rows, n_workers);
             (chunk, part.weight.rows().div_ceil(chunk))
         };
         let n_chunks = stage.parts.iter().map(|part| chunks(part).1).sum();

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::linear::{InputNumbers, chunk_rows, input_for, view_rows};
 use super::stage::{Moe, Source};
 use super::{Core, Counters, Local};
+use crate::cpu::isa::Isa;
 use crate::cpu::linear::{OutRows, multiply};
 use crate::cpu::memory::Block;
 use crate::cpu::pool::Worker;
@@ -174,7 +175,7 @@ impl Core {
         });
         worker.barrier();
         let ff = moe.ff();
-        let queue = Queue::new(&routes, ff, moe.gate.row_bytes() + moe.up.row_bytes(), n_slots, worker);
+        let queue = Queue::new(self.isa, &routes, ff, moe.gate.row_bytes() + moe.up.row_bytes(), n_slots, worker);
         worker.claim(&counters[2], queue.n_chunks(), |number| {
             let (expert, slots, rows) = queue.chunk(number);
             // SAFETY: a chunk is claimed once; the inputs were filled before the barrier.
@@ -192,7 +193,7 @@ impl Core {
         });
         worker.barrier();
         let width = moe.router.cols();
-        let queue = Queue::new(&routes, width, moe.down.row_bytes(), n_slots, worker);
+        let queue = Queue::new(self.isa, &routes, width, moe.down.row_bytes(), n_slots, worker);
         worker.claim(&counters[4], queue.n_chunks(), |number| {
             let (expert, slots, rows) = queue.chunk(number);
             // SAFETY: a chunk is claimed once; the inputs were filled before the barrier.
@@ -284,12 +285,12 @@ struct Queue<'r> {
 }
 
 impl<'r> Queue<'r> {
-    fn new(routes: &'r Routes, n_rows: usize, row_bytes: usize, n_slots: usize, worker: &Worker<'_>) -> Self {
+    fn new(isa: Isa, routes: &'r Routes, n_rows: usize, row_bytes: usize, n_slots: usize, worker: &Worker<'_>) -> Self {
         let n_busy = routes.slots.iter().filter(|slots| !slots.is_empty()).count();
         let mean_rows = n_slots.div_ceil(n_busy.max(1));
         // A fair share of all experts' rows, not of one's.
-        let share = chunk_rows(n_rows * n_busy.max(1), row_bytes, mean_rows, worker.n_workers());
-        let chunk = share.min(chunk_rows(n_rows, row_bytes, mean_rows, 1).max(16)).min(n_rows).max(1);
+        let share = chunk_rows(isa, n_rows * n_busy.max(1), row_bytes, mean_rows, worker.n_workers());
+        let chunk = share.min(chunk_rows(isa, n_rows, row_bytes, mean_rows, 1).max(16)).min(n_rows).max(1);
         Self { routes, n_rows, chunk, per_expert: n_rows.div_ceil(chunk), n_busy }
     }
 
