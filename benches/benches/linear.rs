@@ -31,6 +31,8 @@ impl Product {
             // SAFETY: one thread.
             unsafe { input.fill_row(row, &values) };
         }
+        // SAFETY: as above.
+        unsafe { input.settle(0..input_rows) };
         let out = vec![0.0; input_rows * weight.rows()];
         Self { scratch: Scratch::new(isa, COLS), weight, input, out }
     }

@@ -39,6 +39,8 @@ fn check(isa: Isa, dtype: DType) -> Result<(), DeviceError> {
             // SAFETY: one thread.
             unsafe { input.fill_row(row, values) };
         }
+        // SAFETY: as above.
+        unsafe { input.settle(0..input_rows) };
         let mut out = vec![0.0_f32; input_rows * ROWS];
         // SAFETY: whole rows of blocks, a set that is available, room for all results.
         unsafe {

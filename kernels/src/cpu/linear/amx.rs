@@ -71,6 +71,31 @@ impl Drop for Registers {
     }
 }
 
+/// `repeats` times four products of tiles on registers alone; gives the number of multiply-adds.
+///
+/// # Safety
+/// The processor has the instructions of `Isa::Amx`.
+pub(crate) unsafe fn tile_products(repeats: usize) -> usize {
+    if repeats > 0 {
+        // SAFETY: the caller's promise; registers only.
+        unsafe {
+            let _registers = Registers::take();
+            asm!(
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {repeats}",
+                "jnz 2b",
+                repeats = inout(reg) repeats => _,
+                options(nomem, nostack)
+            );
+        }
+    }
+    repeats * 4 * TILE_ROWS * TILE_ROWS * STEP
+}
+
 /// Many input rows, held as tiles.
 ///
 /// # Safety

@@ -9,6 +9,7 @@
 //! Many rows for AMX are rounded to bf16 instead and held as tiles (see `input_tiles`).
 //! A value that is not finite makes the scale of its 32 NaN and so the result: nothing is hidden.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::input_tiles::{self, STEPS, TILE_LEN, TILE_ROWS};
@@ -209,7 +210,29 @@ impl Input {
         self.kind == InputKind::Q8x32 && input_tiles::are_tiles(self.isa, self.rows())
     }
 
-    /// Takes over the values of one row; identical results with every instruction set that does not want tiles.
+    /// Rows that one worker fills, and settles together: calls of [`Input::settle`] begin at multiples of it.
+    pub fn unit(&self) -> usize {
+        if self.is_tiles() { TILE_ROWS } else { 1 }
+    }
+
+    /// Makes filled rows ready to be read: whole units, the last one as far as there are rows.
+    ///
+    /// # Safety
+    /// These rows are filled, and nobody else uses them at the same time.
+    pub unsafe fn settle(&self, rows: Range<usize>) {
+        assert!(rows.end <= self.rows() && rows.start.is_multiple_of(self.unit()), "whole units inside of the input");
+        #[cfg(target_arch = "x86_64")]
+        if self.is_tiles() {
+            for tile in rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS) {
+                for chunk in 0..self.n_chunks {
+                    // SAFETY: `is_tiles` says that the set has the instructions; the tile is ours.
+                    unsafe { input_tiles::turn(self.tile(chunk, tile)) };
+                }
+            }
+        }
+    }
+
+    /// Takes over the values of one row, to be settled before they are read; identical results with every instruction set that does not want tiles.
     ///
     /// `row` must be below [`Input::rows`] and `values` have `cols` elements.
     ///
@@ -225,9 +248,9 @@ impl Input {
         }
         #[cfg(target_arch = "x86_64")]
         if self.is_tiles() {
-            let lane = self.tile(0, row / TILE_ROWS).wrapping_add(row % TILE_ROWS * 2);
-            // SAFETY: `is_tiles` says that the set, which is available, has the instructions; the row's lane is ours.
-            unsafe { input_tiles::fill(values, lane, self.chunk_len()) };
+            let place = self.tile(0, row / TILE_ROWS).wrapping_add(row % TILE_ROWS * CHUNK);
+            // SAFETY: `is_tiles` says that the set, which is available, has the instructions; the row's place is ours.
+            unsafe { input_tiles::fill(values, place, self.chunk_len()) };
             return;
         }
         let (n_blocks, first) = (self.cols / 32, row * self.n_chunks * 8);

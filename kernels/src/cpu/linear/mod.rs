@@ -34,8 +34,11 @@ mod unpack_bf16;
 use std::ops::Range;
 
 pub use input::{Input, InputKind, input_kind};
+pub use input_tiles::FEWEST_ROWS as FEWEST_TILE_ROWS;
 pub use job::{OutRows, Scratch};
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::tile_products;
 pub(crate) use format::half_value;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;

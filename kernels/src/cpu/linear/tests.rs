@@ -133,6 +133,8 @@ impl Case {
             // SAFETY: one thread, an available set.
             unsafe { input.fill_row(row, values) };
         }
+        // SAFETY: as above.
+        unsafe { input.settle(0..input.rows()) };
         input
     }
 

@@ -124,11 +124,17 @@ impl Core {
         }
         let targets = || numbers.iter().flatten().map(|&number| &self.inputs[number]);
         targets().for_each(|input| input.begin(n_rows));
-        let chunk = n_rows.div_ceil(CHUNKS_PER_WORKER * worker.n_workers());
+        let unit = targets().map(Input::unit).max().unwrap_or(1);
+        let chunk = n_rows.div_ceil(CHUNKS_PER_WORKER * worker.n_workers()).next_multiple_of(unit);
         worker.claim(&counters[0], n_rows.div_ceil(chunk), |number| {
-            for row in number * chunk..n_rows.min((number + 1) * chunk) {
+            let rows = number * chunk..n_rows.min((number + 1) * chunk);
+            for row in rows.clone() {
                 // SAFETY: a chunk is claimed once; the row was written before the last barrier.
                 unsafe { self.fill(source, row_of(row), row, targets(), local) };
+            }
+            for input in targets() {
+                // SAFETY: the rows of the chunk are filled and ours.
+                unsafe { input.settle(rows.clone()) };
             }
         });
         worker.barrier();

@@ -6,7 +6,7 @@ use super::linear::{InputNumbers, chunk_rows, input_for, view_rows};
 use super::stage::{Moe, Source};
 use super::{Core, Counters, Local};
 use crate::cpu::isa::Isa;
-use crate::cpu::linear::{OutRows, multiply};
+use crate::cpu::linear::{Input, OutRows, multiply};
 use crate::cpu::memory::Block;
 use crate::cpu::pool::Worker;
 use crate::tensor::Weight;
@@ -168,10 +168,16 @@ impl Core {
         worker.barrier();
         let Ok(routes) = room.routes.read() else { return };
         let n_slots = routes.row_of.len();
-        worker.claim(&counters[1], n_slots, |slot| {
-            let targets = inputs.up.iter().flatten().map(|&number| &self.inputs[number]);
+        let up = || inputs.up.iter().flatten().map(|&number| &self.inputs[number]);
+        worker.claim(&counters[1], units(up(), n_slots), |number| {
+            let slots = unit_slots(up(), n_slots, number);
             // SAFETY: a slot is claimed once; rows were written before the last barrier.
-            unsafe { self.fill(&source, routes.row_of[slot], slot, targets, local) };
+            unsafe {
+                for slot in slots.clone() {
+                    self.fill(&source, routes.row_of[slot], slot, up(), local);
+                }
+                up().for_each(|input| input.settle(slots.clone()));
+            }
         });
         worker.barrier();
         let ff = moe.ff();
@@ -182,13 +188,16 @@ impl Core {
             unsafe { self.expert_hidden(stage, inputs, expert, slots, rows, local) };
         });
         worker.barrier();
-        worker.claim(&counters[3], n_slots, |slot| {
+        let down = || inputs.down.iter().flatten().map(|&number| &self.inputs[number]);
+        worker.claim(&counters[3], units(down(), n_slots), |number| {
+            let slots = unit_slots(down(), n_slots, number);
             // SAFETY: a slot is claimed once; hidden values were written before the barrier.
             unsafe {
-                let hidden = std::slice::from_raw_parts(room.hidden.at(slot * ff), ff);
-                for number in inputs.down.iter().flatten() {
-                    self.inputs[*number].fill_row(slot, hidden);
+                for slot in slots.clone() {
+                    let hidden = std::slice::from_raw_parts(room.hidden.at(slot * ff), ff);
+                    down().for_each(|input| input.fill_row(slot, hidden));
                 }
+                down().for_each(|input| input.settle(slots.clone()));
             }
         });
         worker.barrier();
@@ -273,6 +282,21 @@ impl Core {
         // SAFETY: the caller's promises.
         unsafe { multiply(self.isa, &view, 0..rows.len(), input, slots, &mut local.scratch, out) };
     }
+}
+
+/// Slots that are filled together: as many as the inputs want.
+fn unit<'i>(inputs: impl Iterator<Item = &'i Input>) -> usize {
+    inputs.map(Input::unit).max().unwrap_or(1)
+}
+
+/// Number of units of slots, and the slots of one.
+fn units<'i>(inputs: impl Iterator<Item = &'i Input>, n_slots: usize) -> usize {
+    n_slots.div_ceil(unit(inputs))
+}
+
+fn unit_slots<'i>(inputs: impl Iterator<Item = &'i Input>, n_slots: usize, number: usize) -> Range<usize> {
+    let unit = unit(inputs);
+    number * unit..n_slots.min((number + 1) * unit)
 }
 
 /// The chunks of all experts that have rows.
