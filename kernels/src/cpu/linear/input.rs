@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::input_tiles::{self, STEPS, TILE_LEN, TILE_ROWS};
+use super::input_tiles::{self, TILE_ROWS};
 use super::quantize::{Quantized, quantize};
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::Block;
@@ -271,14 +271,16 @@ impl Input {
     }
 
     /// Numbers of all tiles in a chunk.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn chunk_len(&self) -> usize {
         input_tiles::len(self.max_rows, 1)
     }
 
     /// The steps of a tile in a chunk.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn tile(&self, chunk: usize, tile: usize) -> *mut u16 {
-        self.tiles.at(chunk * self.chunk_len() + tile * STEPS * TILE_LEN)
+        self.tiles.at(chunk * self.chunk_len() + tile * input_tiles::STEPS * input_tiles::TILE_LEN)
     }
 
     /// Chunks of [`CHUNK`] in a row.

@@ -86,7 +86,7 @@ impl Work {
         if reading > computing {
             return (reading, Bound::Reading);
         }
-        let longest = [(int8, Bound::Int8), (bf16, Bound::Bf16), (f32, Bound::F32)];
+        let longest = [(f32, Bound::F32), (bf16, Bound::Bf16), (int8, Bound::Int8)];
         let longest = longest.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
         (computing, longest.map_or(Bound::Int8, |longest| longest.1))
     }
@@ -249,14 +249,14 @@ mod tests {
 
     #[test]
     fn the_slower_of_reading_and_computing_is_the_roof() {
-        let work = Work { int8_macs: 1000.0, many_rows_macs: 800.0, f32_macs: 5.0, read_bytes: 100.0 };
+        let work = Work { int8_macs: 1000.0, many_rows_macs: 750.0, f32_macs: 5.0, read_bytes: 100.0 };
         assert_eq!(work.least_seconds(&ROOF), (1.5, Bound::Int8));
         assert_eq!(Work { f32_macs: 20.0, ..work }.least_seconds(&ROOF), (3.0, Bound::F32));
         let reading = Work { read_bytes: 1000.0, ..work };
         assert_eq!(reading.least_seconds(&ROOF), (10.0, Bound::Reading));
         assert_eq!(reading.least_seconds(&Rates { read_bytes_per_second: None, ..ROOF }), (1.5, Bound::Int8));
-        let tiles = Rates { bf16_macs_per_second: Some(1600.0), ..ROOF };
-        assert_eq!(work.least_seconds(&tiles), (1.2, Bound::Bf16));
+        let tiles = Rates { bf16_macs_per_second: Some(750.0), ..ROOF };
+        assert_eq!(work.least_seconds(&tiles), (1.75, Bound::Bf16));
         assert_eq!(least_seconds(&[work, reading], &ROOF), (11.5, Bound::Reading));
         assert_eq!(least_seconds(&[work, Work::default()], &ROOF), (1.5, Bound::Int8));
     }
