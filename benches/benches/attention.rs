@@ -122,7 +122,7 @@ fn peak(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("peak");
     #[cfg(target_arch = "x86_64")]
     for isa in Isa::available().into_iter().skip(1) {
-        let lanes = if isa == Isa::Avx512 { 16 } else { 8 };
+        let lanes = if matches!(isa, Isa::Avx512 | Isa::Amx) { 16 } else { 8 };
         group.throughput(Throughput::Elements((ROUNDS * 16 * lanes) as u64));
         group.bench_function(format!("f32 {isa}"), |bencher| {
             bencher.iter(|| {
@@ -130,7 +130,7 @@ fn peak(criterion: &mut Criterion) {
                 // SAFETY: the set is one of `available`.
                 unsafe {
                     match isa {
-                        Isa::Avx512 => chains_avx512(factor, ROUNDS),
+                        Isa::Avx512 | Isa::Amx => chains_avx512(factor, ROUNDS),
                         _ => chains_avx2(factor, ROUNDS),
                     }
                 }

@@ -22,17 +22,19 @@ struct Product {
 }
 
 impl Product {
-    fn new(weight: Weight, input_rows: usize) -> Self {
-        let input = Input::try_new(input_kind(weight.dtype()), input_rows, COLS).unwrap();
+    fn new(isa: Isa, weight: Weight, input_rows: usize) -> Self {
+        let input = Input::try_new(isa, input_kind(weight.dtype()), input_rows, COLS).unwrap();
         input.begin(input_rows);
         let mut random = Random::new(3);
         for row in 0..input_rows {
             let values: Vec<f32> = (0..COLS).map(|_| random.value()).collect();
-            // SAFETY: one thread; scalar is always available.
-            unsafe { input.fill_row(Isa::Scalar, row, &values) };
+            // SAFETY: one thread.
+            unsafe { input.fill_row(row, &values) };
         }
+        // SAFETY: as above.
+        unsafe { input.settle(0..input_rows) };
         let out = vec![0.0; input_rows * weight.rows()];
-        Self { scratch: Scratch::try_new(COLS).unwrap(), weight, input, out }
+        Self { scratch: Scratch::try_new(isa, COLS).unwrap(), weight, input, out }
     }
 
     fn run(&mut self, isa: Isa) {
@@ -69,8 +71,6 @@ fn products(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(name);
         for dtype in DType::all() {
             let n_weights = if input_rows == 1 && !dtype.is_quantized() { weights / 2 } else { weights };
-            // Made when the first bench of the type runs, so that a filter costs nothing for the others.
-            let mut product = None;
             for isa in Isa::available().into_iter().skip(1) {
                 let weight_bytes = n_weights / dtype.block_len() * dtype.block_bytes();
                 let throughput = if input_rows == 512 {
@@ -79,9 +79,12 @@ fn products(criterion: &mut Criterion) {
                     Throughput::Bytes(weight_bytes as u64)
                 };
                 group.throughput(throughput);
+                // Made when the bench runs, so that a filter costs nothing for the others.
+                let mut product = None;
                 group.bench_function(format!("{dtype} {isa}"), |bencher| {
-                    let product = product
-                        .get_or_insert_with(|| Product::new(random_weight(dtype, n_weights / COLS, COLS), input_rows));
+                    let product = product.get_or_insert_with(|| {
+                        Product::new(isa, random_weight(dtype, n_weights / COLS, COLS), input_rows)
+                    });
                     bencher.iter(|| product.run(isa));
                 });
             }

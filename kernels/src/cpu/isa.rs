@@ -12,6 +12,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// The same with AMX tiles of bf16 and AVX-512 BF16, for products with many rows; all else is as with `Avx512`.
+    Amx,
     /// 64-bit Arm.
     Neon,
     /// 64-bit Arm with the dot product instructions.
@@ -27,7 +29,7 @@ pub struct IsaError {
 }
 
 impl Isa {
-    const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon, Self::NeonDot];
+    const ALL: [Self; 6] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon, Self::NeonDot];
 
     /// Name used by `FARPOST_CPU` and reports.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDot => "neon-dot",
         }
@@ -80,6 +83,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => {
+                Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16") && super::amx::is_available()
             }
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),

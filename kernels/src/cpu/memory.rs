@@ -16,6 +16,7 @@ pub(crate) trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for i8 {}
 impl Plain for u8 {}
+impl Plain for u16 {}
 impl Plain for u32 {}
 
 /// The error that there is no memory for `len` elements.

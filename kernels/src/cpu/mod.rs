@@ -1,5 +1,7 @@
 //! The processor as a device: thread pool, run-time dispatch, kernels and the plan that runs a graph.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 mod choose;
 mod device;

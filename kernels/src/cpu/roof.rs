@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::linear::tile_products;
 use super::pool::Team;
 use super::vector::{Vector, dispatch};
 use crate::backend::DeviceError;
@@ -44,6 +46,7 @@ pub struct Roof {
     /// Empty where memory is too short.
     buffer: Vec<f32>,
     int8_repeats: usize,
+    bf16_repeats: usize,
     f32_repeats: usize,
 }
 
@@ -60,7 +63,15 @@ impl Roof {
         let team = Team::new(threads)
             .map_err(|error| DeviceError::Refused(format!("cannot start {threads} threads: {error}")))?;
         let buffer = buffer(BUFFER_BYTES.min(free_bytes.unwrap_or(u64::MAX) / 4));
-        Ok(Self { isa, threads, team, buffer, int8_repeats: FIRST_REPEATS, f32_repeats: FIRST_REPEATS })
+        Ok(Self {
+            isa,
+            threads,
+            team,
+            buffer,
+            int8_repeats: FIRST_REPEATS,
+            bf16_repeats: FIRST_REPEATS,
+            f32_repeats: FIRST_REPEATS,
+        })
     }
 
     /// Threads measured with.
@@ -105,6 +116,22 @@ impl Roof {
         let isa = self.isa;
         // SAFETY: `new` checked the set.
         peak(&mut self.team, &mut self.int8_repeats, patience, |repeats| unsafe { int8(isa, repeats) })
+    }
+
+    /// Multiplies tiles of bf16 and sums them in f32, on registers, for `patience`: multiply-adds a second. `None` where
+    /// the instruction set has no tiles.
+    ///
+    /// # Errors
+    /// [`DeviceError::Wrong`] where a thread fails.
+    pub fn bf16_macs(&mut self, patience: Duration) -> Result<Option<Rate>, DeviceError> {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Amx {
+            let (team, repeats) = (&mut self.team, &mut self.bf16_repeats);
+            // SAFETY: `new` checked the set.
+            return peak(team, repeats, patience, |repeats| unsafe { tile_products(repeats) }).map(Some);
+        }
+        let _ = (patience, &mut self.bf16_repeats);
+        Ok(None)
     }
 
     /// Multiplies and adds floats, on registers, for `patience`: multiply-adds a second.
@@ -249,7 +276,7 @@ unsafe fn int8(isa: Isa, repeats: usize) -> usize {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => sets::avx512(repeats),
+            Isa::Avx512 | Isa::Amx => sets::avx512(repeats),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => sets::avx2(repeats),
             #[cfg(target_arch = "aarch64")]
@@ -354,6 +381,9 @@ mod tests {
             let mut roof = Roof::new(isa, 1, Some(256 << 20)).unwrap();
             let int8 = roof.int8_macs(Duration::from_millis(10)).unwrap();
             let floats = roof.f32_macs(Duration::from_millis(10)).unwrap();
+            let bf16 = roof.bf16_macs(Duration::from_millis(10)).unwrap();
+            assert_eq!(bf16.is_some(), isa == Isa::Amx);
+            assert!(bf16.is_none_or(|rate| (1e10..1e13).contains(&rate.per_second)), "{bf16:?}");
             assert!(int8.rounds >= FEWEST_ROUNDS);
             // From a slow board to a wide server core; outside, the compiler took the work away.
             assert!((1e7..2e12).contains(&int8.per_second), "{isa}: {}", int8.per_second);

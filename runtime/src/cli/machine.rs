@@ -26,7 +26,7 @@ pub struct Machine {
 }
 
 /// Names of features with kernels or plans behind them.
-const NOTABLE: [&str; 18] = [
+const NOTABLE: [&str; 19] = [
     "sse4_2",
     "avx",
     "f16c",
@@ -40,6 +40,7 @@ const NOTABLE: [&str; 18] = [
     "avx512_vnni",
     "avx512_bf16",
     "avx512_fp16",
+    "amx_bf16",
     "amx_int8",
     "asimd",
     "asimddp",

@@ -29,7 +29,7 @@ fn every_test_is_a_line_of_json_with_its_share_of_the_roof() {
         for field in ["read_bytes_per_second", "int8_macs_per_second", "f32_macs_per_second"] {
             assert!(number(field) > 1e7, "{line}");
         }
-        assert!(["read", "int8", "f32"].contains(&line["bound"].as_str().unwrap()));
+        assert!(["read", "int8", "bf16", "f32"].contains(&line["bound"].as_str().unwrap()));
         assert_eq!((&line["threads"], &line["repetitions"]), (&2.into(), &3.into()));
         assert_eq!((&line["kv_type"], &line["model"]), (&"f16".into(), &"pocket.gguf (built in)".into()));
         assert_eq!(line["version"], env!("CARGO_PKG_VERSION"));

@@ -43,7 +43,7 @@ impl Chooser {
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: available by the caller's promise.
-            Isa::Avx512 => unsafe { take_avx512(self, first_id, logits) },
+            Isa::Avx512 | Isa::Amx => unsafe { take_avx512(self, first_id, logits) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: available by the caller's promise.
             Isa::Avx2 => unsafe { take_avx2(self, first_id, logits) },

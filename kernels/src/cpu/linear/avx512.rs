@@ -11,6 +11,7 @@ use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
 use super::scalar::Float;
+use super::transpose::transpose;
 use super::unpack_avx512::{self, Chunk};
 
 pub(crate) struct Avx512;
@@ -131,9 +132,14 @@ impl Engine for Avx512 {
     ) {
         // SAFETY: see the impl; whole vectors of arrays that lie `size_of::<Unpacked>()` bytes apart.
         unsafe {
-            transpose(rows[0].codes.as_ptr(), CHUNK / 16, codes);
-            transpose(rows[0].scales.as_ptr().cast(), subs / 4, scales.cast());
-            transpose(rows[0].mins.as_ptr().cast(), subs / 4, mins.cast());
+            let columns = |rows: *const u8, n_fours: usize, out: *mut u32| {
+                transpose(rows, size_of::<Unpacked>(), n_fours, |column, words| {
+                    _mm512_store_si512(out.add(16 * column).cast(), words);
+                });
+            };
+            columns(rows[0].codes.as_ptr(), CHUNK / 16, codes);
+            columns(rows[0].scales.as_ptr().cast(), subs / 4, scales.cast());
+            columns(rows[0].mins.as_ptr().cast(), subs / 4, mins.cast());
         }
     }
 
@@ -194,39 +200,6 @@ impl Engine for Avx512 {
     unsafe fn store(values: Self::Floats, out: *mut f32) {
         // SAFETY: see the impl.
         unsafe { _mm512_storeu_ps(out, values) };
-    }
-}
-
-/// Turns 16 rows of `4 * n_fours` words, [`Unpacked`] to [`Unpacked`] apart, into columns of 16 words.
-///
-/// # Safety
-/// The processor has AVX-512 F; the words are there, `out` is aligned and has room.
-#[inline(always)]
-unsafe fn transpose(rows: *const u8, n_fours: usize, out: *mut u32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        for four in 0..n_fours {
-            let load = |row: usize| _mm_loadu_si128(rows.add(row * size_of::<Unpacked>() + 16 * four).cast());
-            // Rows `row`, `row + 4`, `row + 8`, `row + 12`.
-            let lanes = |row: usize| {
-                let first = _mm512_castsi128_si512(load(row));
-                let second = _mm512_mask_broadcast_i32x4(first, 0x00F0, load(row + 4));
-                let third = _mm512_mask_broadcast_i32x4(second, 0x0F00, load(row + 8));
-                _mm512_mask_broadcast_i32x4(third, 0xF000, load(row + 12))
-            };
-            let (a, b, c, d) = (lanes(0), lanes(1), lanes(2), lanes(3));
-            let (low_ab, high_ab) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (low_cd, high_cd) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-            let columns = [
-                _mm512_unpacklo_epi64(low_ab, low_cd),
-                _mm512_unpackhi_epi64(low_ab, low_cd),
-                _mm512_unpacklo_epi64(high_ab, high_cd),
-                _mm512_unpackhi_epi64(high_ab, high_cd),
-            ];
-            for (column, words) in columns.into_iter().enumerate() {
-                _mm512_store_si512(out.add(16 * (4 * four + column)).cast(), words);
-            }
-        }
     }
 }
 

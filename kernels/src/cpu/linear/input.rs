@@ -6,10 +6,13 @@
 //! Rows are padded with zero codes and zero scales to whole chunks of 256, so kernels have no tails in that
 //! direction, and by one cache line more, so that rows do not compete for the same cache sets.
 //! The outlier of a block, if it has one, has a code of zero and is kept as a float (see `quantize`).
+//! Many rows for AMX are rounded to bf16 instead and held as tiles (see `input_tiles`).
 //! A value that is not finite makes the scale of its 32 NaN and so the result: nothing is hidden.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::input_tiles::{self, TILE_ROWS};
 use super::quantize::{Quantized, quantize, rest_of};
 use crate::backend::DeviceError;
 use crate::cpu::isa::Isa;
@@ -48,6 +51,7 @@ pub fn input_kind(dtype: DType) -> InputKind {
 
 /// Rows to multiply with, reused from step to step.
 pub struct Input {
+    isa: Isa,
     kind: InputKind,
     max_rows: usize,
     cols: usize,
@@ -62,6 +66,7 @@ pub struct Input {
     outliers: Block<f32>,
     places: Block<u8>,
     flags: Block<u8>,
+    tiles: Block<u16>,
 }
 
 /// The outlier of a block of 32.
@@ -133,19 +138,27 @@ impl QuantRow {
     }
 }
 
+/// Rows that may be held as tiles: of an input with one code a value.
+fn tile_rows(isa: Isa, kind: InputKind, max_rows: usize) -> usize {
+    if kind == InputKind::Q8x32 && input_tiles::are_tiles(isa, max_rows) { max_rows } else { 0 }
+}
+
 impl Input {
-    /// Room for `max_rows` rows of `cols`; quantized kinds need `cols` to be a multiple of 32.
+    /// Room for `max_rows` rows of `cols` to multiply with `isa`, which is available; quantized kinds need `cols` to be a
+    /// multiple of 32.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`].
-    pub fn try_new(kind: InputKind, max_rows: usize, cols: usize) -> Result<Self, DeviceError> {
+    pub fn try_new(isa: Isa, kind: InputKind, max_rows: usize, cols: usize) -> Result<Self, DeviceError> {
         assert!(kind == InputKind::F32 || cols.is_multiple_of(32), "quantized rows are whole blocks of 32");
         let n_chunks = cols.div_ceil(CHUNK);
         let (float_rows, quant_rows) =
             if kind == InputKind::F32 { (max_rows, 0) } else { (0, max_rows * kind.code_rows()) };
         // Padded to whole chunks plus one cache line of either element size.
         let stride = n_chunks * CHUNK + 64;
+        let tile_rows = tile_rows(isa, kind, max_rows);
         Ok(Self {
+            isa,
             kind,
             max_rows,
             cols,
@@ -160,21 +173,25 @@ impl Input {
             outliers: Block::try_new(quant_rows * n_chunks * 8)?,
             places: Block::try_new(quant_rows * n_chunks * 8)?,
             flags: Block::try_new(quant_rows * n_chunks)?,
+            tiles: Block::try_new(input_tiles::len(tile_rows, n_chunks))?,
         })
     }
 
     /// Bytes that [`Input::try_new`] takes.
-    pub fn bytes_for(kind: InputKind, max_rows: usize, cols: usize) -> u64 {
+    pub fn bytes_for(isa: Isa, kind: InputKind, max_rows: usize, cols: usize) -> u64 {
         let n_chunks = cols.div_ceil(CHUNK);
         let stride = n_chunks * CHUNK + 64;
         match kind {
             InputKind::F32 => Block::<f32>::bytes_for(max_rows * stride),
             InputKind::Q8x32 | InputKind::Q16x32 => {
+                let tile_rows = tile_rows(isa, kind, max_rows);
                 let max_rows = max_rows * kind.code_rows();
-                let scales = Block::<f32>::bytes_for(max_rows * n_chunks * 8);
                 Block::<i8>::bytes_for(max_rows * stride)
-                    + 2 * scales
+                    + 3 * Block::<f32>::bytes_for(max_rows * n_chunks * 8)
                     + Block::<f32>::bytes_for(max_rows * n_chunks * 16)
+                    + Block::<u8>::bytes_for(max_rows * n_chunks * 8)
+                    + Block::<u8>::bytes_for(max_rows * n_chunks)
+                    + Block::<u16>::bytes_for(input_tiles::len(tile_rows, n_chunks))
             }
         }
     }
@@ -203,7 +220,7 @@ impl Input {
     pub fn bytes(&self) -> u64 {
         let quantized = self.codes.bytes() + self.scales.bytes() + self.sums32.bytes() + self.sums16.bytes();
         let outliers = self.outliers.bytes() + self.places.bytes() + self.flags.bytes();
-        self.floats.bytes() + quantized + outliers
+        self.floats.bytes() + quantized + outliers + self.tiles.bytes()
     }
 
     /// Says that the next `rows` rows will be filled, no more than `max_rows`.
@@ -212,13 +229,41 @@ impl Input {
         self.rows.store(rows, Ordering::Relaxed);
     }
 
-    /// Takes over the values of one row; identical results with every instruction set.
+    /// Whether the rows in use are held as tiles of bf16, and not quantized.
+    pub(crate) fn is_tiles(&self) -> bool {
+        self.kind == InputKind::Q8x32 && input_tiles::are_tiles(self.isa, self.rows())
+    }
+
+    /// Rows that one worker fills, and settles together: calls of [`Input::settle`] begin at multiples of it.
+    pub fn unit(&self) -> usize {
+        if self.is_tiles() { TILE_ROWS } else { 1 }
+    }
+
+    /// Makes filled rows ready to be read: whole units, the last one as far as there are rows.
+    ///
+    /// # Safety
+    /// These rows are filled, and nobody else uses them at the same time.
+    pub unsafe fn settle(&self, rows: Range<usize>) {
+        assert!(rows.end <= self.rows() && rows.start.is_multiple_of(self.unit()), "whole units inside of the input");
+        #[cfg(target_arch = "x86_64")]
+        if self.is_tiles() {
+            for tile in rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS) {
+                for chunk in 0..self.n_chunks {
+                    // SAFETY: `is_tiles` says that the set has the instructions; the tile is ours.
+                    unsafe { input_tiles::turn(self.tile(chunk, tile)) };
+                }
+            }
+        }
+    }
+
+    /// Takes over the values of one row, to be settled before they are read; identical results with every instruction set
+    /// that does not want tiles.
     ///
     /// `row` must be below [`Input::rows`] and `values` have `cols` elements.
     ///
     /// # Safety
-    /// Nobody else fills or reads this row at the same time (other rows may be), and `isa` is available.
-    pub unsafe fn fill_row(&self, isa: Isa, row: usize, values: &[f32]) {
+    /// Nobody else fills or reads this row at the same time (other rows may be).
+    pub unsafe fn fill_row(&self, row: usize, values: &[f32]) {
         assert!(row < self.rows() && values.len() == self.cols, "a row of the input's size, inside of it");
         if self.kind == InputKind::F32 {
             // SAFETY: the row lies inside (checked), is `stride >= cols` long and ours by the caller's promise.
@@ -226,18 +271,26 @@ impl Input {
                 .copy_from_slice(values);
             return;
         }
-        // SAFETY: the row is ours and `isa` available by the caller's promise; one part of the row is used at a time.
+        #[cfg(target_arch = "x86_64")]
+        if self.is_tiles() {
+            let place = self.tile(0, row / TILE_ROWS).wrapping_add(row % TILE_ROWS * CHUNK);
+            // SAFETY: `is_tiles` says that the set, which is available, has the instructions; the row's place is ours.
+            unsafe { input_tiles::fill(values, place, self.chunk_len()) };
+            return;
+        }
+        // SAFETY: the row is ours by the caller's promise, `isa` was available when this was made; one part of the row is
+        // used at a time.
         unsafe {
             if self.kind == InputKind::Q8x32 {
-                quantize(isa, values, self.part(row, 0, self.cols));
+                quantize(self.isa, values, self.part(row, 0, self.cols));
                 return;
             }
             let mut rest = [0.0; CHUNK];
             for (chunk, values) in values.chunks(CHUNK).enumerate() {
                 let rest = &mut rest[..values.len()];
-                quantize(isa, values, self.part(2 * row, chunk, values.len()));
+                quantize(self.isa, values, self.part(2 * row, chunk, values.len()));
                 rest_of(values, &self.part(2 * row, chunk, values.len()), rest);
-                quantize(isa, rest, self.part(2 * row + 1, chunk, values.len()));
+                quantize(self.isa, rest, self.part(2 * row + 1, chunk, values.len()));
             }
         }
     }
@@ -263,6 +316,19 @@ impl Input {
                 flags: std::slice::from_raw_parts_mut(self.flags.at(first_chunk), cols.div_ceil(CHUNK)),
             }
         }
+    }
+
+    /// Numbers of all tiles in a chunk.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn chunk_len(&self) -> usize {
+        input_tiles::len(self.max_rows, 1)
+    }
+
+    /// The steps of a tile in a chunk.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn tile(&self, chunk: usize, tile: usize) -> *mut u16 {
+        self.tiles.at(chunk * self.chunk_len() + tile * input_tiles::STEPS * input_tiles::TILE_LEN)
     }
 
     /// Chunks of [`CHUNK`] in a row.

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
-use super::input::Input;
+use super::input::{CHUNK, Input};
+use super::input_tiles::TILE_ROWS;
 use crate::backend::DeviceError;
+use crate::cpu::isa::Isa;
 use crate::cpu::memory::Block;
 use crate::tensor::WeightView;
 
@@ -74,6 +76,18 @@ impl Job<'_> {
 /// Weight rows of a panel, at most.
 pub(crate) const PANEL_ROWS: usize = 16;
 
+/// Weight rows whose sums wait for the next columns together, and tiles of input rows: half of a second-level cache's
+/// megabyte or two.
+pub(crate) const SUM_ROWS: usize = 256;
+pub(crate) const SUM_TILES: usize = 32;
+
+/// Numbers of a scratch: bytes of values, scales, sums.
+fn lens(isa: Isa, cols: usize) -> [usize; 3] {
+    let sums = if isa == Isa::Amx { SUM_ROWS * SUM_TILES * TILE_ROWS } else { 0 };
+    // Two panels for AMX are no larger than 1024 columns of one for others.
+    [cols.max(1024) * PANEL_ROWS * size_of::<f32>(), cols / 16 * PANEL_ROWS, sums]
+}
+
 /// What one worker works in: room for an unpacked panel. Made once; products allocate nothing.
 pub struct Scratch {
     max_cols: usize,
@@ -85,6 +99,8 @@ pub struct Scratch {
     pub(crate) mins: Block<f32>,
     /// Results before they are added (see [`super::fine`]).
     pub(crate) results: Block<f32>,
+    /// Sums of [`SUM_ROWS`] weight rows and [`SUM_TILES`] tiles of input rows; for AMX only.
+    pub(crate) sums: Block<f32>,
 }
 
 impl Scratch {
@@ -92,22 +108,23 @@ impl Scratch {
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`].
-    pub fn try_new(max_cols: usize) -> Result<Self, DeviceError> {
-        let cols = max_cols.next_multiple_of(super::input::CHUNK);
+    pub fn try_new(isa: Isa, max_cols: usize) -> Result<Self, DeviceError> {
+        let cols = max_cols.next_multiple_of(CHUNK);
+        let [values, scales, sums] = lens(isa, cols);
         Ok(Self {
             max_cols: cols,
-            values: Block::try_new(cols * PANEL_ROWS * size_of::<f32>())?,
-            scales: Block::try_new(cols / 16 * PANEL_ROWS)?,
-            mins: Block::try_new(cols / 16 * PANEL_ROWS)?,
+            values: Block::try_new(values)?,
+            scales: Block::try_new(scales)?,
+            mins: Block::try_new(scales)?,
             results: Block::try_new(super::fine::ROOM)?,
+            sums: Block::try_new(sums)?,
         })
     }
 
     /// Bytes that [`Scratch::try_new`] takes.
-    pub fn bytes_for(max_cols: usize) -> u64 {
-        let cols = max_cols.next_multiple_of(super::input::CHUNK);
-        Block::<f32>::bytes_for(super::fine::ROOM)
-            + (cols * PANEL_ROWS * size_of::<f32>() + 2 * (cols / 16 * PANEL_ROWS) * size_of::<f32>()) as u64
+    pub fn bytes_for(isa: Isa, max_cols: usize) -> u64 {
+        let [values, scales, sums] = lens(isa, max_cols.next_multiple_of(CHUNK));
+        (values + (2 * scales + super::fine::ROOM + sums) * size_of::<f32>()) as u64
     }
 
     /// Most columns of a weight.
@@ -117,6 +134,7 @@ impl Scratch {
 
     /// Bytes taken.
     pub fn bytes(&self) -> u64 {
-        self.values.bytes() + self.scales.bytes() + self.mins.bytes() + self.results.bytes()
+        let panel = self.values.bytes() + self.scales.bytes() + self.mins.bytes();
+        panel + self.results.bytes() + self.sums.bytes()
     }
 }

@@ -6,6 +6,8 @@
 //! activations have two codes each (see [`fine`]).
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -18,6 +20,7 @@ mod format;
 mod formats_linear;
 mod formats_table;
 mod input;
+mod input_tiles;
 mod job;
 #[cfg(target_arch = "x86_64")]
 mod lanes_avx512;
@@ -30,13 +33,20 @@ mod quantize;
 mod row_avx512;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
+mod transpose;
+#[cfg(target_arch = "x86_64")]
 mod unpack_avx512;
+#[cfg(target_arch = "x86_64")]
+mod unpack_bf16;
 
 use std::ops::Range;
 
 pub use input::{Input, InputKind, input_kind};
+pub use input_tiles::FEWEST_ROWS as FEWEST_TILE_ROWS;
 pub use job::{OutRows, Scratch};
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::tile_products;
 pub(crate) use format::half_value;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;
@@ -106,9 +116,9 @@ macro_rules! pick {
 fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
     match (isa, is_tall) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, false) => pick!(dtype, avx512, flat, floats_flat),
+        (Isa::Avx512 | Isa::Amx, false) => pick!(dtype, avx512, flat, floats_flat),
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, true) => pick!(dtype, avx512, tall, floats_tall),
+        (Isa::Avx512 | Isa::Amx, true) => pick!(dtype, avx512, tall, floats_tall),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, false) => pick!(dtype, avx2, flat, floats_flat),
         #[cfg(target_arch = "x86_64")]
@@ -125,16 +135,33 @@ fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
     }
 }
 
+/// The kernel for input rows held as tiles.
+#[cfg(target_arch = "x86_64")]
+fn tiles_kernel(dtype: DType) -> Kernel {
+    pick!(dtype, amx, tall, floats_tall)
+}
+
+/// No other processor has tiles.
+#[cfg(not(target_arch = "x86_64"))]
+fn tiles_kernel(dtype: DType) -> Kernel {
+    pick!(dtype, scalar, blocks, floats)
+}
+
+/// Weight rows that the kernels for many input rows take together: jobs do well to have whole panels.
+pub(crate) fn panel_rows(isa: Isa) -> usize {
+    if isa == Isa::Amx { 4 * input_tiles::TILE_ROWS } else { job::PANEL_ROWS }
+}
+
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
 fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
     // With AVX-512, codebooks are unpacked row by row and the rest sixteen rows at a time.
     let is_codebook = with_format!(dtype, F => <F as format::Format>::LAYOUT.is_none(), false);
-    if isa == Isa::Avx512 && is_codebook { 4 } else { 16 }
+    if matches!(isa, Isa::Avx512 | Isa::Amx) && is_codebook { 4 } else { 16 }
 }
 
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.
 ///
-/// For whole panels let `rows` start and end on multiples of 16 where many input rows are used; any range is right.
+/// For whole panels let `rows` start and end on multiples of 16 (with AMX of 64) where many input rows are used; any range is right.
 ///
 /// # Safety
 /// `isa` is available, `weight.bytes` is `weight.rows` rows of whole blocks (as [`crate::tensor::Weight`] ensures),
@@ -157,8 +184,13 @@ pub unsafe fn multiply(
     assert!(input.cols() == weight.cols && (code_rows > 0) == weight.dtype.is_quantized(), "the input fits the weight");
     assert!(input_rows.end <= input.rows() && out.holds(input_rows.end, rows.end), "results have room");
     assert!(weight.cols <= scratch.max_cols(), "the scratch fits the weight");
-    let is_tall = input_rows.len() * code_rows.max(1) > max_flat_rows(isa, weight.dtype);
-    let kernel = kernel(isa, weight.dtype, is_tall);
+    let kernel = if input.is_tiles() {
+        assert!(isa == Isa::Amx, "tiles are for AMX");
+        tiles_kernel(weight.dtype)
+    } else {
+        let is_tall = input_rows.len() * code_rows.max(1) > max_flat_rows(isa, weight.dtype);
+        kernel(isa, weight.dtype, is_tall)
+    };
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };
     // SAFETY: the set is available and the job is checked, the rest being the caller's promise.
     unsafe {

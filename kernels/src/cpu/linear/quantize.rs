@@ -39,7 +39,7 @@ pub(crate) unsafe fn quantize(isa: Isa, values: &[f32], out: Quantized<'_>) {
     match isa {
         // SAFETY: available by the caller's promise.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512(values, out) },
+        Isa::Avx512 | Isa::Amx => unsafe { avx512(values, out) },
         // SAFETY: available by the caller's promise.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2(values, out) },

@@ -134,12 +134,14 @@ impl Case {
 
     fn input(&self, isa: Isa) -> Input {
         let n_rows = self.values.len() / self.cols;
-        let input = Input::try_new(self.kind, n_rows, self.cols).unwrap();
+        let input = Input::try_new(isa, self.kind, n_rows, self.cols).unwrap();
         input.begin(n_rows);
         for (row, values) in self.values.chunks_exact(self.cols).enumerate() {
             // SAFETY: one thread, an available set.
-            unsafe { input.fill_row(isa, row, values) };
+            unsafe { input.fill_row(row, values) };
         }
+        // SAFETY: as above.
+        unsafe { input.settle(0..input.rows()) };
         input
     }
 
@@ -147,7 +149,7 @@ impl Case {
     fn multiply(&self, isa: Isa, first: usize, per_job: usize) -> Vec<f32> {
         let input = self.input(isa);
         let weight = WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes };
-        let mut scratch = Scratch::try_new(self.cols).unwrap();
+        let mut scratch = Scratch::try_new(isa, self.cols).unwrap();
         let mut out = vec![f32::NAN; input.rows() * self.rows];
         for row in (0..first).chain((first..self.rows).step_by(per_job)) {
             let end = if row < first { row + 1 } else { (row + per_job).min(self.rows) };
@@ -176,13 +178,12 @@ impl Case {
     /// Compares with products of decoded weights and inputs as they are.
     fn check_fine(&self, isa: Isa, bits: Bits) {
         let found = self.multiply(isa, self.rows.min(3) - 1, 19);
+        let (exact, magnitudes) = (self.exact(), self.magnitudes());
         let mut decoded = vec![0.0; self.rows * self.cols];
         quant::decode(self.dtype, &self.bytes, &mut decoded).unwrap();
-        let magnitudes = self.magnitudes();
         for (at, found) in found.iter().enumerate() {
             let row = &decoded[at % self.rows * self.cols..][..self.cols];
-            let values = &self.values[at / self.rows * self.cols..][..self.cols];
-            let truth: f64 = row.iter().zip(values).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let truth = exact[at];
             // Outliers are kept; the rest, up to 1, is off by half of a 127th of half of a 127th.
             let rounding = row.iter().map(|w| f64::from(w.abs())).sum::<f64>() / 127_f64.powi(2) / 4.0;
             let allowed = f64::from(magnitudes[at]) * 4e-5 + rounding + 1e-30;
@@ -196,17 +197,33 @@ impl Case {
         }
     }
 
+    /// The products in f64, of decoded weights and inputs as they are.
+    fn exact(&self) -> Vec<f64> {
+        let mut decoded = vec![0.0; self.rows * self.cols];
+        quant::decode(self.dtype, &self.bytes, &mut decoded).unwrap();
+        let dot =
+            |row: &[f32], values: &[f32]| row.iter().zip(values).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+        let per_input = |values| decoded.chunks_exact(self.cols).map(move |row| dot(row, values));
+        self.values.chunks_exact(self.cols).flat_map(per_input).collect()
+    }
+
     fn check(&self, isa: Isa, bits: Bits) {
         let (first, per_job) = (self.rows.min(3) - 1, 19);
-        let truth = self.multiply(Isa::Scalar, 0, self.rows);
         let found = self.multiply(isa, first, per_job);
-        // Minima and code offsets are added after the product: terms that cancel leave their rounding behind.
+        // Tiles hold both sides rounded to eight bits, which is less than rounding the inputs to int8: they are near the
+        // exact product and not near the plain one. Otherwise minima and code offsets are added after the product:
+        // terms that cancel leave their rounding behind.
+        let (truth, share) = if self.input(isa).is_tiles() {
+            (self.exact(), 1.0 / 256.0 + 1e-4)
+        } else {
+            (self.multiply(Isa::Scalar, 0, self.rows).into_iter().map(f64::from).collect(), 4e-5)
+        };
         let magnitudes = self.magnitudes();
         for (at, (found, truth)) in found.iter().zip(&truth).enumerate() {
             let (input_row, row) = (at / self.rows, at % self.rows);
-            let allowed = magnitudes[at] * 4e-5 + 1e-30;
+            let allowed = f64::from(magnitudes[at] * share + 1e-30);
             assert!(
-                (found - truth).abs() <= allowed,
+                (f64::from(*found) - truth).abs() <= allowed,
                 "{} {isa} {bits:?} {} x {}: [{input_row}][{row}] is {found:e}, expected {truth:e} within {allowed:e}",
                 self.dtype,
                 self.rows,
@@ -345,6 +362,64 @@ fn an_input_that_is_not_finite_gives_results_that_are_not_numbers() {
                 assert!(good.iter().all(|value| value.is_finite()), "{dtype} {isa}");
                 assert!(bad.iter().all(|value| value.is_nan()), "{dtype} {isa}");
             }
+        }
+    }
+}
+
+/// Where nothing is rounded, tiles give the very sums: scales are powers of two, codes have no more than eight bits.
+#[test]
+fn tiles_of_numbers_that_bf16_holds_give_exact_products() {
+    if !Isa::available().contains(&Isa::Amx) {
+        return;
+    }
+    let mut random = Random(3);
+    for (number, dtype) in
+        [DType::Q4_0, DType::Q5_0, DType::Q8_0, DType::IQ4_NL, DType::TQ2_0, DType::TQ1_0, DType::Q4_1]
+            .into_iter()
+            .enumerate()
+    {
+        for input_rows in [17, 31, 32, 48, 70] {
+            let (rows, cols) = ([1, 15, 64, 70, 129, 300, 33][number], [256, 512, 768][input_rows % 3]);
+            let mut case = Case::new(dtype, rows, cols, input_rows, Bits::Random, 11);
+            for block in case.bytes.chunks_exact_mut(dtype.block_bytes()) {
+                for at in halves(dtype) {
+                    let power = 0x3000 + (random.next() % 3) as u16 * 0x400;
+                    block[*at..at + 2].copy_from_slice(&power.to_le_bytes());
+                }
+            }
+            for value in &mut case.values {
+                *value = (random.next() % 17) as f32 - 8.0;
+            }
+            let found = case.multiply(Isa::Amx, 0, 256);
+            for (at, (found, exact)) in found.into_iter().zip(case.exact()).enumerate() {
+                assert_eq!(f64::from(found), exact, "{dtype} [{}][{}]", at / rows, at % rows);
+            }
+        }
+    }
+}
+
+/// More rows of either side than wait for the next columns together, and inputs that start inside of a tile.
+#[test]
+fn tiles_cover_blocks_of_both_sides_and_any_range() {
+    if !Isa::available().contains(&Isa::Amx) {
+        return;
+    }
+    let (rows, cols, input_rows) = (290, 512, 560);
+    let case = Case::new(DType::Q4_K, rows, cols, input_rows, Bits::Random, 5);
+    case.check(Isa::Amx, Bits::Random);
+    let whole = case.multiply(Isa::Amx, 0, rows);
+    let (input, mut scratch) = (case.input(Isa::Amx), Scratch::try_new(Isa::Amx, cols).unwrap());
+    let weight = WeightView { dtype: case.dtype, rows, cols, bytes: &case.bytes };
+    for (range, weight_rows) in [(5..8, 3..77), (15..17, 0..290), (37..555, 64..65)] {
+        let mut out = vec![f32::NAN; input_rows * rows];
+        // SAFETY: one thread; room for all results.
+        unsafe {
+            let to = OutRows::new(out.as_mut_ptr(), rows, input_rows, rows);
+            multiply(Isa::Amx, &weight, weight_rows.clone(), &input, range.clone(), &mut scratch, to);
+        }
+        for (at, (found, whole)) in out.into_iter().zip(&whole).enumerate() {
+            let is_there = range.contains(&(at / rows)) && weight_rows.contains(&(at % rows));
+            assert!(if is_there { found == *whole } else { found.is_nan() }, "[{}][{}]", at / rows, at % rows);
         }
     }
 }

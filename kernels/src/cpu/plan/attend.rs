@@ -8,7 +8,7 @@ use crate::cpu::attention::{self, KvHead, PartialRows, Query, Scores};
 use crate::cpu::pool::Worker;
 
 /// Queries of a chunk that make reading a page worth while: rows of a span times heads of a group.
-pub(super) const CHUNK_QUERIES: usize = 64;
+pub(super) const CHUNK_QUERIES: usize = 256;
 /// Keys of a part, at least, where a context is split.
 const SPLIT_KEYS: usize = 256;
 /// Chunks per worker that a split aims at.

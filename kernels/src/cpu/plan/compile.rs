@@ -60,8 +60,8 @@ impl Inputs {
     }
 }
 
-fn make_input((kind, rows, cols): Shape) -> Result<Input, DeviceError> {
-    Input::try_new(kind, rows, cols)
+fn make_input(isa: Isa, (kind, rows, cols): Shape) -> Result<Input, DeviceError> {
+    Input::try_new(isa, kind, rows, cols)
 }
 
 /// Sizes of everything that is not a value or the cache.
@@ -80,12 +80,12 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(graph: &Graph, stages: &Stages, max_rows: usize, n_workers: usize) -> Self {
+    fn new(isa: Isa, graph: &Graph, stages: &Stages, max_rows: usize, n_workers: usize) -> Self {
         let max_cols = graph.weights().map(Weight::cols).max().unwrap_or(0);
         let mut sizes = Self {
             max_cols,
             max_width: graph.widths().iter().copied().max().unwrap_or(0),
-            results: 2 * results_len(max_rows),
+            results: 2 * results_len(isa, max_rows),
             own_partials: 0,
             partials: 0,
             max_queries: 0,
@@ -103,10 +103,10 @@ impl Sizes {
     }
 
     /// What one worker works in.
-    fn local(&self, inputs: &Inputs) -> Result<Local, DeviceError> {
+    fn local(&self, isa: Isa, inputs: &Inputs) -> Result<Local, DeviceError> {
         Ok(Local {
-            scratch: Scratch::try_new(self.max_cols)?,
-            inputs: inputs.shapes.iter().map(Inputs::own).map(make_input).collect::<Result<_, _>>()?,
+            scratch: Scratch::try_new(isa, self.max_cols)?,
+            inputs: inputs.shapes.iter().map(|shape| make_input(isa, Inputs::own(shape))).collect::<Result<_, _>>()?,
             results: zeros(self.results)?,
             row: zeros(self.max_width)?,
             queries: Queries(room(self.max_queries)?),
@@ -116,11 +116,11 @@ impl Sizes {
         })
     }
 
-    fn local_bytes(&self, inputs: &Inputs) -> u64 {
+    fn local_bytes(&self, isa: Isa, inputs: &Inputs) -> u64 {
         let own = inputs.shapes.iter().map(Inputs::own);
         let floats = self.max_width + self.results + self.own_partials;
-        own.map(|(kind, rows, cols)| Input::bytes_for(kind, rows, cols)).sum::<u64>()
-            + Scratch::bytes_for(self.max_cols)
+        own.map(|(kind, rows, cols)| Input::bytes_for(isa, kind, rows, cols)).sum::<u64>()
+            + Scratch::bytes_for(isa, self.max_cols)
             + attention::Scratch::bytes_for(self.max_queries, self.max_head)
             + (floats * size_of::<f32>()) as u64
     }
@@ -189,7 +189,7 @@ pub(in crate::cpu) fn compile(
     let stages = lower(graph);
     let is_fine = activations::are_fine(graph, limits.activations);
     let layout = Layout::new(&stages, graph.widths(), max_rows);
-    let sizes = Sizes::new(graph, &stages, max_rows, n_workers);
+    let sizes = Sizes::new(isa, graph, &stages, max_rows, n_workers);
     let mut inputs = Inputs { is_fine, shapes: Vec::new() };
     let stage_inputs: Vec<StageInputs> =
         stages.stages.iter().map(|stage| inputs_of(stage, &mut inputs, max_rows)).collect();
@@ -197,11 +197,11 @@ pub(in crate::cpu) fn compile(
     let n_pages = limits.kv_tokens.div_ceil(limits.page_tokens);
     let kv_bytes = KvCache::bytes_for(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens);
     let scratch_bytes = layout.bytes()
-        + inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(*kind, *rows, *cols)).sum::<u64>()
+        + inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(isa, *kind, *rows, *cols)).sum::<u64>()
         + MoeRoom::bytes_for(expert_layers(&stages), max_rows)
         + Block::<f32>::bytes_for(sizes.partials)
         + Block::<f32>::bytes_for(sizes.angles)
-        + n_workers as u64 * sizes.local_bytes(&inputs);
+        + n_workers as u64 * sizes.local_bytes(isa, &inputs);
     if let Some(cap) = limits.memory_cap {
         for (what, needed_bytes, free_bytes) in
             [("scratch", scratch_bytes, cap), ("keys and values", kv_bytes, cap.saturating_sub(scratch_bytes))]
@@ -223,7 +223,7 @@ pub(in crate::cpu) fn compile(
         }
         other => other,
     };
-    let locals = (0..n_workers).map(|_| sizes.local(&inputs).map(Mutex::new));
+    let locals = (0..n_workers).map(|_| sizes.local(isa, &inputs).map(Mutex::new));
     let locals = locals.collect::<Result<_, _>>().map_err(of_all)?;
     let angle_offsets = stages.ropes.iter().scan(0, |next, rope| {
         let offset = *next;
@@ -236,7 +236,7 @@ pub(in crate::cpu) fn compile(
         angle_offsets: angle_offsets.collect(),
         angles: Block::try_new(sizes.angles).map_err(of_all)?,
         arena: layout.allocate().map_err(of_all)?,
-        inputs: inputs.shapes.iter().copied().map(make_input).collect::<Result<_, _>>().map_err(of_all)?,
+        inputs: inputs.shapes.iter().map(|shape| make_input(isa, *shape)).collect::<Result<_, _>>().map_err(of_all)?,
         kv: KvCache::try_new(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens, limits.max_sequences)
             .map_err(of_all)?,
         kv_layers: graph.kv_layers().to_vec(),

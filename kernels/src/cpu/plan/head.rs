@@ -98,7 +98,7 @@ impl Core {
         // SAFETY: the caller's promise; wanted rows are rows of the step.
         let is_own = unsafe { self.prepare_input(&stage.source, numbers, want.len(), row_of, counters, worker, local) };
         let weight = std::iter::once((stage.weight.rows(), stage.weight.row_bytes()));
-        share_out(worker, &counters[1], &weight, want.len(), |_, ids| {
+        share_out(self.isa, worker, &counters[1], &weight, want.len(), |_, ids| {
             let count = ids.len();
             let Local { inputs, scratch, results, reductions, .. } = &mut *local;
             let input = input_for(if is_own { inputs } else { &self.inputs }, numbers, &stage.weight);

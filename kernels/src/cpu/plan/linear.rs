@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicUsize;
 
 use super::stage::{After, Linear, Part, Source};
 use super::{Core, Counters, Local};
-use crate::cpu::linear::{Input, InputKind, OutRows, input_kind, multiply};
+use crate::cpu::isa::Isa;
+use crate::cpu::linear::{Input, InputKind, OutRows, input_kind, multiply, panel_rows};
 use crate::cpu::pointwise;
 use crate::cpu::pool::Worker;
 use crate::graph::Activation;
@@ -16,9 +17,9 @@ pub(super) const OWN_INPUT_ROWS: usize = 4;
 /// Weight bytes of a claim where few rows are multiplied: enough to pay for a new place in memory, few enough to share
 /// out evenly.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Weight rows of a chunk, at most, with few input rows and with many.
+/// Weight rows of a chunk, at most, with few input rows, and panels with many.
 const FLAT_CHUNK_ROWS: usize = 256;
-const TALL_CHUNK_ROWS: usize = 64;
+const TALL_CHUNK_PANELS: usize = 4;
 /// Input rows from which on whole panels pay.
 const TALL_ROWS: usize = 17;
 /// Chunks per worker that even out differences in speed.
@@ -27,15 +28,15 @@ const CHUNKS_PER_WORKER: usize = 4;
 const SIDE_BY_SIDE: usize = 16;
 
 /// Results of a chunk before they are finished, at most: floats per worker for `max_rows` input rows.
-pub(super) fn results_len(max_rows: usize) -> usize {
-    (max_rows * TALL_CHUNK_ROWS).max((TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
+pub(super) fn results_len(isa: Isa, max_rows: usize) -> usize {
+    (max_rows * TALL_CHUNK_PANELS * panel_rows(isa)).max(max_rows.min(TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
 }
 
 /// Weight rows of a chunk for rows of `row_bytes`.
-pub(super) fn chunk_rows(n_rows: usize, row_bytes: usize, n_input_rows: usize, n_workers: usize) -> usize {
+pub(super) fn chunk_rows(isa: Isa, n_rows: usize, row_bytes: usize, n_input_rows: usize, n_workers: usize) -> usize {
     let fair = n_rows.div_ceil(CHUNKS_PER_WORKER * n_workers).max(1);
     if n_input_rows >= TALL_ROWS {
-        return fair.next_multiple_of(16).min(TALL_CHUNK_ROWS);
+        return fair.next_multiple_of(panel_rows(isa)).min(TALL_CHUNK_PANELS * panel_rows(isa));
     }
     let rows = (CHUNK_BYTES / row_bytes.max(1)).clamp(1, FLAT_CHUNK_ROWS).min(fair);
     if n_input_rows > 1 { rows.next_multiple_of(SIDE_BY_SIDE) } else { rows }
@@ -46,6 +47,7 @@ pub(super) fn chunk_rows(n_rows: usize, row_bytes: usize, n_input_rows: usize, n
 /// Calls `work` with the number of a weight and some of its rows, for which there is room for results. Few input rows
 /// are waiting for memory: workers take long runs of rows, which memory gives faster than small pieces here and there.
 pub(super) fn share_out(
+    isa: Isa,
     worker: &Worker<'_>,
     next: &AtomicUsize,
     weights: &(impl Iterator<Item = (usize, usize)> + Clone),
@@ -54,14 +56,18 @@ pub(super) fn share_out(
 ) {
     let is_tall = n_input_rows >= TALL_ROWS;
     let unit = |(n_rows, row_bytes): (usize, usize)| {
-        if is_tall { chunk_rows(n_rows, row_bytes, n_input_rows, worker.n_workers()) } else { SIDE_BY_SIDE }
+        if is_tall { chunk_rows(isa, n_rows, row_bytes, n_input_rows, worker.n_workers()) } else { SIDE_BY_SIDE }
     };
     let n_units = |weight: (usize, usize)| weight.0.div_ceil(unit(weight));
     let total: usize = weights.clone().map(n_units).sum();
     let bytes: usize = weights.clone().map(|(n_rows, row_bytes)| n_rows * row_bytes).sum();
     let fair = (total / (CHUNKS_PER_WORKER * worker.n_workers())).max(1);
     let least = (CHUNK_BYTES * total / bytes.max(1)).clamp(1, fair);
-    let most_rows = if is_tall { TALL_CHUNK_ROWS } else { (TALL_ROWS - 1) * FLAT_CHUNK_ROWS / n_input_rows.max(1) };
+    let most_rows = if is_tall {
+        TALL_CHUNK_PANELS * panel_rows(isa)
+    } else {
+        (TALL_ROWS - 1) * FLAT_CHUNK_ROWS / n_input_rows.max(1)
+    };
     let mut in_run = |units: Range<usize>| {
         let mut first = 0;
         for (number, weight) in weights.clone().enumerate() {
@@ -124,7 +130,7 @@ impl Core {
             let row_bytes = part.weights().map(Weight::row_bytes).sum();
             (part.weight.rows(), row_bytes)
         });
-        share_out(worker, &counters[1], &weights, n_rows, |number, rows| {
+        share_out(self.isa, worker, &counters[1], &weights, n_rows, |number, rows| {
             // SAFETY: rows are claimed once, so these results are ours.
             unsafe { self.part(&stage.parts[number], rows, numbers, n_rows, is_own, local) };
         });
@@ -161,11 +167,17 @@ impl Core {
         }
         let targets = || numbers.iter().flatten().map(|&number| &self.inputs[number]);
         targets().for_each(|input| input.begin(n_rows));
-        let chunk = n_rows.div_ceil(CHUNKS_PER_WORKER * worker.n_workers());
+        let unit = targets().map(Input::unit).max().unwrap_or(1);
+        let chunk = n_rows.div_ceil(CHUNKS_PER_WORKER * worker.n_workers()).next_multiple_of(unit);
         worker.claim(&counters[0], n_rows.div_ceil(chunk), |number| {
-            for row in number * chunk..n_rows.min((number + 1) * chunk) {
+            let rows = number * chunk..n_rows.min((number + 1) * chunk);
+            for row in rows.clone() {
                 // SAFETY: a chunk is claimed once; the row was written before the last barrier.
                 unsafe { self.fill(source, row_of(row), row, targets(), local) };
+            }
+            for input in targets() {
+                // SAFETY: the rows of the chunk are filled and ours.
+                unsafe { input.settle(rows.clone()) };
             }
         });
         worker.barrier();

@@ -6,7 +6,8 @@ use super::linear::{InputNumbers, chunk_rows, input_for, view_rows};
 use super::stage::{Moe, Source};
 use super::{Core, Counters, Local};
 use crate::backend::DeviceError;
-use crate::cpu::linear::{OutRows, multiply};
+use crate::cpu::isa::Isa;
+use crate::cpu::linear::{Input, OutRows, multiply};
 use crate::cpu::memory::{Block, room};
 use crate::cpu::pool::Worker;
 use crate::tensor::Weight;
@@ -171,32 +172,41 @@ impl Core {
         worker.barrier();
         let Ok(routes) = room.routes.read() else { return };
         let n_slots = routes.row_of.len();
-        worker.claim(&counters[1], n_slots, |slot| {
-            let targets = inputs.up.iter().flatten().map(|&number| &self.inputs[number]);
+        let up = || inputs.up.iter().flatten().map(|&number| &self.inputs[number]);
+        worker.claim(&counters[1], units(up(), n_slots), |number| {
+            let slots = unit_slots(up(), n_slots, number);
             // SAFETY: a slot is claimed once; rows were written before the last barrier.
-            unsafe { self.fill(&source, routes.row_of[slot], slot, targets, local) };
+            unsafe {
+                for slot in slots.clone() {
+                    self.fill(&source, routes.row_of[slot], slot, up(), local);
+                }
+                up().for_each(|input| input.settle(slots.clone()));
+            }
         });
         worker.barrier();
         let ff = moe.ff();
-        let queue = Queue::new(&routes, ff, moe.gate.row_bytes() + moe.up.row_bytes(), n_slots, worker);
+        let queue = Queue::new(self.isa, &routes, ff, moe.gate.row_bytes() + moe.up.row_bytes(), n_slots, worker);
         worker.claim(&counters[2], queue.n_chunks(), |number| {
             let (expert, slots, rows) = queue.chunk(number);
             // SAFETY: a chunk is claimed once; the inputs were filled before the barrier.
             unsafe { self.expert_hidden(stage, inputs, expert, slots, rows, local) };
         });
         worker.barrier();
-        worker.claim(&counters[3], n_slots, |slot| {
+        let down = || inputs.down.iter().flatten().map(|&number| &self.inputs[number]);
+        worker.claim(&counters[3], units(down(), n_slots), |number| {
+            let slots = unit_slots(down(), n_slots, number);
             // SAFETY: a slot is claimed once; hidden values were written before the barrier.
             unsafe {
-                let hidden = std::slice::from_raw_parts(room.hidden.at(slot * ff), ff);
-                for number in inputs.down.iter().flatten() {
-                    self.inputs[*number].fill_row(self.isa, slot, hidden);
+                for slot in slots.clone() {
+                    let hidden = std::slice::from_raw_parts(room.hidden.at(slot * ff), ff);
+                    down().for_each(|input| input.fill_row(slot, hidden));
                 }
+                down().for_each(|input| input.settle(slots.clone()));
             }
         });
         worker.barrier();
         let width = moe.router.cols();
-        let queue = Queue::new(&routes, width, moe.down.row_bytes(), n_slots, worker);
+        let queue = Queue::new(self.isa, &routes, width, moe.down.row_bytes(), n_slots, worker);
         worker.claim(&counters[4], queue.n_chunks(), |number| {
             let (expert, slots, rows) = queue.chunk(number);
             // SAFETY: a chunk is claimed once; the inputs were filled before the barrier.
@@ -278,6 +288,21 @@ impl Core {
     }
 }
 
+/// Slots that are filled together: as many as the inputs want.
+fn unit<'i>(inputs: impl Iterator<Item = &'i Input>) -> usize {
+    inputs.map(Input::unit).max().unwrap_or(1)
+}
+
+/// Number of units of slots, and the slots of one.
+fn units<'i>(inputs: impl Iterator<Item = &'i Input>, n_slots: usize) -> usize {
+    n_slots.div_ceil(unit(inputs))
+}
+
+fn unit_slots<'i>(inputs: impl Iterator<Item = &'i Input>, n_slots: usize, number: usize) -> Range<usize> {
+    let unit = unit(inputs);
+    number * unit..n_slots.min((number + 1) * unit)
+}
+
 /// The chunks of all experts that have rows.
 struct Queue<'r> {
     routes: &'r Routes,
@@ -288,12 +313,12 @@ struct Queue<'r> {
 }
 
 impl<'r> Queue<'r> {
-    fn new(routes: &'r Routes, n_rows: usize, row_bytes: usize, n_slots: usize, worker: &Worker<'_>) -> Self {
+    fn new(isa: Isa, routes: &'r Routes, n_rows: usize, row_bytes: usize, n_slots: usize, worker: &Worker<'_>) -> Self {
         let n_busy = routes.slots.iter().filter(|slots| !slots.is_empty()).count();
         let mean_rows = n_slots.div_ceil(n_busy.max(1));
         // A fair share of all experts' rows, not of one's.
-        let share = chunk_rows(n_rows * n_busy.max(1), row_bytes, mean_rows, worker.n_workers());
-        let chunk = share.min(chunk_rows(n_rows, row_bytes, mean_rows, 1).max(16)).min(n_rows).max(1);
+        let share = chunk_rows(isa, n_rows * n_busy.max(1), row_bytes, mean_rows, worker.n_workers());
+        let chunk = share.min(chunk_rows(isa, n_rows, row_bytes, mean_rows, 1).max(16)).min(n_rows).max(1);
         Self { routes, n_rows, chunk, per_expert: n_rows.div_ceil(chunk), n_busy }
     }
 

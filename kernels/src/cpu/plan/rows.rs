@@ -149,8 +149,8 @@ impl Core {
             None => x,
         };
         for input in inputs {
-            // SAFETY: the caller's promise; the set is available.
-            unsafe { input.fill_row(self.isa, target, x) };
+            // SAFETY: the caller's promise.
+            unsafe { input.fill_row(target, x) };
         }
     }
 }

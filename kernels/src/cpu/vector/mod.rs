@@ -115,7 +115,7 @@ macro_rules! dispatch {
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::cpu::isa::Isa::Avx512 => sets::avx512 $(::<$G>)? ($($arg),*),
+                    $crate::cpu::isa::Isa::Avx512 | $crate::cpu::isa::Isa::Amx => sets::avx512 $(::<$G>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::Isa::Avx2 => sets::avx2 $(::<$G>)? ($($arg),*),
                     #[cfg(target_arch = "aarch64")]

@@ -74,6 +74,7 @@ fn look(roof: &mut Roof, patience: Duration) -> Result<Rates, Failure> {
         Ok(Rates {
             read_bytes_per_second: roof.read_bytes(patience)?.map(|rate| rate.per_second),
             int8_macs_per_second: roof.int8_macs(patience / 2)?.per_second,
+            bf16_macs_per_second: roof.bf16_macs(patience / 2)?.map(|rate| rate.per_second),
             f32_macs_per_second: roof.f32_macs(patience / 2)?.per_second,
         })
     };
@@ -89,6 +90,7 @@ fn mean(before: &Rates, after: &Rates) -> Rates {
     let mean = |a: f64, b: f64| f64::midpoint(a, b);
     Rates {
         read_bytes_per_second: before.read_bytes_per_second.zip(after.read_bytes_per_second).map(|(a, b)| mean(a, b)),
+        bf16_macs_per_second: before.bf16_macs_per_second.zip(after.bf16_macs_per_second).map(|(a, b)| mean(a, b)),
         int8_macs_per_second: mean(before.int8_macs_per_second, after.int8_macs_per_second),
         f32_macs_per_second: mean(before.f32_macs_per_second, after.f32_macs_per_second),
     }

@@ -97,6 +97,8 @@ pub fn json(line: &Line, about: &About<'_>) -> Map<String, Json> {
     set("samples", json!(outcome.rates));
     set("read_bytes_per_second", json!(read.as_deref().map(median)));
     set("int8_macs_per_second", json!(outcome.roof(|roof| roof.int8_macs_per_second)));
+    let bf16: Option<Vec<f64>> = outcome.roofs.iter().map(|roof| roof.bf16_macs_per_second).collect();
+    set("bf16_macs_per_second", json!(bf16.as_deref().map(median)));
     set("f32_macs_per_second", json!(outcome.roof(|roof| roof.f32_macs_per_second)));
     set("isa", json!(about.isa));
     set("processor", json!(about.processor));
@@ -137,8 +139,9 @@ pub fn heading(about: &About<'_>, roofs: &[(usize, Rates)]) -> Vec<String> {
             Some(rate) => format!("reads {:.1} GB/s", rate / 1e9),
             None => "too little memory free to measure reads".to_owned(),
         };
+        let bf16 = roof.bf16_macs_per_second.map(|rate| format!("bf16 {:.0} GMAC/s, ", rate / 1e9)).unwrap_or_default();
         lines.push(format!(
-            "roof with {}: {read}, int8 {:.0} GMAC/s, f32 {:.0} GMAC/s",
+            "roof with {}: {read}, int8 {:.0} GMAC/s, {bf16}f32 {:.0} GMAC/s",
             amount::count(*threads as u64, "thread"),
             roof.int8_macs_per_second / 1e9,
             roof.f32_macs_per_second / 1e9,

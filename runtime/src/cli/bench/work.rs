@@ -5,6 +5,7 @@
 //! of attention are not counted, nor what is written.
 
 use farpost_kernels::backend::KvType;
+use farpost_kernels::cpu::linear::FEWEST_TILE_ROWS;
 use farpost_kernels::graph::{Graph, Op};
 use farpost_kernels::tensor::Weight;
 
@@ -16,6 +17,8 @@ pub struct Rates {
     /// `None` where memory is too short to find out.
     pub read_bytes_per_second: Option<f64>,
     pub int8_macs_per_second: f64,
+    /// With tiles of bf16; `None` where the instruction set has none.
+    pub bf16_macs_per_second: Option<f64>,
     pub f32_macs_per_second: f64,
 }
 
@@ -24,6 +27,7 @@ pub struct Rates {
 pub enum Bound {
     Reading,
     Int8,
+    Bf16,
     F32,
 }
 
@@ -33,6 +37,7 @@ impl Bound {
         match self {
             Self::Reading => "read",
             Self::Int8 => "int8",
+            Self::Bf16 => "bf16",
             Self::F32 => "f32",
         }
     }
@@ -43,6 +48,8 @@ impl Bound {
 pub struct Work {
     /// With weights in blocks.
     pub int8_macs: f64,
+    /// Those of them that are made with tiles where there are tiles.
+    pub many_rows_macs: f64,
     /// With weights that are plain floats.
     pub f32_macs: f64,
     pub read_bytes: f64,
@@ -53,6 +60,9 @@ impl Work {
         let macs = weight.rows() as f64 * weight.cols() as f64 * share * n_rows;
         if weight.dtype().is_quantized() {
             self.int8_macs += macs;
+            if n_rows >= FEWEST_TILE_ROWS as f64 {
+                self.many_rows_macs += macs;
+            }
         } else {
             self.f32_macs += macs;
         }
@@ -64,13 +74,21 @@ impl Work {
 
     /// Seconds at the roof, and what they are spent on: reading and computing go on at the same time.
     pub fn least_seconds(&self, roof: &Rates) -> (f64, Bound) {
-        let (int8, f32) = (self.int8_macs / roof.int8_macs_per_second, self.f32_macs / roof.f32_macs_per_second);
+        let (int8, bf16) = match roof.bf16_macs_per_second {
+            Some(rate) => {
+                ((self.int8_macs - self.many_rows_macs) / roof.int8_macs_per_second, self.many_rows_macs / rate)
+            }
+            None => (self.int8_macs / roof.int8_macs_per_second, 0.0),
+        };
+        let f32 = self.f32_macs / roof.f32_macs_per_second;
         let reading = roof.read_bytes_per_second.map_or(0.0, |rate| self.read_bytes / rate);
-        if reading > int8 + f32 {
-            (reading, Bound::Reading)
-        } else {
-            (int8 + f32, if int8 >= f32 { Bound::Int8 } else { Bound::F32 })
+        let computing = int8 + bf16 + f32;
+        if reading > computing {
+            return (reading, Bound::Reading);
         }
+        let longest = [(f32, Bound::F32), (bf16, Bound::Bf16), (int8, Bound::Int8)];
+        let longest = longest.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
+        (computing, longest.map_or(Bound::Int8, |longest| longest.1))
     }
 }
 
@@ -157,8 +175,12 @@ mod tests {
     use super::*;
 
     const WIDTH: usize = 32;
-    const ROOF: Rates =
-        Rates { read_bytes_per_second: Some(100.0), int8_macs_per_second: 1000.0, f32_macs_per_second: 10.0 };
+    const ROOF: Rates = Rates {
+        read_bytes_per_second: Some(100.0),
+        int8_macs_per_second: 1000.0,
+        bf16_macs_per_second: None,
+        f32_macs_per_second: 10.0,
+    };
 
     fn weight(dtype: DType, rows: usize) -> Weight {
         let bytes = vec![0_u8; rows * dtype.row_bytes(WIDTH).unwrap()];
@@ -181,6 +203,10 @@ mod tests {
         let [prefill, decode] = of(&dense(), &workload, 4, KvType::F16);
         assert_eq!(decode, Work::default());
         assert_eq!((prefill.int8_macs, prefill.f32_macs), (7.0 * 96.0 * 32.0, 10.0 * 32.0));
+        assert_eq!(prefill.many_rows_macs, 0.0);
+        let workload = Workload { prompt: 40, ..workload };
+        let [prompt, _] = of(&dense(), &workload, 20, KvType::F16);
+        assert_eq!(prompt.many_rows_macs, prompt.int8_macs);
         // Two chunks read three matrices each; rows of the embedding; keys and values of 4 and of 6 positions (the
         // first row of the second chunk sees from position 1); the head once.
         let kv = (4.0 + 6.0) * 2.0 * 64.0;
@@ -223,12 +249,14 @@ mod tests {
 
     #[test]
     fn the_slower_of_reading_and_computing_is_the_roof() {
-        let work = Work { int8_macs: 1000.0, f32_macs: 5.0, read_bytes: 100.0 };
+        let work = Work { int8_macs: 1000.0, many_rows_macs: 750.0, f32_macs: 5.0, read_bytes: 100.0 };
         assert_eq!(work.least_seconds(&ROOF), (1.5, Bound::Int8));
         assert_eq!(Work { f32_macs: 20.0, ..work }.least_seconds(&ROOF), (3.0, Bound::F32));
         let reading = Work { read_bytes: 1000.0, ..work };
         assert_eq!(reading.least_seconds(&ROOF), (10.0, Bound::Reading));
         assert_eq!(reading.least_seconds(&Rates { read_bytes_per_second: None, ..ROOF }), (1.5, Bound::Int8));
+        let tiles = Rates { bf16_macs_per_second: Some(750.0), ..ROOF };
+        assert_eq!(work.least_seconds(&tiles), (1.75, Bound::Bf16));
         assert_eq!(least_seconds(&[work, reading], &ROOF), (11.5, Bound::Reading));
         assert_eq!(least_seconds(&[work, Work::default()], &ROOF), (1.5, Bound::Int8));
     }
