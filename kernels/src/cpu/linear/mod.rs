@@ -24,6 +24,8 @@ mod neon;
 mod quantize;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
+mod unpack_avx2;
+#[cfg(target_arch = "x86_64")]
 mod unpack_avx512;
 
 use std::ops::Range;
