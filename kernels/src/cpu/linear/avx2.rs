@@ -8,6 +8,7 @@ use super::drive_floats;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
+use super::layout::largest_code;
 use super::scalar::Float;
 use super::unpack_avx2::{self, Chunk};
 
@@ -53,17 +54,27 @@ unsafe fn weights<F: Format>(codes: __m256i) -> Weights {
     }
 }
 
-/// Sums of four neighbouring products.
+/// Sums of two neighbouring products.
 ///
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-unsafe fn products<F: Format>(weights: Weights, x: __m256i) -> __m256i {
+unsafe fn pairs_of<F: Format>(weights: Weights, x: __m256i) -> __m256i {
     // SAFETY: the caller's promise. Two products stay within 2 * 128 * 127 = 32,512.
     unsafe {
         let x = if F::OFFSET < 128 { x } else { _mm256_sign_epi8(x, weights.signed) };
-        _mm256_madd_epi16(_mm256_maddubs_epi16(weights.unsigned, x), _mm256_set1_epi16(1))
+        _mm256_maddubs_epi16(weights.unsigned, x)
     }
+}
+
+/// How many pairs of products a 16-bit sum can take: a power of two, at most those of a sub-block.
+const fn pairs_per_sum<F: Format>() -> usize {
+    let largest = if F::OFFSET == 128 { 128 } else { largest_code::<F>() };
+    let mut pairs = F::SUB / 4;
+    while pairs > 1 && pairs * 2 * 127 * largest > i16::MAX as usize {
+        pairs /= 2;
+    }
+    pairs
 }
 
 /// Whether minima are to be added: the 128-offset types are multiplied signed, so theirs are not.
@@ -144,7 +155,8 @@ impl Engine for Avx2 {
             };
             for part in 0..8 {
                 let x = _mm256_loadu_si256(input.codes.add(32 * part).cast());
-                let products = products::<F>(self::weights::<F>(weights.codes[part]), x);
+                let pairs = pairs_of::<F>(self::weights::<F>(weights.codes[part]), x);
+                let products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
                 // Each lane is of four weights.
                 let (half, first) = if F::SUB == 32 { (0, part) } else { (part / 4, 2 * (part % 4)) };
                 let (first, second) = (first as i32, (first + usize::from(F::SUB == 16)) as i32);
@@ -273,6 +285,7 @@ unsafe fn transpose(rows: *const u8, n_fours: usize, out: *mut u32) {
 unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usize, start: usize) -> usize {
     let input = job.input.quant_row(start);
     let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
+    let pairs = const { pairs_per_sum::<F>() };
     let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK / F::SUB);
     let sums_of = if F::SUB == 32 { input.sums32 } else { input.sums16 };
     let (mut codes, mut x) = (job.panel.values.at(0).cast_const(), input.codes);
@@ -282,11 +295,17 @@ unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usi
         let mut sums = [_mm256_setzero_ps(); N];
         for sub in 0..job.cols() / F::SUB {
             let mut totals = [_mm256_setzero_si256(); N];
-            for step in 0..F::SUB / 4 {
-                let weights = weights::<F>(_mm256_load_si256(codes.add(32 * step).cast()));
-                for (index, total) in totals.iter_mut().enumerate() {
-                    let four = x.add(index * stride + 4 * step).cast::<i32>().read_unaligned();
-                    *total = _mm256_add_epi32(*total, products::<F>(weights, _mm256_set1_epi32(four)));
+            for run in 0..F::SUB / 4 / pairs {
+                let mut products = [_mm256_setzero_si256(); N];
+                for step in run * pairs..(run + 1) * pairs {
+                    let weights = weights::<F>(_mm256_load_si256(codes.add(32 * step).cast()));
+                    for (index, products) in products.iter_mut().enumerate() {
+                        let four = x.add(index * stride + 4 * step).cast::<i32>().read_unaligned();
+                        *products = _mm256_add_epi16(*products, pairs_of::<F>(weights, _mm256_set1_epi32(four)));
+                    }
+                }
+                for (total, products) in totals.iter_mut().zip(products) {
+                    *total = _mm256_add_epi32(*total, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
                 }
             }
             codes = codes.add(8 * F::SUB);

@@ -91,6 +91,30 @@ pub(super) const fn high_of<F: Format>() -> Planes {
     }
 }
 
+/// The largest code a type has (after its table).
+pub(super) const fn largest_code<F: Format>() -> usize {
+    match (F::LAYOUT, F::TABLE) {
+        (_, Some(table)) => {
+            let (mut largest, mut code) = (0, 0);
+            while code < table.len() {
+                largest = if table[code] > largest { table[code] } else { largest };
+                code += 1;
+            }
+            largest as usize
+        }
+        (Some(Layout { low, high, .. }), None) => {
+            let above = match high {
+                High::None => 0,
+                High::Word(_) => 1,
+                High::Planes(planes) => planes.bits,
+            };
+            (1 << (low.bits + above)) - 1
+        }
+        // Magnitudes with signs, and trits, lie around the offset.
+        (None, None) => 2 * F::OFFSET as usize,
+    }
+}
+
 /// Some blocks of a row.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {

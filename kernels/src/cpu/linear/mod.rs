@@ -124,7 +124,7 @@ fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
 fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
     // Unpacking with vectors makes panels cheap; those of plain numbers are still filled one by one.
-    if isa == Isa::Avx512 && dtype.is_quantized() { 4 } else { 16 }
+    if matches!(isa, Isa::Avx2 | Isa::Avx512) && dtype.is_quantized() { 4 } else { 16 }
 }
 
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.
