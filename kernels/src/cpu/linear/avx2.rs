@@ -3,12 +3,14 @@
 
 use std::arch::x86_64::*;
 
-use super::drive::{self, Engine, UnpacksPlainly};
+use super::drive::{self, Engine};
 use super::drive_floats;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
-use super::job::Job;
+use super::job::{Job, PANEL_ROWS};
+use super::layout::largest_code;
 use super::scalar::Float;
+use super::unpack_avx2::{self, Chunk};
 
 pub(crate) struct Avx2;
 
@@ -52,17 +54,27 @@ unsafe fn weights<F: Format>(codes: __m256i) -> Weights {
     }
 }
 
-/// Sums of four neighbouring products.
+/// Sums of two neighbouring products.
 ///
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-unsafe fn products<F: Format>(weights: Weights, x: __m256i) -> __m256i {
+unsafe fn pairs_of<F: Format>(weights: Weights, x: __m256i) -> __m256i {
     // SAFETY: the caller's promise. Two products stay within 2 * 128 * 127 = 32,512.
     unsafe {
         let x = if F::OFFSET < 128 { x } else { _mm256_sign_epi8(x, weights.signed) };
-        _mm256_madd_epi16(_mm256_maddubs_epi16(weights.unsigned, x), _mm256_set1_epi16(1))
+        _mm256_maddubs_epi16(weights.unsigned, x)
     }
+}
+
+/// How many pairs of products a 16-bit sum can take: a power of two, at most those of a sub-block.
+const fn pairs_per_sum<F: Format>() -> usize {
+    let largest = if F::OFFSET == 128 { 128 } else { largest_code::<F>() };
+    let mut pairs = F::SUB / 4;
+    while pairs > 1 && pairs * 2 * 127 * largest > i16::MAX as usize {
+        pairs /= 2;
+    }
+    pairs
 }
 
 /// Whether minima are to be added: the 128-offset types are multiplied signed, so theirs are not.
@@ -71,34 +83,9 @@ fn adds_mins<F: Format>() -> bool {
     F::HAS_MIN || (F::OFFSET > 0 && Avx2::takes_offset_back::<F>())
 }
 
-// SAFETY (all functions): callers have the instructions.
-impl UnpacksPlainly for Avx2 {
-    #[inline(always)]
-    unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
-        // SAFETY: see the impl; whole vectors of the array.
-        unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            for part in codes.as_chunks_mut::<32>().0 {
-                let stored = _mm256_loadu_si256(part.as_ptr().cast());
-                _mm256_storeu_si256(part.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, stored));
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn convert_halves(values: &mut [f32; 16]) {
-        // SAFETY: see the impl; the first eight elements are there. Packing works within halves of the register.
-        unsafe {
-            let bits = _mm256_loadu_si256(values.as_ptr().cast());
-            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(bits, bits));
-            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(_mm256_castsi256_si128(packed)));
-        }
-    }
-}
-
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl Engine for Avx2 {
-    type Weights = Unpacked;
+    type Weights = Chunk;
     type Sum = [__m256; 2];
     type Floats = __m256;
     const LANES: usize = 8;
@@ -117,64 +104,83 @@ impl Engine for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn no_weights() -> Unpacked {
-        Unpacked::new()
-    }
-
-    #[inline(always)]
-    unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+    unsafe fn no_weights() -> Chunk {
         // SAFETY: see the impl.
-        unsafe { drive::unpack_plain::<Self, F>(bytes, out) };
+        unsafe {
+            let none = [_mm256_setzero_ps(); 2];
+            Chunk { codes: [_mm256_setzero_si256(); 8], scales: none, mins: none }
+        }
     }
 
     #[inline(always)]
-    unsafe fn spill(weights: &Unpacked, out: &mut Unpacked) {
-        *out = *weights;
+    unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Chunk) {
+        // SAFETY: see the impl.
+        unsafe { unpack_avx2::unpack::<F>(bytes, Self::takes_offset_back::<F>(), out) };
     }
 
     #[inline(always)]
-    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Unpacked, input: QuantRow) -> Self::Sum {
+    unsafe fn spill(weights: &Chunk, out: &mut Unpacked) {
+        // SAFETY: see the impl; the arrays are aligned.
+        unsafe {
+            for (part, codes) in weights.codes.into_iter().enumerate() {
+                _mm256_store_si256(out.codes.as_mut_ptr().add(32 * part).cast(), codes);
+            }
+            for half in 0..2 {
+                _mm256_store_ps(out.scales.as_mut_ptr().add(8 * half), weights.scales[half]);
+                _mm256_store_ps(out.mins.as_mut_ptr().add(8 * half), weights.mins[half]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Chunk, input: QuantRow) -> Self::Sum {
         // SAFETY: see the impl.
         unsafe {
             let mut sum = sum;
             let own = _mm256_loadu_ps(input.scales);
-            // One scale per 4 lanes.
-            let mut scales = [0.0_f32; 16];
-            if F::SUB == 32 {
-                let both = _mm256_mul_ps(_mm256_load_ps(weights.scales.as_ptr()), own);
-                _mm256_storeu_ps(scales.as_mut_ptr(), both);
+            let scales = if F::SUB == 32 {
                 if adds_mins::<F>() {
-                    let mins = _mm256_load_ps(weights.mins.as_ptr());
-                    sum[1] = _mm256_fmadd_ps(mins, _mm256_loadu_ps(input.sums32), sum[1]);
+                    sum[1] = _mm256_fmadd_ps(weights.mins[0], _mm256_loadu_ps(input.sums32), sum[1]);
                 }
+                [_mm256_mul_ps(weights.scales[0], own), own]
             } else {
-                for half in 0..2 {
-                    let first = 4 * half as i32;
-                    let twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
-                    let twice = _mm256_add_epi32(twice, _mm256_set1_epi32(first));
-                    let both = _mm256_mul_ps(
-                        _mm256_load_ps(weights.scales.as_ptr().add(8 * half)),
-                        _mm256_permutevar8x32_ps(own, twice),
-                    );
-                    _mm256_storeu_ps(scales.as_mut_ptr().add(8 * half), both);
+                let twice = [_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)];
+                std::array::from_fn(|half| {
                     if adds_mins::<F>() {
-                        let mins = _mm256_load_ps(weights.mins.as_ptr().add(8 * half));
-                        sum[1] = _mm256_fmadd_ps(mins, _mm256_loadu_ps(input.sums16.add(8 * half)), sum[1]);
+                        let sums = _mm256_loadu_ps(input.sums16.add(8 * half));
+                        sum[1] = _mm256_fmadd_ps(weights.mins[half], sums, sum[1]);
                     }
-                }
-            }
+                    _mm256_mul_ps(weights.scales[half], _mm256_permutevar8x32_ps(own, twice[half]))
+                })
+            };
             for part in 0..8 {
-                let codes = _mm256_load_si256(weights.codes.as_ptr().add(32 * part).cast());
                 let x = _mm256_loadu_si256(input.codes.add(32 * part).cast());
-                let products = _mm256_cvtepi32_ps(products::<F>(self::weights::<F>(codes), x));
-                let scale = if F::SUB == 32 {
-                    _mm256_set1_ps(scales[part])
-                } else {
-                    _mm256_set_m128(_mm_set1_ps(scales[2 * part + 1]), _mm_set1_ps(scales[2 * part]))
-                };
-                sum[part % 2] = _mm256_fmadd_ps(products, scale, sum[part % 2]);
+                let pairs = pairs_of::<F>(self::weights::<F>(weights.codes[part]), x);
+                let products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                // Each lane is of four weights.
+                let (half, first) = if F::SUB == 32 { (0, part) } else { (part / 4, 2 * (part % 4)) };
+                let (first, second) = (first as i32, (first + usize::from(F::SUB == 16)) as i32);
+                let lanes = _mm256_setr_epi32(first, first, first, first, second, second, second, second);
+                let scale = _mm256_permutevar8x32_ps(scales[half], lanes);
+                sum[part % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum[part % 2]);
             }
             sum
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(
+        rows: &[Unpacked; PANEL_ROWS],
+        subs: usize,
+        codes: *mut u32,
+        scales: *mut f32,
+        mins: *mut f32,
+    ) {
+        // SAFETY: see the impl; whole vectors of arrays that lie `size_of::<Unpacked>()` bytes apart.
+        unsafe {
+            transpose(rows[0].codes.as_ptr(), CHUNK / 16, codes);
+            transpose(rows[0].scales.as_ptr().cast(), subs / 4, scales.cast());
+            transpose(rows[0].mins.as_ptr().cast(), subs / 4, mins.cast());
         }
     }
 
@@ -246,11 +252,40 @@ impl Engine for Avx2 {
     }
 }
 
+/// Turns 8 rows of `4 * n_fours` words, [`Unpacked`] to [`Unpacked`] apart, into columns of 8 words.
+///
+/// # Safety
+/// The processor has AVX2; the words are there, `out` is aligned and has room.
+#[inline(always)]
+unsafe fn transpose(rows: *const u8, n_fours: usize, out: *mut u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for four in 0..n_fours {
+            let load = |row: usize| _mm_loadu_si128(rows.add(row * size_of::<Unpacked>() + 16 * four).cast());
+            // Rows `row` and `row + 4`.
+            let lanes = |row: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(row)), load(row + 4));
+            let (a, b, c, d) = (lanes(0), lanes(1), lanes(2), lanes(3));
+            let (low_ab, high_ab) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (low_cd, high_cd) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+            let columns = [
+                _mm256_unpacklo_epi64(low_ab, low_cd),
+                _mm256_unpackhi_epi64(low_ab, low_cd),
+                _mm256_unpacklo_epi64(high_ab, high_cd),
+                _mm256_unpackhi_epi64(high_ab, high_cd),
+            ];
+            for (column, words) in columns.into_iter().enumerate() {
+                _mm256_store_si256(out.add(8 * (4 * four + column)).cast(), words);
+            }
+        }
+    }
+}
+
 /// The panel times `N` input rows from `start` on: 8 weight rows in the lanes, 4 columns an instruction.
 #[inline(always)]
 unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usize, start: usize) -> usize {
     let input = job.input.quant_row(start);
     let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
+    let pairs = const { pairs_per_sum::<F>() };
     let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK / F::SUB);
     let sums_of = if F::SUB == 32 { input.sums32 } else { input.sums16 };
     let (mut codes, mut x) = (job.panel.values.at(0).cast_const(), input.codes);
@@ -260,11 +295,17 @@ unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usi
         let mut sums = [_mm256_setzero_ps(); N];
         for sub in 0..job.cols() / F::SUB {
             let mut totals = [_mm256_setzero_si256(); N];
-            for step in 0..F::SUB / 4 {
-                let weights = weights::<F>(_mm256_load_si256(codes.add(32 * step).cast()));
-                for (index, total) in totals.iter_mut().enumerate() {
-                    let four = x.add(index * stride + 4 * step).cast::<i32>().read_unaligned();
-                    *total = _mm256_add_epi32(*total, products::<F>(weights, _mm256_set1_epi32(four)));
+            for run in 0..F::SUB / 4 / pairs {
+                let mut products = [_mm256_setzero_si256(); N];
+                for step in run * pairs..(run + 1) * pairs {
+                    let weights = weights::<F>(_mm256_load_si256(codes.add(32 * step).cast()));
+                    for (index, products) in products.iter_mut().enumerate() {
+                        let four = x.add(index * stride + 4 * step).cast::<i32>().read_unaligned();
+                        *products = _mm256_add_epi16(*products, pairs_of::<F>(weights, _mm256_set1_epi32(four)));
+                    }
+                }
+                for (total, products) in totals.iter_mut().zip(products) {
+                    *total = _mm256_add_epi32(*total, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
                 }
             }
             codes = codes.add(8 * F::SUB);

@@ -95,6 +95,7 @@ pub(crate) trait Engine {
 ///
 /// # Safety
 /// As [`Engine`].
+#[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "other sets unpack with vectors"))]
 pub(crate) trait UnpacksPlainly: Engine {
     /// Replaces all codes (0..=15) by what a table has for them.
     unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]);
@@ -112,6 +113,7 @@ pub(crate) fn as_multiplied<E: Engine, F: Format>(code: u8) -> i32 {
 ///
 /// # Safety
 /// The processor has the engine's instructions.
+#[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "other sets unpack with vectors"))]
 #[inline(always)]
 pub(crate) unsafe fn unpack_plain<E: UnpacksPlainly, F: Format>(bytes: &[u8], out: &mut Unpacked) {
     unpack_stored::<F>(bytes, out);
@@ -132,6 +134,7 @@ pub(crate) unsafe fn unpack_plain<E: UnpacksPlainly, F: Format>(bytes: &[u8], ou
 }
 
 /// Makes minima what the engine adds per sub-block: for unsigned codes they take the offset back.
+#[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "other sets unpack with vectors"))]
 #[inline(always)]
 fn settle_mins<E: Engine, F: Format>(weights: &mut Unpacked) {
     if E::UNSIGNED && F::OFFSET > 0 {

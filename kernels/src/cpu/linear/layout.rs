@@ -4,6 +4,8 @@
 //! all types but the codebooks, so that each instruction set can unpack whole chunks into its registers with code that
 //! is written per kind of plane and scale, not per type.
 
+use super::format::Format;
+
 /// A block type's codes and scales.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout {
@@ -77,4 +79,59 @@ pub(crate) enum Scales {
 /// Low bits alone.
 pub(crate) const fn planes(at: usize, bits: usize, group: usize) -> Planes {
     Planes { at, bits, group }
+}
+
+/// The low planes of a type; any for codebooks, for which this is compiled but not run.
+pub(super) const fn low_of<F: Format>() -> Planes {
+    match F::LAYOUT {
+        Some(Layout { low, .. }) => low,
+        None => planes(0, 8, 32),
+    }
+}
+
+/// The high planes of a type, where it has them.
+pub(super) const fn high_of<F: Format>() -> Planes {
+    match F::LAYOUT {
+        Some(Layout { high: High::Planes(planes), .. }) => planes,
+        _ => low_of::<F>(),
+    }
+}
+
+/// The largest code a type has (after its table).
+pub(super) const fn largest_code<F: Format>() -> usize {
+    match (F::LAYOUT, F::TABLE) {
+        (_, Some(table)) => {
+            let (mut largest, mut code) = (0, 0);
+            while code < table.len() {
+                largest = if table[code] > largest { table[code] } else { largest };
+                code += 1;
+            }
+            largest as usize
+        }
+        (Some(Layout { low, high, .. }), None) => {
+            let above = match high {
+                High::None => 0,
+                High::Word(_) => 1,
+                High::Planes(planes) => planes.bits,
+            };
+            (1 << (low.bits + above)) - 1
+        }
+        // Magnitudes with signs, and trits, lie around the offset.
+        (None, None) => 2 * F::OFFSET as usize,
+    }
+}
+
+/// Some blocks of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks {
+    pub(super) start: *const u8,
+    pub(super) len: usize,
+}
+
+impl Blocks {
+    /// Byte `at` of a block; of the last one where there are not so many.
+    #[inline(always)]
+    pub(super) fn at<F: Format>(self, block: usize, at: usize) -> *const u8 {
+        self.start.wrapping_add(block.min(self.len - 1) * F::BYTES + at)
+    }
 }

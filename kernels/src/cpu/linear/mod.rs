@@ -35,6 +35,8 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
 #[cfg(target_arch = "x86_64")]
+mod unpack_avx2;
+#[cfg(target_arch = "x86_64")]
 mod unpack_avx512;
 #[cfg(target_arch = "x86_64")]
 mod unpack_bf16;
@@ -154,9 +156,13 @@ pub(crate) fn panel_rows(isa: Isa) -> usize {
 
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
 fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
-    // With AVX-512, codebooks are unpacked row by row and the rest sixteen rows at a time.
+    // AVX2 and codebooks of AVX-512 are unpacked row by row; with AVX-512 the rest is sixteen rows at a time.
     let is_codebook = with_format!(dtype, F => <F as format::Format>::LAYOUT.is_none(), false);
-    if matches!(isa, Isa::Avx512 | Isa::Amx) && is_codebook { 4 } else { 16 }
+    match isa {
+        Isa::Avx2 if dtype.is_quantized() => 4,
+        Isa::Avx512 | Isa::Amx if is_codebook => 4,
+        _ => 16,
+    }
 }
 
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::format::{Format, Unpacked, unpack_chunk};
 use super::input::CHUNK;
-use super::layout::{High, Layout, Planes, Scales, planes};
+use super::layout::{Blocks, High, Layout, Planes, Scales, high_of, low_of};
 
 /// A chunk: scales and minima of 32 weights each stand in the lower eight lanes, with zeros above.
 #[derive(Clone, Copy)]
@@ -16,21 +16,6 @@ pub(crate) struct Chunk {
     pub(super) scales: __m512,
     /// What the sums of activations are multiplied with: the minima less the offset of the codes.
     pub(super) mins: __m512,
-}
-
-/// Some blocks of a row.
-#[derive(Clone, Copy)]
-struct Blocks {
-    start: *const u8,
-    len: usize,
-}
-
-impl Blocks {
-    /// Byte `at` of a block; of the last one where there are not so many.
-    #[inline(always)]
-    fn at<F: Format>(self, block: usize, at: usize) -> *const u8 {
-        self.start.wrapping_add(block.min(self.len - 1) * F::BYTES + at)
-    }
 }
 
 /// Unpacks the next chunk of a row, of which `bytes` is the rest: one block at least.
@@ -147,22 +132,6 @@ unsafe fn spread<F: Format, const PART: usize>(planes: Planes, blocks: Blocks) -
                 _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), groups)
             }
         }
-    }
-}
-
-/// The low planes of a type; any for codebooks, for which this is compiled but not run.
-const fn low_of<F: Format>() -> Planes {
-    match F::LAYOUT {
-        Some(Layout { low, .. }) => low,
-        None => planes(0, 8, 32),
-    }
-}
-
-/// The high planes of a type, where it has them.
-const fn high_of<F: Format>() -> Planes {
-    match F::LAYOUT {
-        Some(Layout { high: High::Planes(planes), .. }) => planes,
-        _ => low_of::<F>(),
     }
 }
 

@@ -29,7 +29,7 @@ const SIDE_BY_SIDE: usize = 16;
 
 /// Results of a chunk before they are finished, at most: floats per worker for `max_rows` input rows.
 pub(super) fn results_len(isa: Isa, max_rows: usize) -> usize {
-    (max_rows * TALL_CHUNK_PANELS * panel_rows(isa)).max(max_rows.min(TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
+    (max_rows * TALL_CHUNK_PANELS * panel_rows(isa)).max((TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
 }
 
 /// Weight rows of a chunk for rows of `row_bytes`.

@@ -76,6 +76,30 @@ fn run(plan: &mut dyn Plan, sequence: Sequence, n: usize, kinds: &[WantKind]) ->
 }
 
 #[test]
+fn plans_for_few_rows_have_room_for_the_long_runs_of_wide_weights() {
+    const WIDE: usize = 30_000;
+    let wide = || {
+        let mut graph = GraphBuilder::new();
+        let x = graph.embed(weight("table", VOCABULARY, WIDTH), 1.0);
+        let gate = graph.linear(x, weight("gate", WIDE, WIDTH), None).unwrap();
+        let up = graph.linear(x, weight("up", WIDE, WIDTH), None).unwrap();
+        let unit = graph.glu(gate, up, Activation::Silu).unwrap();
+        let fed = graph.linear(unit, weight("down", WIDTH, WIDE), None).unwrap();
+        graph.head(fed, weight("head", VOCABULARY, WIDTH), None, 1.0, None, 2000).unwrap()
+    };
+    let answers = |max_rows: usize| {
+        let limits = Limits { max_rows, kv_tokens: 64, threads: 1, ..Limits::default() };
+        let mut plan = Cpu::detect().compile(&wide(), &limits).unwrap();
+        let sequence = plan.kv().open().unwrap();
+        run(&mut *plan, sequence, 1, &[WantKind::Logits]).unwrap()
+    };
+    let expected = answers(128);
+    for max_rows in [1, 2, 3, 16, 17] {
+        assert_eq!(answers(max_rows), expected, "room for {max_rows} rows");
+    }
+}
+
+#[test]
 fn an_ordinary_layer_becomes_few_stages() {
     let lowered = lower(&graph(""));
     let names: Vec<String> = lowered
