@@ -216,6 +216,14 @@ pub enum DeviceError {
         /// Bytes that the caller allows; `None` where the system gives no more.
         free_bytes: Option<u64>,
     },
+    /// The system starts no more threads: their number, memory or a limit.
+    #[error("cannot start {threads} threads: {reason}")]
+    NoThreads {
+        /// Threads asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
     /// No answer in time.
     #[error("device hung: {0}")]
     Hung(String),

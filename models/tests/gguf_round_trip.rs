@@ -183,6 +183,72 @@ fn a_file_given_up_leaves_what_was_there_and_nothing_else() {
     assert_eq!(std::fs::read(&path).unwrap(), b"what was there before");
 }
 
+/// Makes a pipe with a name. Only ever in a folder of the test's own.
+#[cfg(unix)]
+fn make_pipe(path: &std::path::Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().expect("there is mkfifo").success());
+}
+
+#[cfg(unix)]
+#[test]
+fn only_a_plain_file_is_ever_replaced() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let folder = folder("not-plain");
+    let (pipe, link, path) = (folder.join("pipe"), folder.join("link"), folder.join("m.gguf"));
+    make_pipe(&pipe);
+    symlink("pipe", &link).unwrap();
+    symlink("circle", folder.join("circle")).unwrap();
+    let refused = |name: &str| one_tensor().create(&folder.join(name)).unwrap_err().to_string();
+    for (name, expected) in [
+        ("pipe", "pipe: cannot create it: it is not a plain file"),
+        ("link", "link: cannot create it: it is not a plain file"),
+        (".", "cannot create it: it is a folder"),
+        ("circle", "circle: cannot create it: the link leads to no end"),
+    ] {
+        assert!(refused(name).ends_with(expected), "{}", refused(name));
+    }
+    // One that comes while the file is written.
+    let mut data = one_tensor().create(&path).unwrap();
+    data.append("w", &[1; 32]).unwrap();
+    make_pipe(&path);
+    let error = data.finish().unwrap_err().to_string();
+    assert!(error.ends_with("m.gguf: cannot rename into place: it is not a plain file"), "{error}");
+    for path in [&pipe, &path] {
+        assert!(std::fs::symlink_metadata(path).unwrap().file_type().is_fifo());
+    }
+    assert_eq!(names_in(&folder).len(), 4, "{:?}", names_in(&folder));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_stay_and_permissions_too() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = folder("links");
+    std::fs::create_dir(folder.join("in")).unwrap();
+    symlink("in/second", folder.join("first")).unwrap();
+    symlink("m.gguf", folder.join("in/second")).unwrap();
+    let path = folder.join("in/m.gguf");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    let write = || {
+        let mut data = one_tensor().create(&folder.join("first")).unwrap();
+        data.append("w", &[1; 32]).unwrap();
+        data
+    };
+    // A link that leads to nothing yet, and then to a file.
+    write().finish().unwrap();
+    for wanted in [0o600, 0o666, 0o444] {
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(wanted)).unwrap();
+        let data = write();
+        let partial = names_in(&folder.join("in")).into_iter().find(|name| name.ends_with(".partial")).unwrap();
+        let meanwhile = std::fs::metadata(folder.join("in").join(partial)).unwrap().permissions().mode() & 0o777;
+        data.finish().unwrap();
+        assert_eq!((meanwhile, mode()), (wanted, wanted));
+    }
+    assert!(folder.join("first").is_symlink() && folder.join("in/second").is_symlink() && !path.is_symlink());
+    assert_eq!(File::open(&path).unwrap().tensor("w").unwrap().view().bytes, [1; 32]);
+    assert_eq!((names_in(&folder).len(), names_in(&folder.join("in")).len()), (2, 2));
+}
+
 #[test]
 fn a_writer_refuses_what_no_reader_would_take() {
     let refused = |make: &dyn Fn(&mut Writer) -> Result<u64, farpost_models::gguf::GgufError>| {

@@ -96,7 +96,7 @@ fn gemma_has_its_published_perplexity() {
     let gemma = Model::open(&model("gemma-3-270m-q4_k_m.gguf"), &ModelOptions::default()).unwrap();
     let ids = gemma.tokenizer().encode_prompt(&text, Special::AsText);
     let mut session = open(gemma, &SessionOptions { context: Some(512), ..SessionOptions::default() });
-    let measured = perplexity(&mut session, &ids, 512, &mut |_| ControlFlow::Continue(())).unwrap();
+    let measured = perplexity(&mut session, &ids, 512, &mut |_, _| ControlFlow::Continue(())).unwrap().unwrap();
     assert_eq!((measured.n_windows, measured.n_tokens), (ids.len() / 512, 255 * (ids.len() / 512)));
     // Both round activations, each in its own way.
     assert!((measured.value / published - 1.0).abs() < 0.01, "{} instead of {published}", measured.value);

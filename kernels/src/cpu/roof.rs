@@ -56,12 +56,11 @@ impl Roof {
     /// The buffer takes 512 MiB, but no more than a quarter of `free_bytes`, so that nothing else is pushed out.
     ///
     /// # Errors
-    /// [`DeviceError::Refused`] where the system starts no threads.
+    /// [`DeviceError::NoThreads`] where the system starts no threads.
     pub fn new(isa: Isa, threads: usize, free_bytes: Option<u64>) -> Result<Self, DeviceError> {
         assert!(isa.is_available(), "{isa} must come from `Isa::available`, `detect` or `choose`");
         let threads = threads.max(1);
-        let team = Team::new(threads)
-            .map_err(|error| DeviceError::Refused(format!("cannot start {threads} threads: {error}")))?;
+        let team = Team::new(threads).map_err(|error| DeviceError::NoThreads { threads, reason: error.to_string() })?;
         let buffer = buffer(BUFFER_BYTES.min(free_bytes.unwrap_or(u64::MAX) / 4));
         Ok(Self {
             isa,

@@ -12,6 +12,7 @@ mod map;
 mod metadata;
 mod need;
 mod owned;
+mod partial;
 mod place;
 mod read;
 mod split;

@@ -1,19 +1,18 @@
 //! Writing GGUF 3: the head at once, tensor data streamed in the order in which tensors were declared.
 //!
-//! The head is checked by the rules the reader has, so that what is written can be read. A file gets a temporary name
-//! in its folder, and its own name only when it is whole and on the disk; given up, it leaves nothing behind.
+//! The head is checked by the rules the reader has, so that what is written can be read.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 
 use farpost_kernels::tensor::DType;
 
 use super::error::{GgufError, Grouped, Shortened};
 use super::metadata::Metadata;
 use super::owned::OwnedValue;
+use super::partial::Partial;
 use super::read::{
     DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS, MAX_NAME_BYTES, MAX_TENSORS, sizes,
 };
@@ -242,6 +241,8 @@ impl<W: Write> TensorData<W> {
 }
 
 /// A file being written under a temporary name; [`FileWriter::finish`] gives it its own name, dropping it removes it.
+///
+/// Only a plain file is ever replaced. The new one keeps its permissions; a link stays, and what it leads to is replaced.
 #[derive(Debug)]
 pub struct FileWriter {
     data: TensorData<BufWriter<fs::File>>,
@@ -280,62 +281,6 @@ impl FileWriter {
         drop(file);
         partial.rename()?;
         Ok(size)
-    }
-}
-
-/// A temporary name in the folder of the final one; removed when dropped before it was renamed.
-#[derive(Debug)]
-struct Partial {
-    path: PathBuf,
-    target: PathBuf,
-    is_renamed: bool,
-}
-
-impl Partial {
-    fn create(target: &Path) -> Result<(Self, fs::File), GgufError> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let fail = |source| GgufError::Io { file: target.display().to_string(), action: "create it", source };
-        let Some(name) = target.file_name() else {
-            return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file")));
-        };
-        if target.is_dir() {
-            return Err(fail(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
-        }
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}-{number}.partial", std::process::id()));
-        let path = target.with_file_name(temporary);
-        // Read and write for whoever the umask allows, as any file a user makes; never somebody else's file.
-        let file = fs::File::options().write(true).create_new(true).open(&path).map_err(fail)?;
-        Ok((Self { path, target: target.to_owned(), is_renamed: false }, file))
-    }
-
-    fn rename(mut self) -> Result<(), GgufError> {
-        let fail = |target: &Path, source| GgufError::Io {
-            file: target.display().to_string(),
-            action: "rename into place",
-            source,
-        };
-        fs::rename(&self.path, &self.target).map_err(|source| fail(&self.target, source))?;
-        self.is_renamed = true;
-        // The name is safe only when the folder is on the disk too.
-        #[cfg(unix)]
-        {
-            let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let folder = fs::File::open(folder.unwrap_or(Path::new(".")));
-            folder.and_then(|folder| folder.sync_all()).map_err(|source| fail(&self.target, source))?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.is_renamed {
-            // Nobody is left to tell: at worst a hidden file stays.
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 

@@ -51,6 +51,37 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     if bytes.fract() == 0.0 && bytes <= 9e15 { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
+/// Reads a whole number of a range, as the value of an option.
+pub fn whole<T: TryFrom<u64>>(
+    range: impl std::ops::RangeBounds<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    let least = match range.start_bound() {
+        Included(&least) => least,
+        Excluded(&below) => below.saturating_add(1),
+        Unbounded => 0,
+    };
+    let most = match range.end_bound() {
+        Included(&most) => Some(most),
+        Excluded(&above) => Some(above.saturating_sub(1)),
+        Unbounded => None,
+    };
+    move |text| {
+        let number = text.parse().ok().filter(|&n| n >= least && most.is_none_or(|most| n <= most));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match most {
+            Some(most) => format!("expected a whole number, {least} to {most}"),
+            None if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && !is_below(text, least) => {
+                "expected a smaller number".to_owned()
+            }
+            None => format!("expected a whole number, {least} or more"),
+        })
+    }
+}
+
+fn is_below(text: &str, least: u64) -> bool {
+    text.parse::<u64>().is_ok_and(|number| number < least)
+}
+
 /// A duration with three digits: 0.25 ms, 12.3 s, 2 min 5 s.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
@@ -95,6 +126,17 @@ mod tests {
         assert_eq!([read("0"), read("1000"), read("1.5g")], [Some(0), Some(1000), Some(3 << 29)]);
         assert_eq!([read("512M"), read("512 MiB"), read("2T")], [Some(512 << 20), Some(512 << 20), Some(2 << 40)]);
         assert_eq!([read(""), read("-1"), read("1x"), read("0.3"), read("1e9"), read("99999999T")], [None; 6]);
+    }
+
+    #[test]
+    fn whole_numbers_are_of_a_range_and_told_so() {
+        let message = |text: &str| whole::<u32>(1..)(text).unwrap_err();
+        assert_eq!([whole::<u32>(1..)("7"), whole::<u32>(..=9)("0")], [Ok(7), Ok(0)]);
+        for text in ["0", "-1", "x", "", "1.5", "1e3", " 7"] {
+            assert_eq!(message(text), "expected a whole number, 1 or more", "{text}");
+        }
+        assert_eq!([message("4294967296"), message(&"9".repeat(30))], ["expected a smaller number"; 2]);
+        assert_eq!(whole::<u16>(1..=256)("257").unwrap_err(), "expected a whole number, 1 to 256");
     }
 
     #[test]

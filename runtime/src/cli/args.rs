@@ -2,7 +2,7 @@
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::{bench, chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
+use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
 
 /// Runs language models on edge devices.
 ///
@@ -22,7 +22,7 @@ pub struct Cli {
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Threads to compute with [default: one for each core the program may use]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u16>(1..=256))]
     pub threads: Option<u16>,
     /// Print results as JSON, for other programs
     #[arg(long, global = true)]

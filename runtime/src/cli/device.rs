@@ -24,12 +24,18 @@ pub fn refused(error: &IsaError) -> Failure {
 
 /// A session of `model` on the processor.
 pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Session, Failure> {
+    open_with(model, memory, SessionOptions::default().batch_rows, console)
+}
+
+/// The same, running at most `batch_rows` tokens of a prompt in one step.
+pub fn open_with(model: Model, memory: &MemoryArgs, batch_rows: usize, console: &Console) -> Result<Session, Failure> {
     let isa = Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))?;
     let options = SessionOptions {
         context: memory.context.map(|tokens| tokens as usize),
         threads: console.threads(),
         kv_type: memory.kv_type.0,
         activations: memory.activations.0,
+        batch_rows,
         // Better refused than killed.
         memory_cap: memory.memory_cap.or_else(|| Machine::look().most_bytes()),
         ..SessionOptions::default()

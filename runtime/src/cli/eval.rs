@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
     /// Tokens in a window [default: 512, or the model's whole context where that is less]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(4..))]
     window: Option<u32>,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]
@@ -36,6 +36,9 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     activations: ActivationsChoice,
 }
+
+/// Tokens run in one step: enough to be fast, few enough that Ctrl-C need not wait long for a large model.
+const STEP_ROWS: usize = 128;
 
 /// Measures with progress.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
@@ -52,19 +55,20 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     }
     let memory =
         MemoryArgs { context: Some(window), kv_type: args.kv_type, activations: args.activations, memory_cap: None };
-    let mut session = device::open(model, &memory, console)?;
+    let mut session = device::open_with(model, &memory, STEP_ROWS, console)?;
     let start = Instant::now();
     let window = window as usize;
     let mut progress = Progress::new(console, "evaluating", (ids.len() / window * window) as u64, Unit::Tokens);
-    let measured = perplexity(&mut session, &ids, window, &mut |so_far| {
-        progress.at((so_far.n_windows * window) as u64, &format!("perplexity {:.3}", so_far.value));
+    let measured = perplexity(&mut session, &ids, window, &mut |done, so_far| {
+        let figure = so_far.map_or(String::new(), |so_far| format!("perplexity {:.3}", so_far.value));
+        progress.at(done as u64, &figure);
         if interrupt.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     drop(progress);
     if interrupt.is_asked() {
         return Err(Failure::interrupted());
     }
-    let measured = measured?;
+    let Some(measured) = measured? else { return Err(Failure::interrupted()) };
     tell(window, &measured, ids.len(), start.elapsed().as_secs_f64(), session.model().name(), console)
 }
 

@@ -36,7 +36,7 @@ const MEANINGS: [(Exit, &str); 8] = [
     (Exit::Failed, "failed while running"),
     (Exit::Usage, "wrong usage"),
     (Exit::Model, "model file missing, damaged or not supported"),
-    (Exit::Memory, "not enough memory, or more than the cap allows"),
+    (Exit::Memory, "not enough memory or threads, or more memory than the cap allows"),
     (Exit::Device, "a device that was required is not there"),
     (Exit::Unreachable, "cloud or server not reachable"),
     (Exit::Interrupted, "interrupted"),
@@ -216,7 +216,8 @@ impl From<EngineError> for Failure {
             other => other,
         };
         let exit = match &error {
-            EngineError::Device(DeviceError::OutOfMemory { .. }) | EngineError::NoRoom { .. } => Exit::Memory,
+            EngineError::Device(DeviceError::OutOfMemory { .. } | DeviceError::NoThreads { .. })
+            | EngineError::NoRoom { .. } => Exit::Memory,
             EngineError::Device(_) | EngineError::Sample(_) | EngineError::Damaged { .. } | EngineError::Changed(_) => {
                 Exit::Failed
             }
@@ -233,6 +234,7 @@ impl From<EngineError> for Failure {
             EngineError::Device(DeviceError::OutOfMemory { .. }) => {
                 Some("a smaller --context, --kv-type q8_0 or a larger --memory-cap")
             }
+            EngineError::Device(DeviceError::NoThreads { .. }) => Some("fewer --threads, or a higher limit for them"),
             _ => None,
         };
         let failure = Self::new(exit, error);

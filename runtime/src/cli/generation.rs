@@ -5,13 +5,13 @@ use farpost_kernels::backend::{Activations, KvType};
 
 use super::amount;
 use super::exit::Failure;
-use super::sampling::{SamplingArgs, count};
+use super::sampling::SamplingArgs;
 
 /// How much to write and what to keep of it.
 #[derive(clap::Args, Debug, Clone)]
 pub struct GenerationArgs {
     /// Write at most N tokens [default: until the model ends or the context is full]
-    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true, value_parser = count)]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<usize>(0..))]
     pub max_tokens: Option<usize>,
     /// End before this text (may be given several times); no part of it is shown
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -48,7 +48,7 @@ impl clap::ValueEnum for SpeculateChoice {
 #[derive(clap::Args, Debug, Clone)]
 pub struct MemoryArgs {
     /// Tokens of context, prompt and answer together [default: what the model was made for, at most 4096]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     pub context: Option<u32>,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]

@@ -22,10 +22,14 @@ impl Interrupt {
         Self { is_final: Arc::clone(&is_asked), is_asked }.register(&[SIGINT, SIGTERM])
     }
 
-    /// For a conversation: Ctrl-C stops an answer, however often it is pressed.
+    /// For a conversation: Ctrl-C stops an answer, however often it is pressed; a service manager ends the program at once.
     pub fn listen_for_answers() -> Result<Self, Failure> {
         let is_asked = Arc::new(AtomicBool::new(false));
-        Self { is_asked, is_final: Arc::new(AtomicBool::new(false)) }.register(&[SIGINT])
+        let interrupt = Self { is_asked, is_final: Arc::new(AtomicBool::new(false)) }.register(&[SIGINT])?;
+        // Who asks the program to end means the conversation.
+        let ends = Self { is_asked: Arc::default(), is_final: Arc::new(AtomicBool::new(true)) };
+        ends.register(&[SIGTERM])?;
+        Ok(interrupt)
     }
 
     fn register(self, signals: &[i32]) -> Result<Self, Failure> {

@@ -75,9 +75,10 @@ fn failure(error: QuantizeError) -> Failure {
     if is_writing { failure.with_exit(Exit::Failed) } else { failure }
 }
 
-/// Refuses an output that is there already, unless that was foreseen.
+/// Refuses an output that is there already, unless that was foreseen. What is no plain file is refused by the writer,
+/// whether foreseen or not.
 pub fn refuse_to_replace(output: &Path, is_forced: bool) -> Result<(), Failure> {
-    if is_forced || !output.exists() {
+    if is_forced || !output.is_file() {
         return Ok(());
     }
     Err(Failure::usage(format_args!("{}: the file exists already", output.display())).hint("--force replaces it"))

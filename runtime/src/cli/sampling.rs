@@ -2,6 +2,8 @@
 
 use farpost::engine::{Dry, Mirostat, Sampling, Xtc, fresh_seed};
 
+use super::amount;
+
 /// How the next token is chosen.
 #[derive(clap::Args, Debug, Clone)]
 #[command(next_help_heading = "Sampling")]
@@ -10,7 +12,7 @@ pub struct SamplingArgs {
     #[arg(short, long, value_name = "X", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Choose among the N likeliest only; 0 is off
-    #[arg(long, value_name = "N", default_value_t = 40, allow_negative_numbers = true, value_parser = count)]
+    #[arg(long, value_name = "N", default_value_t = 40, allow_negative_numbers = true, value_parser = amount::whole::<usize>(0..))]
     pub top_k: usize,
     /// Choose among the likeliest that have this share of the probability; 1 is off
     #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
@@ -22,7 +24,7 @@ pub struct SamplingArgs {
     #[arg(long, hide_short_help = true, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub typical_p: f32,
     /// Decides all random numbers: the same seed gives the same text [default: another one each time]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u64>(0..))]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub penalties: PenaltyArgs,
@@ -32,7 +34,7 @@ pub struct SamplingArgs {
     #[arg(long, hide_short_help = true, value_name = "ID=X", value_parser = bias)]
     pub logit_bias: Vec<(u32, f32)>,
     /// Tell the log-probabilities of each token and of the N likeliest in its place (with --json)
-    #[arg(long, hide_short_help = true, value_name = "N", requires = "json", allow_negative_numbers = true, value_parser = count)]
+    #[arg(long, hide_short_help = true, value_name = "N", requires = "json", allow_negative_numbers = true, value_parser = amount::whole::<usize>(0..))]
     pub logprobs: Option<usize>,
 }
 
@@ -62,7 +64,7 @@ pub struct PenaltyArgs {
     #[arg(long, hide_short_help = true, value_name = "X", default_value_t = Dry::default().base, allow_negative_numbers = true)]
     dry_base: f32,
     /// DRY: the longest passage that may be repeated freely, in tokens
-    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = Dry::default().allowed_length, allow_negative_numbers = true, value_parser = count)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = Dry::default().allowed_length, allow_negative_numbers = true, value_parser = amount::whole::<usize>(0..))]
     dry_allowed_length: usize,
     /// DRY: how many of the last tokens are looked at, or 'all'
     #[arg(long, hide_short_help = true, value_name = "N", default_value = "all", allow_negative_numbers = true, value_parser = count_or_all)]
@@ -129,16 +131,13 @@ impl SamplingArgs {
     }
 }
 
-/// A number of things.
-pub fn count(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|_| "expected a whole number, 0 or more".to_owned())
-}
-
 fn count_or_all(text: &str) -> Result<CountOrAll, String> {
     if text == "all" {
         return Ok(CountOrAll(None));
     }
-    text.parse().map(|count| CountOrAll(Some(count))).map_err(|_| "expected a number or 'all'".to_owned())
+    text.parse()
+        .map(|count| CountOrAll(Some(count)))
+        .map_err(|_| "expected a whole number, 0 or more, or 'all'".to_owned())
 }
 
 fn bias(text: &str) -> Result<(u32, f32), String> {

@@ -32,13 +32,13 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", required_unless_present = "list")]
     out: Option<PathBuf>,
     /// Decides every weight
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = amount::whole::<u64>(0..))]
     seed: u64,
     /// Take the vocabulary of this GGUF file instead of a made-up one of the real size
     #[arg(long, value_name = "MODEL")]
     vocabulary: Option<String>,
     /// Fewer or more layers than the real model has
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u16>(1..=1024))]
     layers: Option<u16>,
     /// Replace the output file if it is there
     #[arg(short, long)]

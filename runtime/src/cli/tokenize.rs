@@ -27,7 +27,7 @@ pub struct Args {
     /// Add no special tokens (such as BOS) and read control tokens in the text as text
     #[arg(long)]
     no_special: bool,
-    /// The input is ids, separated by anything that is no digit; print the text they stand for
+    /// The input is ids, separated by spaces, line breaks, commas or brackets; print the text they stand for
     #[arg(long, conflicts_with = "separator")]
     decode: bool,
 }
@@ -69,9 +69,14 @@ fn input(args: &Args) -> Result<String, Failure> {
 }
 
 fn decode(args: &Args, console: &Console, tokenizer: &Tokenizer, input: &str) -> Result<(), Failure> {
-    let words = input.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+    let is_between = |c: char| c.is_whitespace() || matches!(c, ',' | '[' | ']');
+    let words = input.split(is_between).filter(|word| !word.is_empty());
     let n_vocab = tokenizer.n_vocab();
     let id = |word: &str| {
+        if !word.bytes().all(|byte| byte.is_ascii_digit()) {
+            let word = plain::shortened(word, 40);
+            return Err(Failure::usage(format_args!("'{word}' is no token id, expected whole numbers")));
+        }
         let id = word.parse::<u32>().ok().filter(|&id| (id as usize) < n_vocab);
         id.ok_or_else(|| {
             Failure::usage(format_args!(

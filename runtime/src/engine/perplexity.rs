@@ -28,7 +28,8 @@ pub struct Perplexity {
 
 /// Perplexity of `ids`, which are a whole text with BOS if the vocabulary adds it, by windows of `window` tokens.
 ///
-/// `on_window` gets the figures so far after each window; `Break` ends the measurement there.
+/// `on_step` gets the tokens run so far, and the figures of the windows that are whole, after each step; `Break` ends the
+/// measurement there. `None` if no window was whole then.
 ///
 /// # Errors
 /// A window below 4 or above the session's context, a text shorter than one window, and as [`Session::score`].
@@ -36,8 +37,8 @@ pub fn perplexity(
     session: &mut Session,
     ids: &[u32],
     window: usize,
-    on_window: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
-) -> Result<Perplexity, EngineError> {
+    on_step: &mut dyn FnMut(usize, Option<&Perplexity>) -> ControlFlow<()>,
+) -> Result<Option<Perplexity>, EngineError> {
     if window < 4 || window > session.context() {
         let expected = format!("4 to {}, the session's context", session.context());
         return Err(EngineError::OutOfRange { parameter: "window", found: window, expected });
@@ -50,14 +51,18 @@ pub fn perplexity(
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let (mut sum, mut sum_of_squares, mut n_tokens) = (0.0, 0.0, 0_usize);
     let mut measured = Vec::with_capacity(window);
-    let mut so_far = None;
+    let mut so_far: Option<Perplexity> = None;
     for (number, part) in ids.chunks_exact(window).enumerate() {
         measured.clear();
         measured.extend_from_slice(part);
         if let (Some(first), Some(bos)) = (measured.first_mut(), bos) {
             *first = bos;
         }
-        for score in session.score_after(&measured, window / 2 + 1)? {
+        let before = number * window;
+        let scores =
+            session.score_after(&measured, window / 2 + 1, &mut |done| on_step(before + done, so_far.as_ref()))?;
+        let Some(scores) = scores else { break };
+        for score in scores {
             sum -= score;
             sum_of_squares += score * score;
             n_tokens += 1;
@@ -75,11 +80,11 @@ pub fn perplexity(
             total_windows,
             n_tokens,
         });
-        if on_window(perplexity).is_break() {
+        if on_step(before + window, Some(perplexity)).is_break() {
             break;
         }
     }
-    so_far.ok_or(EngineError::TextTooShort { tokens: ids.len(), window })
+    Ok(so_far)
 }
 
 #[cfg(all(test, feature = "pocket"))]
@@ -114,17 +119,19 @@ mod tests {
         let window: Vec<u32> = [9, 3, 70, 2, 44, 8, 91, 20, 30, 31, 32, 33, 34, 35, 36, 50].to_vec();
         let text: Vec<u32> = [&window[..], &window, &window[..5]].concat();
         let mut seen = Vec::new();
-        let measured = perplexity(&mut session, &text, 16, &mut |so_far| {
-            seen.push(so_far.n_windows);
+        let measured = perplexity(&mut session, &text, 16, &mut |done, so_far| {
+            seen.push((done, so_far.map_or(0, |so_far| so_far.n_windows)));
             ControlFlow::Continue(())
         })
+        .unwrap()
         .unwrap();
         // Six tokens have one chance in two, the seventh one of 2 (n_vocab - 1).
         let expected = (6.0 * 2.0_f64.ln() + (2.0 * (n_vocab - 1) as f64).ln()) / 7.0;
         assert_eq!((measured.n_windows, measured.total_windows, measured.n_tokens), (2, 2, 14));
         assert!((measured.mean_surprise - expected).abs() < 1e-6, "{measured:?}");
         assert!((measured.value - expected.exp()).abs() < 1e-5);
-        assert_eq!(seen, [1, 2]);
+        let steps = [(5, 0), (10, 0), (15, 0), (16, 1), (21, 1), (26, 1), (31, 1), (32, 2)];
+        assert_eq!(seen, steps, "steps of 5, as the session was opened for");
         let tokenizer = session.model().tokenizer();
         let first = fake.steps.lock().unwrap()[0].rows[0].token;
         assert_eq!(first, if tokenizer.adds_bos() { tokenizer.bos().unwrap() } else { 9 });
@@ -133,15 +140,22 @@ mod tests {
     #[test]
     fn a_measurement_can_be_ended_early() {
         let (mut session, ..) = session(16);
-        let measured = perplexity(&mut session, &[1; 64], 16, &mut |_| ControlFlow::Break(())).unwrap();
-        assert_eq!((measured.n_windows, measured.total_windows), (1, 4));
+        let mut ended_after = |n_tokens: usize| {
+            let mut on_step =
+                |done, _: Option<&_>| if done >= n_tokens { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let measured = perplexity(&mut session, &[1; 64], 16, &mut on_step).unwrap();
+            measured.map(|measured| (measured.n_windows, measured.total_windows))
+        };
+        assert_eq!([ended_after(1), ended_after(16), ended_after(20)], [None, Some((1, 4)), Some((1, 4))]);
     }
 
     #[test]
     fn windows_and_texts_that_cannot_be_measured_are_refused() {
         let (mut session, ..) = session(16);
         let mut message = |n: usize, window: usize| {
-            perplexity(&mut session, &vec![1; n], window, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+            perplexity(&mut session, &vec![1; n], window, &mut |_, _| ControlFlow::Continue(()))
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(message(20, 17), "window is 17, expected 4 to 16, the session's context");
         assert_eq!(message(20, 3), "window is 3, expected 4 to 16, the session's context");

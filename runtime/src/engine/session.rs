@@ -241,11 +241,17 @@ impl Session {
     /// # Errors
     /// As [`Session::generate`].
     pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f64>, EngineError> {
-        self.score_after(ids, 1)
+        Ok(self.score_after(ids, 1, &mut |_| ControlFlow::Continue(()))?.unwrap_or_default())
     }
 
-    /// As [`Session::score`], of the tokens from the place `first` on, which is 1 or more.
-    pub fn score_after(&mut self, ids: &[u32], first: usize) -> Result<Vec<f64>, EngineError> {
+    /// As [`Session::score`], of the tokens from the place `first` on, which is 1 or more. `on_step` gets the tokens run
+    /// so far after each step; `Break` ends it there, with `None`.
+    pub fn score_after(
+        &mut self,
+        ids: &[u32],
+        first: usize,
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<f64>>, EngineError> {
         self.check_prompt(ids)?;
         self.clear();
         let mut scores = Vec::with_capacity(ids.len().saturating_sub(first.max(1)));
@@ -264,8 +270,11 @@ impl Session {
                     }
                 }
             }
+            if on_step(self.ids.len()).is_break() {
+                return Ok(None);
+            }
         }
-        Ok(scores)
+        Ok(Some(scores))
     }
 
     fn check_prompt(&self, prompt: &[u32]) -> Result<(), EngineError> {

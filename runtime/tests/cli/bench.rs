@@ -117,12 +117,12 @@ fn what_cannot_be_measured_is_refused_with_the_reason() {
     assert!(ran.error(1).ends_with("x.jsonl: line 1: field 'test' is 1, expected a text"), "{}", ran.err);
     assert!(farpost(&["bench", "--compare", "/no/such"]).error(1).starts_with("/no/such: cannot read it"));
     for (args, expected) in [
-        (["--pp", "0"], "0 is not in 1.."),
+        (["--pp", "0"], "expected a whole number, 1 or more"),
         (["--tg", "1,x"], "invalid value 'x'"),
         (["--pg", "512"], "such as 512,64"),
-        (["--batch", "0"], "0 is not in 1..=1024"),
+        (["--batch", "0"], "expected a whole number, 1 to 1024"),
         (["--kv-type", "f16,q4"], "invalid value 'q4'"),
-        (["--threads", "1,0"], "0 is not in 1..=256"),
+        (["--threads", "1,0"], "expected a whole number, 1 to 256"),
     ] {
         let ran = farpost(&[&["bench"], &args[..]].concat());
         assert!(ran.code == Some(2) && ran.err.contains(expected), "{args:?}: {}", ran.err);

@@ -24,11 +24,11 @@ fn commands_are_obeyed_and_never_sent() {
         "/system be brief\nturn on the porch light\n/save {saved}\n/save {saved}\n/reset\n/stats\n/dance\n/help\n"
     );
     let ran = farpost_with(&["chat"], input.as_bytes());
-    assert_eq!(ran.done().lines().count(), 1, "{}", ran.text());
+    assert_eq!((ran.code, ran.text().lines().count()), (Some(1), 1), "{}", ran.text());
     for part in [
         "the system message is set",
         "talk.json: saved",
-        "talk.json: cannot save: File exists",
+        "talk.json: it exists already, and is not replaced\nhint: /save another name",
         "the conversation is forgotten",
         "context 0 of 256 tokens used",
         "there is no command /dance; /help lists them",
@@ -64,10 +64,27 @@ fn a_conversation_outgrows_the_context_and_the_oldest_is_forgotten() {
         "{}",
         ran.err
     );
-    assert_eq!(ran.code, Some(0));
+    assert_eq!((ran.code, ran.text().lines().count() > 0), (Some(1), true));
     let args = ["chat", "-m", &path, "--template", &template, "--context", "64", "--ignore-eos", "-t", "0"];
     let ran = farpost_with(&args, b"go on\n");
     assert!(ran.err.contains("(the context is full; /reset begins anew)"), "{}", ran.err);
+}
+
+#[test]
+fn every_message_gets_a_line_and_what_was_refused_is_told_at_the_end() {
+    let too_long = "very ".repeat(300);
+    let input = [b"turn on the porch light\ncaf\xe9\n", too_long.as_bytes(), b"\n/dance\nclose valve 3\n"].concat();
+    let ran = farpost_with(&["chat", "--json"], &input);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    let lines: Vec<serde_json::Value> = ran.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let errors: Vec<_> = lines.iter().map(|line| line["error"].as_str().unwrap_or("")).collect();
+    assert_eq!([errors[0], errors[1]], ["", "line 2 is not UTF-8; it was not sent"]);
+    assert!(errors[2].starts_with("this message alone makes "), "{errors:?}");
+    assert_eq!(errors[3..], ["there is no command /dance; /help lists them", ""]);
+    assert!(lines[4]["text"].as_str().unwrap().contains("valve_3"));
+    assert_eq!(ran.err.lines().count(), 3, "{}", ran.err);
+    let plain = farpost_with(&["chat"], b"\xff\nclose valve 3\n");
+    assert_eq!((plain.code, plain.text().lines().count()), (Some(1), 1), "{}", plain.err);
 }
 
 #[test]
@@ -77,7 +94,7 @@ fn quiet_leaves_out_notes_but_not_what_was_asked_for() {
     let expected = [
         "context 0 of 256 tokens used",
         "the conversation is forgotten",
-        "there is no command /dance; /help lists them",
+        "error: there is no command /dance; /help lists them",
     ];
     assert_eq!(lines, expected);
 }
@@ -115,11 +132,39 @@ fn a_terminal_has_a_prompt_commands_and_two_ways_out() {
     session.exp_string("> ").unwrap();
     session.send_control('c').unwrap();
     session.exp_string("leaves").unwrap();
+    session.exp_string("> ").unwrap();
+    // What was typed is cleared, and the first Ctrl-C is forgotten again.
+    session.send("half a message").unwrap();
+    session.send_control('c').unwrap();
+    session.exp_string("> ").unwrap();
+    session.send_control('c').unwrap();
+    session.exp_string("leaves").unwrap();
+    session.exp_string("> ").unwrap();
     session.send_control('c').unwrap();
     session.exp_eof().unwrap();
     assert_eq!(exit_code(&session), 130);
 
     let mut session = on_terminal(&["chat", "--no-history"], &[]);
+    session.exp_string("> ").unwrap();
+    session.send_control('d').unwrap();
+    session.exp_eof().unwrap();
+    assert_eq!(exit_code(&session), 0);
+}
+
+#[test]
+fn a_byte_that_is_no_text_ends_no_conversation() {
+    use std::io::Write;
+    let mut session = on_terminal(&["chat", "--no-history"], &[]);
+    session.exp_string("> ").unwrap();
+    session.send("/sta").unwrap();
+    session.flush().unwrap();
+    session.exp_string("/sta").unwrap();
+    // Past the session, which sends text only.
+    session.process().get_file_handle().unwrap().write_all(b"\xff").unwrap();
+    session.exp_string("the line is not UTF-8").unwrap();
+    session.exp_string("/sta").unwrap();
+    session.send_line("ts").unwrap();
+    session.exp_string("context 0 of 256").unwrap();
     session.exp_string("> ").unwrap();
     session.send_control('d').unwrap();
     session.exp_eof().unwrap();

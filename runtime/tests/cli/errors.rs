@@ -12,7 +12,7 @@ fn wrong_usage_ends_with_2_and_says_what_is_wrong() {
         (&["quantize", "a", "b"], "--type <TYPE>"),
         (&["quantize", "a", "b", "--type", "q4_m"], "invalid value 'q4_m' for '--type <TYPE>'"),
         (&["synth", "--shape", "gpt-5", "--out", "x"], "there is no such shape, there are llama-3.2-1b"),
-        (&["doctor", "--threads", "0"], "0 is not in 1..=256"),
+        (&["doctor", "--threads", "0"], "expected a whole number, 1 to 256"),
         (&["doctor", "--quiet", "--verbose"], "cannot be used with"),
     ];
     for (args, expected) in cases {
@@ -20,6 +20,23 @@ fn wrong_usage_ends_with_2_and_says_what_is_wrong() {
         assert_eq!(ran.code, Some(2), "{args:?}");
         assert_eq!(ran.text(), "");
         assert!(ran.err.starts_with("error: ") && ran.err.contains(expected), "{args:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn every_option_asks_for_a_whole_number_in_the_same_words() {
+    for (args, expected) in [
+        (&["run", "--seed", "-1", "x"][..], "0 or more"),
+        (&["synth", "--list", "--seed", "x"], "0 or more"),
+        (&["bench", "--pp", "x"], "1 or more"),
+        (&["bench", "--depth", "-1"], "0 or more"),
+        (&["bench", "--batch", "2,0"], "1 to 1024"),
+        (&["chat", "--context", "1.5"], "1 or more"),
+        (&["eval", "--file", "x", "--window", "3"], "4 or more"),
+    ] {
+        let ran = farpost(args);
+        assert_eq!(ran.code, Some(2), "{args:?}");
+        assert!(ran.err.contains(&format!("expected a whole number, {expected}\n")), "{args:?}: {}", ran.err);
     }
 }
 
@@ -135,6 +152,10 @@ fn input_that_is_no_text_is_refused_with_its_place() {
     assert!(line.ends_with("latin.txt: byte 3 is not UTF-8"), "{line}");
     let line = farpost(&["tokenize", "--decode", "1 2 4294967296"]).error(2).to_owned();
     assert_eq!(line, "id 4294967296 is outside the vocabulary of 1,024 tokens");
+    for word in ["abc", "-1", "1.5", "0x10"] {
+        let line = farpost(&["tokenize", "--decode", &format!("[1, 2]\n3 {word}")]).error(2).to_owned();
+        assert_eq!(line, format!("'{word}' is no token id, expected whole numbers"));
+    }
     let vocabulary = golden("vocab/gpt-2.gguf");
     assert!(farpost(&["tokenize", "-m", &vocabulary, "--decode", "50257"]).error(2).contains("50,257 tokens"));
 }

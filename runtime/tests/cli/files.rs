@@ -173,6 +173,24 @@ fn existing_files_are_replaced_only_by_force_and_the_input_never() {
     assert!(unwritable.error(1).contains("/nonexistent/"), "{}", unwritable.err);
 }
 
+#[cfg(unix)]
+#[test]
+fn an_output_that_is_no_plain_file_is_refused_even_by_force() {
+    use std::os::unix::fs::FileTypeExt;
+    let folder = Folder::new("not-plain");
+    // A pipe stands for devices too, which a test must never touch.
+    let (pipe, input) = (folder.file("pipe"), model("tiny-llama.gguf"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let quantize = ["quantize", &input, &pipe, "--type", "q8_0"];
+    let synth = ["synth", "--shape", "smollm2-135m", "--layers", "1", "--out", &pipe];
+    for (args, force) in [(&quantize[..], &["--force"][..]), (&quantize, &[]), (&synth, &["--force"]), (&synth, &[])] {
+        let line = farpost(&[args, force].concat()).error(1).to_owned();
+        assert!(line.ends_with("pipe: cannot create it: it is not a plain file"), "{line}");
+    }
+    assert!(std::fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    assert_eq!(folder.names(), ["pipe"]);
+}
+
 #[test]
 fn ctrl_c_during_quantization_ends_with_130_and_leaves_nothing_behind() {
     let folder = Folder::new("interrupt");

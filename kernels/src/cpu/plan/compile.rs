@@ -214,7 +214,7 @@ pub(in crate::cpu) fn compile(
 
     // Threads first: what they take of memory as they start can't be refused in order, what follows can.
     let team = Team::new(n_workers)
-        .map_err(|error| DeviceError::Lost(format!("cannot start {n_workers} threads: {error}")))?;
+        .map_err(|error| DeviceError::NoThreads { threads: n_workers, reason: error.to_string() })?;
     // One part lacks memory: what all of them need is what people can act on.
     let needed_bytes = scratch_bytes + kv_bytes;
     let of_all = move |error| match error {

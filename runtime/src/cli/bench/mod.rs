@@ -45,24 +45,24 @@ pub struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
     /// Lengths of prompts to run [default: 512 if no test is named]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     pp: Vec<u32>,
     /// Numbers of tokens to write [default: 64 if no test is named]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     tg: Vec<u32>,
     /// A prompt and then writing as one test, such as 512,64 (may be given several times)
     #[arg(long, value_name = "PP,TG", value_parser = workload::parse_both)]
     pg: Vec<(u32, u32)>,
     /// Tokens in the context before time is taken
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0", allow_negative_numbers = true, value_parser = amount::whole::<u32>(0..))]
     depth: Vec<u32>,
     /// Sequences that write at once, in tests of writing
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1",
-        value_parser = clap::value_parser!(u32).range(1..=1024))]
+        allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..=1024))]
     batch: Vec<u32>,
     /// Threads to compute with [default: one for each core the program may use]
     #[arg(id = "threads", long, value_name = "LIST", value_delimiter = ',',
-        value_parser = clap::value_parser!(u16).range(1..=256))]
+        allow_negative_numbers = true, value_parser = amount::whole::<u16>(1..=256))]
     threads: Vec<u16>,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "f16")]
@@ -71,10 +71,10 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     activations: ActivationsChoice,
     /// How often each test is measured
-    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = amount::whole::<u16>(1..))]
     repetitions: u16,
     /// How often each test is run before that
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = amount::whole::<u16>(0..))]
     warmup: u16,
     /// Refuse to take more memory than this beside the model's file, such as 512M or 2G [default: what is available]
     #[arg(long, value_name = "SIZE", value_parser = amount::parse_bytes)]

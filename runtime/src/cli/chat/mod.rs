@@ -12,7 +12,7 @@ use farpost::engine::{Finish, GenerateOptions, Generated, Session};
 use serde_json::json;
 
 use super::console::Console;
-use super::exit::Failure;
+use super::exit::{Exit, Failure};
 use super::generation::GenerationArgs;
 use super::interrupt::Interrupt;
 use super::prompt::{ChatArgs, Template};
@@ -26,7 +26,7 @@ use input::{Input, Source};
 /// Talk with a model
 ///
 /// Type a message; /help lists the commands. Ctrl-C stops an answer, not the program; at the prompt, twice leaves. Reads
-/// one message a line where standard input is no terminal.
+/// one message a line where standard input is no terminal, and ends with code 1 if any was refused.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -52,12 +52,16 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let template = Template::of(&model, &args.chat, "--template takes one from a file")?;
     let source = Source::open(!args.no_history)?;
     let conversation = Conversation::new(args.chat.system.clone());
-    let mut chat = Chat { console, options, template, interrupt, session, conversation, last: None };
+    let mut chat =
+        Chat { console, options, template, interrupt, session, conversation, last: None, has_refused: false };
     if source.is_terminal() {
         let (name, context) = (model.name(), amount::grouped(chat.session.context() as u64));
         console.note(&format!("{name}, context of {context} tokens; /help lists the commands"));
     }
-    chat.talk(source)
+    let is_watched = source.is_terminal();
+    chat.talk(source)?;
+    // Nobody watches a pipe: what was refused has been told, and the exit code tells of it too.
+    if chat.has_refused && !is_watched { Err(Failure::new(Exit::Failed, "")) } else { Ok(()) }
 }
 
 struct Chat<'a> {
@@ -68,6 +72,8 @@ struct Chat<'a> {
     session: Session,
     conversation: Conversation,
     last: Option<Generated>,
+    /// Whether anything was not done that was asked for.
+    has_refused: bool,
 }
 
 impl Chat<'_> {
@@ -80,23 +86,39 @@ impl Chat<'_> {
                 if source.is_terminal() { source.next(prompt) } else { self.interrupt.at_pipe(|| source.next(prompt)) };
             let text = match input? {
                 Input::End => return Ok(()),
-                Input::Interrupted if was_interrupted => return Err(Failure::interrupted()),
-                Input::Interrupted => {
+                Input::Interrupted { was_typing: true } => {
+                    was_interrupted = false;
+                    continue;
+                }
+                Input::Interrupted { .. } if was_interrupted => return Err(Failure::interrupted()),
+                Input::Interrupted { .. } => {
                     was_interrupted = true;
                     self.console.note("Ctrl-C again, Ctrl-D or /quit leaves");
+                    continue;
+                }
+                Input::NotText(why) => {
+                    was_interrupted = false;
+                    self.refuse(&Failure::new(Exit::Failed, why))?;
                     continue;
                 }
                 Input::Text(text) => text,
             };
             was_interrupted = false;
             match command::parse(&text) {
-                Err(why) => self.console.say(&why),
+                Err(why) => self.refuse(&Failure::usage(why))?,
                 Ok(Some(Command::Quit)) => return Ok(()),
                 Ok(Some(command)) => self.obey(&command)?,
                 Ok(None) if text.trim().is_empty() => {}
                 Ok(None) => self.answer(command::message(&text).to_owned())?,
             }
         }
+    }
+
+    /// Tells what is not done, in the place of an answer where programs read them, and goes on.
+    fn refuse(&mut self, failure: &Failure) -> Result<(), Failure> {
+        self.has_refused = true;
+        self.console.complain_of(failure);
+        if self.console.is_json() { self.console.print_json(&json!({ "error": failure.words().0 })) } else { Ok(()) }
     }
 
     fn obey(&mut self, command: &Command<'_>) -> Result<(), Failure> {
@@ -118,7 +140,11 @@ impl Chat<'_> {
             Command::Save(path) => match self.save(Path::new(path)) {
                 Ok(()) => self.console.say(&format!("{path}: saved")),
                 // What can't be saved is no reason to lose the conversation.
-                Err(error) => self.console.say(&format!("{path}: cannot save: {error}")),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    let failure = Failure::usage(format_args!("{path}: it exists already, and is not replaced"));
+                    self.refuse(&failure.hint("/save another name, or move that file away first"))?;
+                }
+                Err(error) => self.refuse(&Failure::file(Path::new(path), "save", &error))?,
             },
             Command::Stats => self.console.say(&self.stats()),
             Command::Quit => {}
@@ -155,8 +181,7 @@ impl Chat<'_> {
             Ok(fit) => fit,
             Err(failure) => {
                 self.conversation.take_back();
-                self.console.complain_of(&failure);
-                return Ok(());
+                return self.refuse(&failure);
             }
         };
         let (ids, n_dropped) = match fit {
@@ -164,8 +189,7 @@ impl Chat<'_> {
             Fit::TooLong { n_tokens } => {
                 let (found, room) = (amount::count(n_tokens as u64, "token"), amount::grouped(room as u64));
                 let message = format!("this message alone makes {found}, there is room for {room}; it was not sent");
-                self.console.error(&message, None);
-                return Ok(());
+                return self.refuse(&Failure::usage(message));
             }
         };
         if n_dropped > 0 {

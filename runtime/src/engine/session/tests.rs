@@ -387,7 +387,15 @@ fn scores_are_the_log_probabilities_of_each_next_token() {
         let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
         assert!((score - (f64::from(logits[ids[place + 1] as usize]) - total.ln())).abs() < 1e-9);
     }
-    assert_eq!(session.score_after(&ids, 20).unwrap(), scores[19..]);
+    let mut steps = Vec::new();
+    let after = session.score_after(&ids, 20, &mut |done| {
+        steps.push(done);
+        ControlFlow::Continue(())
+    });
+    assert_eq!(after.unwrap().unwrap(), scores[19..]);
+    assert_eq!(steps.last(), Some(&(ids.len() - 1)));
+    assert_eq!(session.score_after(&ids, 20, &mut |_| ControlFlow::Break(())).unwrap(), None);
+    assert_eq!(session.cached().len(), steps[0], "it ends after the first step");
     assert_eq!(session.score(&ids[..1]).unwrap(), Vec::<f64>::new());
     assert_eq!(generate(&mut session, &ids[..9], &greedy(3)).ids, expected(&model, &ids[..9], 3));
 }
