@@ -38,7 +38,6 @@ pub fn open_with(model: Model, memory: &MemoryArgs, batch_rows: usize, console: 
         batch_rows,
         // Better refused than killed.
         memory_cap: memory.memory_cap.or_else(|| Machine::look().most_bytes()),
-        ..SessionOptions::default()
     };
     Ok(Session::open(Arc::new(model), &Cpu::new(isa), &options)?)
 }
