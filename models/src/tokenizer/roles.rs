@@ -3,7 +3,7 @@
 
 use super::error::TokenizerError;
 use super::vocabulary::{TokenKind, Vocabulary};
-use crate::gguf::{Metadata, Problem};
+use crate::gguf::{GgufError, Metadata, Place, Problem};
 
 /// Tokens that ask a model to fill a gap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +67,9 @@ const STOPS: [&str; 16] = [
 
 /// Ends a text in some vocabularies, and is the end of struck-out text in HTML.
 const STRIKE: &str = "</s>";
+
+/// Tokens that end a generation, all of them; newer files have it.
+const STOP_LIST: &str = "tokenizer.ggml.eos_token_ids";
 
 const EOT: [&str; 5] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>"];
 const EOM: [&str; 1] = ["<|eom_id|>"];
@@ -161,12 +164,12 @@ pub(super) fn assign(metadata: &Metadata, vocabulary: &mut Vocabulary) -> Result
         vocabulary.set_kind(stop, TokenKind::Control);
     }
     stops.extend([roles.eos, eot, roles.eom].into_iter().flatten());
-    // A list that newer writers give: every token that ends a generation.
-    for stop in metadata.u32s("tokenizer.ggml.eos_token_ids").ok().flatten().unwrap_or_default() {
-        if (stop as usize) < n_vocab {
-            stops.push(stop);
-        }
+    let listed = metadata.u32s(STOP_LIST)?.unwrap_or_default();
+    if let Some((number, &found)) = listed.iter().enumerate().find(|(_, stop)| **stop as usize >= n_vocab) {
+        let Place { file, field, offset } = metadata.place_of_entry(STOP_LIST, number);
+        return Err(GgufError::Defect { file, field, offset, problem: Problem::NoSuchToken { found, n_vocab } }.into());
     }
+    stops.extend(listed);
     stops.sort_unstable();
     stops.dedup();
     Ok(Assigned { roles, stops, strike })

@@ -16,6 +16,7 @@ const MERGES: usize = 9;
 const PRE: usize = 10;
 const UNKNOWN: usize = 11;
 const TEMPLATE: usize = 12;
+const STOPS: usize = 13;
 
 /// Bytes of an array before its first entry, and of a text before its first character.
 const ARRAY: usize = 12;
@@ -44,6 +45,7 @@ fn vocabulary(model: &str) -> Raw {
     raw.key("tokenizer.ggml.pre", 8, &text(b"gpt-2"));
     raw.key("tokenizer.ggml.unknown_token_id", 4, &0_u32.to_le_bytes());
     raw.key("tokenizer.chat_template", 8, &text(b"{{ messages[0].content }}"));
+    raw.key("tokenizer.ggml.eos_token_ids", 9, &integers(&[1]));
     raw
 }
 
@@ -191,6 +193,22 @@ fn what_cannot_be_used_is_told_with_file_field_and_place() {
             ARRAY,
             "",
             "a WordPiece vocabulary needs a token",
+        ),
+        (
+            "gpt2",
+            |r| r.keys[STOPS].value = integers(&[1, 4]),
+            STOPS,
+            ARRAY + 4,
+            " entry 1",
+            "is 4, the vocabulary has 4 tokens",
+        ),
+        (
+            "gpt2",
+            |r| r.keys[STOPS].value = floats(&[1.0]),
+            STOPS,
+            ARRAY,
+            "",
+            "is an array of 1 f32, expected an array of",
         ),
         ("bert", |r| r.keys[TEMPLATE].value = text(b"{% if %}"), TEMPLATE, TEXT, "", "is no chat template: "),
     ];
