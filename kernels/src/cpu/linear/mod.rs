@@ -3,7 +3,7 @@
 //! [`Input`] holds the activations of a stage, quantized once; [`multiply`] is the one entry for one row (decode) as
 //! for hundreds (prefill) and picks the kernel by instruction set, type and number of rows. Block types reach kernels
 //! through [`format`]: codes, scales and minima, whatever the bits in the file. Where accuracy matters more than speed
-//! activations have two codes each (see [`fine`]).
+//! activations have two codes each (see `fine`).
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
