@@ -1,8 +1,12 @@
-//! Few input rows with AVX-512: sixteen weight rows at a time, each in a lane of its own.
+//! One to sixteen input rows with AVX-512: sixteen weight rows at a time, each in a lane of its own.
 //!
 //! A chunk of sixteen rows is unpacked into a panel that stays in the first cache (see `lanes_avx512`), then met with up
-//! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows. While a
-//! panel is multiplied the next sixteen rows are fetched, in the order they lie in memory.
+//! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows. A result
+//! is the same to the bit however many input rows there are.
+//!
+//! A core waits for memory more than it computes, and has more reads under way when it follows two streams: eight of the
+//! sixteen rows lie far from the other eight. While a panel is multiplied the next rows of both are fetched, in the order
+//! they lie in memory.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -13,9 +17,18 @@ use super::drive;
 use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
-use super::lanes_avx512::{Blocks, Panel, ROWS, unpack};
+use super::lanes_avx512::{Blocks, Panel, ROWS, groups, unpack};
 use super::layout::Layout;
-use super::row_avx512::one_row;
+
+/// Rows of a stream.
+const HALF: usize = ROWS / 2;
+
+/// Bytes from one stream to the other: other pages, and nowhere near a power of two, where they would wait for the same
+/// bank of memory.
+const APART: usize = 88 << 10;
+
+/// What unpacking takes, in products with input rows.
+const UNPACKING: usize = 5;
 
 /// Input rows at once: as many integer and as many float sums fit the registers.
 const AT_ONCE: usize = 8;
@@ -29,15 +42,25 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     // SAFETY: the caller's promises; parts of the job are jobs.
     unsafe {
         let layout = match F::LAYOUT {
-            _ if job.input_rows.len() == 1 => return one_row::<F>(job),
+            Some(layout) => {
+                const { assert!(F::LAYOUT.is_none() || !F::HAS_MIN || F::OFFSET == 0, "one of both") };
+                layout
+            }
             None => return drive::flat::<Avx512, F>(job),
-            Some(layout) => layout,
         };
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
+        let whole = job.rows.start..rest.start;
         for start in job.input_rows.clone().step_by(MOST) {
             let input_rows = start..job.input_rows.end.min(start + MOST);
-            for row in (job.rows.start..rest.start).step_by(ROWS) {
-                sixteen_rows::<F>(job, layout, row, input_rows.clone());
+            let mut pairs = pairs(whole.clone(), job.row_bytes);
+            let mut rows = pairs.next();
+            if let Some(first) = rows {
+                // Nobody fetched these while multiplying something before.
+                Ahead(first.map(|row| job.row_start(row))).fetch((HALF * job.row_bytes).div_ceil(64));
+            }
+            while let Some(now) = rows {
+                rows = pairs.next();
+                sixteen_rows::<F>(job, layout, now, rows.unwrap_or(now.map(|row| row + HALF)), input_rows.clone());
             }
         }
         if !rest.is_empty() {
@@ -46,17 +69,37 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     }
 }
 
+/// Whole sixteens of `rows`, eight and eight: where each eight begins.
+fn pairs(rows: Range<usize>, row_bytes: usize) -> impl Iterator<Item = [usize; 2]> {
+    let at_once = (2 * APART / row_bytes.max(1)).max(ROWS) / ROWS * ROWS;
+    rows.clone().step_by(at_once).flat_map(move |start| {
+        let half = (rows.end - start).min(at_once) / 2;
+        (start..start + half).step_by(HALF).map(move |row| [row, row + half])
+    })
+}
+
 /// # Safety
-/// As [`flat`]; there are sixteen rows and at most [`MOST`] input rows.
+/// As [`flat`]; there are eight rows from each of `rows` on, and at most [`MOST`] input rows.
 #[inline(always)]
-unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, input_rows: Range<usize>) {
+unsafe fn sixteen_rows<F: Format>(
+    job: &Job<'_>,
+    layout: Layout,
+    rows: [usize; 2],
+    next: [usize; 2],
+    input_rows: Range<usize>,
+) {
     let panel = Panel { codes: job.panel.values.at(0), scales: job.panel.scales.at(0), mins: job.panel.mins.at(0) };
     let count = input_rows.len();
     let n_blocks = job.cols() / F::LEN;
     let per_chunk = CHUNK / F::LEN;
-    let blocks = Blocks::new(job.row_bytes(row).as_ptr(), job.row_bytes);
-    // What follows the sixteen rows in memory: most likely the next ones.
-    let mut ahead = Ahead(job.row_bytes(row).as_ptr().wrapping_add(ROWS * job.row_bytes));
+    let blocks = Blocks::new(rows.map(|row| job.row_start(row)), job.row_bytes);
+    let mut ahead = Ahead(next.map(|row| job.row_start(row)));
+    // While unpacking and while multiplying, as long as each takes: a core has few reads under way at a time.
+    let lines = HALF * F::BYTES * per_chunk / 64;
+    let n_groups = groups::<F>(layout) * per_chunk;
+    let per_group = (lines * UNPACKING).div_ceil((UNPACKING + count.min(AT_ONCE)) * n_groups);
+    let per_sub = lines.saturating_sub(per_group * n_groups) / (CHUNK / F::SUB);
+    let at_end = lines.saturating_sub(per_group * n_groups) % (CHUNK / F::SUB);
     // SAFETY: the caller's promises; the scratch holds a chunk of sixteen rows.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); MOST];
@@ -64,7 +107,6 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, inp
             let first = chunk * per_chunk;
             let n_blocks = per_chunk.min(n_blocks - first);
             for block in 0..n_blocks {
-                ahead.fetch(ROWS * F::BYTES / 2);
                 let subs = block * (F::LEN / F::SUB) * ROWS;
                 unpack::<F>(
                     layout,
@@ -74,13 +116,12 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, inp
                         scales: panel.scales.add(subs),
                         mins: panel.mins.add(subs),
                     },
+                    || ahead.fetch(per_group),
                 );
             }
             let n_subs = n_blocks * F::LEN / F::SUB;
-            // Half while unpacking, half while multiplying: a core has few reads under way at a time.
-            let per_sub = ROWS * F::BYTES * F::SUB / F::LEN / 2 / count.div_ceil(AT_ONCE);
             for first in (0..count).step_by(AT_ONCE) {
-                let products = match (F::SUB, drive::adds_mins::<Avx512, F>()) {
+                let products = match (F::SUB, F::HAS_MIN) {
                     (32, true) => products_of::<32, true>,
                     (32, false) => products_of::<32, false>,
                     (_, true) => products_of::<16, true>,
@@ -93,14 +134,17 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, layout: Layout, row: usize, inp
                     inputs,
                     sums[first..].as_mut_ptr(),
                     ahead,
-                    per_sub,
+                    if first == 0 { per_sub } else { 0 },
                 );
-                ahead.0 = ahead.0.wrapping_add(n_subs * per_sub);
             }
+            ahead.skip(n_subs * per_sub);
+            ahead.fetch(at_end);
             outliers::<F>(job, panel, chunk, input_rows.start, &mut sums[..count]);
         }
         for (index, sum) in sums.iter().take(count).enumerate() {
-            _mm512_storeu_ps(job.out.at(input_rows.start + index, row), *sum);
+            let [first, second] = rows.map(|row| job.out.at(input_rows.start + index, row));
+            _mm256_storeu_ps(first, _mm512_castps512_ps256(*sum));
+            _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(*sum));
         }
     }
 }
@@ -111,6 +155,8 @@ struct Inputs {
     codes: *const i8,
     scales: *const f32,
     sums: *const f32,
+    /// What codes are above the weights they stand for.
+    offset: f32,
     /// Elements from row to row, once, three, five and seven times: of codes, scales and sums.
     strides: [[usize; 4]; 3],
 }
@@ -125,6 +171,7 @@ impl Inputs {
             codes: row.codes,
             scales: row.scales,
             sums: if F::SUB == 32 { row.sums32 } else { row.sums16 },
+            offset: f32::from(F::OFFSET),
             strides: [odd(input.stride()), odd(8 * n_chunks), odd(CHUNK / F::SUB * n_chunks)],
         }
     }
@@ -143,22 +190,26 @@ fn far(odd_strides: &[usize; 4], index: usize) -> usize {
 /// Adds the products of a chunk, so many sub-blocks of it, with input rows to their sums.
 type Products = unsafe fn(Panel, usize, Inputs, *mut __m512, Ahead, usize);
 
-/// Where to fetch next.
+/// Where to fetch next: two streams.
 #[derive(Clone, Copy)]
-struct Ahead(*const u8);
+struct Ahead([*const u8; 2]);
 
 impl Ahead {
-    /// Fetches the lines in which the next `n_bytes` begin.
+    /// Fetches so many lines of each stream.
     #[inline(always)]
-    unsafe fn fetch(&mut self, n_bytes: usize) {
-        let end = self.0.wrapping_add(n_bytes);
-        let mut line = self.0.map_addr(|address| address.next_multiple_of(64));
-        while line < end {
-            // SAFETY: a hint; any address is allowed.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
-            line = line.wrapping_add(64);
+    fn fetch(&mut self, lines: usize) {
+        for _ in 0..lines {
+            for line in self.0 {
+                // SAFETY: a hint; any address is allowed.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+            }
+            self.skip(1);
         }
-        self.0 = end;
+    }
+
+    #[inline(always)]
+    fn skip(&mut self, lines: usize) {
+        self.0 = self.0.map(|line| line.wrapping_add(64 * lines));
     }
 }
 
@@ -187,6 +238,7 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
     mut ahead: Ahead,
     per_sub: usize,
 ) {
+    let offset = _mm512_set1_ps(-inputs.offset);
     let strides = inputs.strides.map(|strides| strides.map(opaque));
     // SAFETY: the caller's promises.
     unsafe {
@@ -205,13 +257,16 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
                 }
             }
             let scale = _mm512_load_ps(panel.scales.add(ROWS * sub));
-            let min = _mm512_load_ps(panel.mins.add(ROWS * sub));
             for (index, own) in own.iter_mut().enumerate() {
                 let of_input = _mm512_set1_ps(*inputs.scales.add(far(&strides[1], index) + sub * SUB / 32));
-                *own = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[index]), _mm512_mul_ps(scale, of_input), *own);
+                let sum = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
+                let product = _mm512_cvtepi32_ps(products[index]);
                 if MINS {
-                    let sum = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
-                    *own = _mm512_fmadd_ps(min, sum, *own);
+                    *own = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, of_input), *own);
+                    *own = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), sum, *own);
+                } else {
+                    let product = _mm512_fmadd_ps(product, of_input, _mm512_mul_ps(sum, offset));
+                    *own = _mm512_fmadd_ps(scale, product, *own);
                 }
             }
         }
@@ -239,6 +294,23 @@ unsafe fn outliers<F: Format>(job: &Job<'_>, panel: Panel, chunk: usize, start: 
                 let scale = _mm512_load_ps(panel.scales.add(ROWS * (at / F::SUB)));
                 *sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, codes), _mm512_set1_ps(value), *sum);
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_row_is_in_one_eight(first in 0_usize..99, sixteens in 0_usize..99, row_bytes in 0_usize..99_999) {
+            let rows = first..first + ROWS * sixteens;
+            let mut found: Vec<usize> =
+                pairs(rows.clone(), row_bytes).flatten().flat_map(|row| row..row + HALF).collect();
+            found.sort_unstable();
+            prop_assert_eq!(found, rows.collect::<Vec<_>>());
         }
     }
 }

@@ -66,6 +66,13 @@ impl Job<'_> {
         &self.weight.bytes[row * self.row_bytes..][..self.row_bytes]
     }
 
+    /// Where a weight row begins; past the last one an address that only prefetches may take.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn row_start(&self, row: usize) -> *const u8 {
+        self.weight.bytes.as_ptr().wrapping_add(row * self.row_bytes)
+    }
+
     /// Columns of the weight.
     #[inline(always)]
     pub(crate) fn cols(&self) -> usize {

@@ -1,6 +1,6 @@
 //! Unpacking for AVX-512, sixteen weight rows at once: each row has a lane of its own.
 //!
-//! Stored bytes of sixteen rows are turned into columns of words first, lane `r` of a word being row `r`'s. From then on
+//! Eight rows that lie one after the other, and eight more somewhere else. Stored bytes of sixteen rows are turned into columns of words first, lane `r` of a word being row `r`'s. From then on
 //! all that a format asks for (planes, masks, integer scales) is the same instruction for all rows, and what comes out
 //! stands in the order of a panel: four codes of every row side by side, one scale of every row side by side.
 
@@ -15,8 +15,8 @@ pub(super) const ROWS: usize = 16;
 /// The same block of sixteen rows.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {
-    /// The block of the first row.
-    start: *const u8,
+    /// The block of the first row, and that of the ninth.
+    starts: [*const u8; 2],
     /// Bytes from one row to the next: once, three, five and seven times.
     strides: [usize; 4],
 }
@@ -28,27 +28,26 @@ pub(super) struct Panel {
     pub(super) codes: *mut u8,
     /// Sixteen scales per sub-block.
     pub(super) scales: *mut f32,
-    /// What the sums of activations are multiplied with: minima less the offset of the codes.
+    /// Sixteen minima per sub-block, of types that have them.
     pub(super) mins: *mut f32,
 }
 
 impl Blocks {
-    pub(super) fn new(start: *const u8, row_bytes: usize) -> Self {
-        Self { start, strides: [row_bytes, 3 * row_bytes, 5 * row_bytes, 7 * row_bytes] }
+    pub(super) fn new(starts: [*const u8; 2], row_bytes: usize) -> Self {
+        Self { starts, strides: [row_bytes, 3 * row_bytes, 5 * row_bytes, 7 * row_bytes] }
     }
 
     /// `n` bytes further in every row.
     #[inline(always)]
     pub(super) fn advance(self, n: usize) -> Self {
-        Self { start: self.start.wrapping_add(n), ..self }
+        Self { starts: self.starts.map(|start| start.wrapping_add(n)), ..self }
     }
 
     /// Byte `at` of a row's block: addresses that a load can add up by itself.
     #[inline(always)]
     fn row(self, row: usize, at: usize) -> *const u8 {
-        let start = self.start.wrapping_add(at);
+        let start = self.starts[row / 8].wrapping_add(at);
         let [one, three, five, seven] = self.strides;
-        let start = if row >= 8 { start.wrapping_add(8 * one) } else { start };
         let far = match row % 8 {
             0 => 0,
             1 => one,
@@ -136,32 +135,32 @@ unsafe fn byte(words: __m512i, number: usize) -> __m512i {
     unsafe { _mm512_and_si512(_mm512_srlv_epi32(words, shift(8 * number)), _mm512_set1_epi32(0xFF)) }
 }
 
-/// Unpacks one block of sixteen rows.
+/// Groups of codes in a block: what of [`unpack`] is done between two calls of `each`.
+pub(super) const fn groups<F: Format>(layout: Layout) -> usize {
+    F::LEN * layout.low.bits / 8 / 16
+}
+
+/// Unpacks one block of sixteen rows; calls `each` before every group of codes.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and DQ; the blocks are there; the panel has room for a block.
 #[inline(always)]
-pub(super) unsafe fn unpack<F: Format>(layout: Layout, blocks: Blocks, panel: Panel) {
+pub(super) unsafe fn unpack<F: Format>(layout: Layout, blocks: Blocks, panel: Panel, mut each: impl FnMut()) {
     let n_bytes = F::LEN * layout.low.bits / 8;
     // SAFETY: the caller's promises.
     unsafe {
         scales::<F>(layout.scales, blocks, panel);
         let highs = highs(layout.high, blocks);
         // Said one by one, so that every place and every shift is a constant.
-        codes::<F, 0>(layout, blocks, &highs, panel.codes);
-        if n_bytes >= 32 {
-            codes::<F, 16>(layout, blocks, &highs, panel.codes);
+        macro_rules! group {
+            ($($at:literal)*) => {$(
+                if n_bytes > $at {
+                    each();
+                    codes::<F, $at>(layout, blocks, &highs, panel.codes);
+                }
+            )*};
         }
-        if n_bytes >= 64 {
-            codes::<F, 32>(layout, blocks, &highs, panel.codes);
-            codes::<F, 48>(layout, blocks, &highs, panel.codes);
-        }
-        if n_bytes >= 128 {
-            codes::<F, 64>(layout, blocks, &highs, panel.codes);
-            codes::<F, 80>(layout, blocks, &highs, panel.codes);
-            codes::<F, 96>(layout, blocks, &highs, panel.codes);
-            codes::<F, 112>(layout, blocks, &highs, panel.codes);
-        }
+        group!(0 16 32 48 64 80 96 112);
     }
 }
 
@@ -252,10 +251,10 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks, panel: Panel) {
     unsafe {
         let none = _mm512_setzero_ps();
         let put = |sub: usize, scale: __m512, min: __m512| {
-            let min =
-                if F::OFFSET > 0 { _mm512_fnmadd_ps(_mm512_set1_ps(f32::from(F::OFFSET)), scale, min) } else { min };
             _mm512_store_ps(panel.scales.add(ROWS * sub), scale);
-            _mm512_store_ps(panel.mins.add(ROWS * sub), min);
+            if F::HAS_MIN {
+                _mm512_store_ps(panel.mins.add(ROWS * sub), min);
+            }
         };
         let whole = |integers: __m512i| _mm512_cvtepi32_ps(integers);
         let negative = |number: __m512| _mm512_xor_ps(number, _mm512_set1_ps(-0.0));

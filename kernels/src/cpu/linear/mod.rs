@@ -29,8 +29,6 @@ mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantize;
-#[cfg(target_arch = "x86_64")]
-mod row_avx512;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod transpose;

@@ -282,6 +282,22 @@ fn every_kernel_agrees_with_the_plain_one_at_every_tail() {
     }
 }
 
+/// What guesses ahead are checked with several rows at once, and must be what one row after the other gives.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn results_are_the_same_to_the_bit_for_one_row_and_for_sixteen() {
+    for isa in Isa::available().into_iter().filter(|isa| matches!(isa, Isa::Avx512 | Isa::Amx)) {
+        for dtype in DType::all().filter(|dtype| dtype.is_quantized()) {
+            let case = Case::new(dtype, 53, 768, max_flat_rows(isa, dtype), Bits::Random, 11);
+            let together = case.multiply(isa, 0, 48);
+            for (values, together) in case.values.chunks_exact(case.cols).zip(together.chunks_exact(case.rows)) {
+                let alone = Case { bytes: case.bytes.clone(), values: values.to_vec(), ..case }.multiply(isa, 0, 32);
+                assert_eq!(alone, together, "{dtype} {isa}");
+            }
+        }
+    }
+}
+
 #[test]
 fn extreme_codes_and_scales_neither_saturate_nor_trap() {
     for isa in Isa::available().into_iter().skip(1) {
