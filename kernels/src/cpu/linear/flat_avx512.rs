@@ -27,7 +27,7 @@ const HALF: usize = ROWS / 2;
 /// bank of memory.
 const APART: usize = 88 << 10;
 
-/// What unpacking takes, in products with input rows.
+/// About what unpacking a chunk takes, counted in products of it with an input row.
 const UNPACKING: usize = 5;
 
 /// Input rows at once: as many integer and as many float sums fit the registers.
@@ -60,6 +60,7 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
             }
             while let Some(now) = rows {
                 rows = pairs.next();
+                // After the last, what follows in memory: a worker's next job is most likely there.
                 sixteen_rows::<F>(job, layout, now, rows.unwrap_or(now.map(|row| row + HALF)), input_rows.clone());
             }
         }

@@ -1,8 +1,9 @@
 //! Unpacking for AVX-512, sixteen weight rows at once: each row has a lane of its own.
 //!
-//! Eight rows that lie one after the other, and eight more somewhere else. Stored bytes of sixteen rows are turned into columns of words first, lane `r` of a word being row `r`'s. From then on
-//! all that a format asks for (planes, masks, integer scales) is the same instruction for all rows, and what comes out
-//! stands in the order of a panel: four codes of every row side by side, one scale of every row side by side.
+//! Eight rows lie one after the other, and eight more somewhere else. Stored bytes of all sixteen are turned into columns
+//! of words first, lane `r` of a word being row `r`'s. From then on all that a format asks for (planes, masks, integer
+//! scales) is the same instruction for all rows, and what comes out stands in the order of a panel: four codes of every
+//! row side by side, one scale of every row side by side.
 
 use std::arch::x86_64::*;
 
