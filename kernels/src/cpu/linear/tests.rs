@@ -288,11 +288,14 @@ fn every_kernel_agrees_with_the_plain_one_at_every_tail() {
 fn results_are_the_same_to_the_bit_for_one_row_and_for_sixteen() {
     for isa in Isa::available().into_iter().filter(|isa| matches!(isa, Isa::Avx512 | Isa::Amx)) {
         for dtype in DType::all().filter(|dtype| dtype.is_quantized()) {
-            let case = Case::new(dtype, 53, 768, max_flat_rows(isa, dtype), Bits::Random, 11);
-            let together = case.multiply(isa, 0, 48);
-            for (values, together) in case.values.chunks_exact(case.cols).zip(together.chunks_exact(case.rows)) {
-                let alone = Case { bytes: case.bytes.clone(), values: values.to_vec(), ..case }.multiply(isa, 0, 32);
-                assert_eq!(alone, together, "{dtype} {isa}");
+            for kind in [InputKind::Q8x32, InputKind::Q16x32] {
+                let n_rows = max_flat_rows(isa, dtype) / kind.code_rows();
+                let case = Case { kind, ..Case::new(dtype, 53, 768, n_rows, Bits::Random, 11) };
+                let together = case.multiply(isa, 0, 48);
+                for (values, together) in case.values.chunks_exact(case.cols).zip(together.chunks_exact(case.rows)) {
+                    let alone = Case { bytes: case.bytes.clone(), values: values.to_vec(), ..case };
+                    assert_eq!(alone.multiply(isa, 0, 32), together, "{dtype} {isa} {kind:?}");
+                }
             }
         }
     }
