@@ -9,9 +9,9 @@ use proptest::prelude::*;
 
 use super::super::lookup::Speculate;
 use super::super::sampling::{Dry, Mirostat, Sampling, Xtc};
-use super::tests::fake::Fake;
-use super::tests::{generate, greedy, mixed, model, open, text_ids};
+use super::tests::{generate, greedy, model, open};
 use super::*;
+use crate::engine::fake::{Fake, mixed, text_ids};
 
 const HOW: Speculate = Speculate::lookup();
 
