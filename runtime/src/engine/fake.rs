@@ -261,12 +261,35 @@ pub(in crate::engine) fn fake(model: &Model) -> Fake {
     Fake::new(move |tokens| logits(&ids, n_vocab, tokens))
 }
 
+/// Tokens that texts of [`copying`] are made of.
+pub(in crate::engine) const N_COPIED: usize = 12;
+
+/// A device that is often guessed right: after the last two tokens comes what came after them before, but for one time in `surprise`.
+pub(in crate::engine) fn copying(model: &Model, surprise: u64) -> Fake {
+    let (ids, n_vocab) = (text_ids(model)[..N_COPIED].to_vec(), model.graph().n_vocab());
+    Fake::new(move |tokens| {
+        let hash = mixed(tokens);
+        let before = |place: &usize| tokens[place - 2..*place] == tokens[tokens.len() - 2..];
+        let known = (2..tokens.len()).rev().find(before).map(|place| tokens[place]);
+        let next = known.filter(|_| !hash.is_multiple_of(surprise)).unwrap_or(ids[(hash >> 8) as usize % ids.len()]);
+        let mut logits: Vec<f32> =
+            (0..n_vocab as u64).map(|id| ((hash ^ (id * 7919)) % 97) as f32 / 50.0 - 9.0).collect();
+        ids.iter().for_each(|&id| logits[id as usize] += 8.0);
+        logits[next as usize] += 3.0;
+        logits
+    })
+}
+
 /// The greedy continuation without any cache.
 pub(in crate::engine) fn expected(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
-    let fake = fake(model);
+    continued(&fake(model), prompt, n)
+}
+
+/// As [`expected`], on `device`.
+pub(in crate::engine) fn continued(device: &Fake, prompt: &[u32], n: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     for _ in 0..n {
-        let logits = (fake.next)(&tokens);
+        let logits = (device.next)(&tokens);
         let best = (0..)
             .zip(&logits)
             .fold((0, f32::MIN), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });

@@ -83,7 +83,7 @@ impl Owner {
 
     /// Sends the last of those that may be preempted back to the queue; false if there is none.
     pub(super) fn preempt_last(&mut self, may_be: impl Fn(&Choice) -> bool) -> bool {
-        let Some(place) = self.running.iter().rposition(|choice| may_be(choice)) else { return false };
+        let Some(place) = self.running.iter().rposition(may_be) else { return false };
         self.preempt(place);
         true
     }

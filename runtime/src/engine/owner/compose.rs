@@ -89,10 +89,9 @@ impl Owner {
     /// them with the rest.
     fn compose_alone(&mut self) -> bool {
         let is_rest = |choice: &Choice| !choice.job.reproducible;
-        let has_rest = self.running.iter().any(|choice| is_rest(choice));
+        let has_rest = self.running.iter().any(&is_rest);
         let key = |choice: &Choice| choice.job.number * MOST_CHOICES as u64 + choice.index as u64;
-        let mut keys: Vec<u64> =
-            self.running.iter().filter(|choice| !is_rest(choice)).map(|choice| key(choice)).collect();
+        let mut keys: Vec<u64> = self.running.iter().filter(|choice| !is_rest(choice)).map(&key).collect();
         keys.sort_unstable();
         let next = match self.alone {
             Some(last) => keys.iter().find(|&&key| key > last).or(keys.first().filter(|_| !has_rest)),

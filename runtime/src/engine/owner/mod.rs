@@ -5,12 +5,18 @@
 //! and a lost device are one thing. No lock is held while the plan works.
 
 mod admit;
+#[cfg(all(test, feature = "pocket"))]
+mod cache_tests;
 pub(super) mod choice;
 mod compose;
 pub(super) mod costs;
 mod estimate;
 mod prefixes;
+#[cfg(all(test, feature = "pocket"))]
+mod schedule_tests;
 mod shares;
+#[cfg(all(test, feature = "pocket"))]
+mod simulation;
 mod step;
 #[cfg(all(test, feature = "pocket"))]
 mod tests;

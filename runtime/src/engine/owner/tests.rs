@@ -27,16 +27,16 @@ fn step_time(batch: &Batch) -> Duration {
 
 impl Bench {
     pub(super) fn new(options: &EngineOptions) -> Self {
-        Self::with(options, |fake| fake)
+        Self::with(options, |fake, _| fake)
     }
 
-    pub(super) fn with(options: &EngineOptions, change: impl FnOnce(Fake) -> Fake) -> Self {
+    pub(super) fn with(options: &EngineOptions, change: impl FnOnce(Fake, &Model) -> Fake) -> Self {
         let model = Arc::new(Model::pocket().unwrap());
         let now = Arc::new(Mutex::new(Instant::now()));
         let mut device = fake(&model);
         let clock = Arc::clone(&now);
         device.on_step = Arc::new(move |batch| *clock.lock().unwrap() += step_time(batch));
-        let device = change(device);
+        let device = change(device, &model);
         let steps = Arc::clone(&device.steps);
         let clock: Clock = Arc::new(move || *now.lock().unwrap());
         let (engine, owner) = Engine::parts(Arc::clone(&model), Arc::new(device), options, clock).unwrap();
@@ -291,7 +291,7 @@ fn an_async_task_is_woken_for_each_event() {
 #[test]
 fn a_failed_step_ends_only_the_request_that_fails_alone() {
     // The second step fails for all, and again for the part that is run first alone.
-    let mut bench = Bench::with(&options(), |device| Fake { wrong: vec![2, 3], ..device });
+    let mut bench = Bench::with(&options(), |device, _| Fake { wrong: vec![2, 3], ..device });
     let prompts: Vec<Vec<u32>> = (0..3).map(|salt| prompt(&bench.model, salt, 5)).collect();
     let streams: Vec<Stream> = prompts.iter().map(|prompt| bench.submit(&greedy(prompt, 6))).collect();
     bench.settle();
@@ -307,7 +307,7 @@ fn a_failed_step_ends_only_the_request_that_fails_alone() {
 #[test]
 fn a_lost_device_is_a_pause() {
     for failing in 0..7 {
-        let mut bench = Bench::with(&options(), |device| Fake { failing: vec![failing], ..device });
+        let mut bench = Bench::with(&options(), |device, _| Fake { failing: vec![failing], ..device });
         let prompts: Vec<Vec<u32>> = (0..3).map(|salt| prompt(&bench.model, salt, 5 + 20 * salt)).collect();
         let streams: Vec<Stream> = prompts.iter().map(|prompt| bench.submit(&greedy(prompt, 6))).collect();
         bench.settle();
@@ -317,7 +317,7 @@ fn a_lost_device_is_a_pause() {
         assert_eq!(bench.engine.metrics().recovered, 1);
         bench.assert_at_rest();
     }
-    let mut bench = Bench::with(&options(), |device| Fake { failing: vec![1, 2, 3], ..device });
+    let mut bench = Bench::with(&options(), |device, _| Fake { failing: vec![1, 2, 3], ..device });
     let prompt = prompt(&bench.model, 1, 5);
     let lost = bench.submit(&greedy(&prompt, 6));
     bench.settle();
