@@ -14,6 +14,7 @@ use super::lookup::{self, Drafter, Speculate};
 use super::metrics::Metrics;
 use super::options::{EngineOptions, Sizes};
 use super::owner::choice::{Choice, Job};
+use super::owner::prefixes::Hashing;
 use super::owner::{Board, Clock, Order, Owner};
 use super::request::{MOST_CHOICES, Refusal, Request};
 use super::sampler::Sampler;
@@ -40,6 +41,7 @@ struct Inner {
     orders: Sender<Order>,
     board: Arc<Board>,
     clock: Clock,
+    hashing: Hashing,
     n_requests: AtomicU64,
     owner: Mutex<Option<JoinHandle<()>>>,
 }
@@ -75,6 +77,7 @@ impl Engine {
         let (orders, receiver) = crossbeam_channel::unbounded();
         let board = Arc::new(Board::default());
         let load_ms = model.open_ms() + start.elapsed().as_secs_f64() * 1e3;
+        let hashing = Hashing::default();
         let owner = Owner::new(
             Arc::clone(&model),
             backend,
@@ -84,6 +87,7 @@ impl Engine {
             receiver,
             Arc::clone(&board),
             Arc::clone(&clock),
+            hashing.clone(),
         );
         let inner = Inner {
             model,
@@ -96,6 +100,7 @@ impl Engine {
             orders,
             board,
             clock,
+            hashing,
             n_requests: AtomicU64::new(0),
             owner: Mutex::new(None),
         };
@@ -219,6 +224,7 @@ impl Inner {
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             prompt_tokens: request.prompt.len(),
         });
+        let hashes = self.hashing.of(&request.prompt);
         let choice = |index: usize| {
             let mut sampling = options.sampling.clone();
             sampling.seed = sampling.seed.wrapping_add(index as u64);
@@ -228,6 +234,7 @@ impl Inner {
                 job: Arc::clone(&job),
                 index,
                 tokens: request.prompt.clone(),
+                hashes: hashes.clone(),
                 sequence: None,
                 n_written: 0,
                 sampler,

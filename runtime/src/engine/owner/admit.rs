@@ -8,13 +8,13 @@ use farpost_kernels::backend::{KvStore, Sequence};
 
 use super::Owner;
 use super::choice::Choice;
-use super::prefixes::{Found, shared};
+use super::prefixes::{BLOCK, Found, shared};
 use crate::engine::error::EngineError;
 
 /// Tokens of an answer that have room for sure, if there is not room enough for all it may have.
 const SHORT_PROMISE: usize = 128;
-/// Fewer tokens in common are not worth the copy of a page.
-const LEAST_SHARED: usize = 8;
+/// Holders of the same beginning that are compared.
+const MOST_COMPARED: usize = 8;
 
 impl Owner {
     /// Begins as many as there are places and room for.
@@ -55,13 +55,16 @@ impl Owner {
         if choice.job.reproducible {
             return false;
         }
-        let most = choice.tokens.len() - 1;
-        let cached = self.prefixes.find(&choice.tokens).map_or(0, |found| found.shared);
-        self.running.iter().any(|other| {
-            let common = shared(&other.tokens, &choice.tokens).min(most);
-            // It is worth waiting for what cannot be had now.
-            common > other.n_written.max(cached) + self.sizes.limits.page_tokens
-        })
+        // Whoever shares most. What it has not run yet is worth waiting for.
+        let Some((_, holders)) = self.prefixes.holders(&choice.hashes).next() else { return false };
+        let running = self.running.iter().filter(|other| other.sequence.is_some_and(|of| holders.contains(&of)));
+        let missing = running.map(|other| {
+            let common = shared(&other.tokens, &choice.tokens).min(choice.tokens.len() - 1);
+            (common.saturating_sub(other.n_written), common)
+        });
+        let Some((n_missing, common)) = missing.min() else { return false };
+        let is_kept = holders.iter().any(|holder| self.prefixes.tokens(*holder).is_some());
+        !is_kept && n_missing > 0 && common >= BLOCK
     }
 
     /// Whether there is a place and room for the choice at `place` in the queue; sets its promise.
@@ -92,6 +95,7 @@ impl Owner {
     pub(super) fn preempt(&mut self, place: usize) {
         let mut choice = self.running.remove(place);
         self.set_aside(&mut choice);
+        choice.hashes = self.hashing.of(&choice.tokens);
         self.metrics.preempted += 1;
         self.enqueue(choice);
     }
@@ -115,6 +119,7 @@ impl Owner {
             choice.begun = Some(now);
         }
         self.metrics.cached_tokens += n_written as u64;
+        self.prefixes.enter(sequence, choice.hashes.clone());
         self.insert_running(choice);
     }
 
@@ -129,12 +134,33 @@ impl Owner {
         if choice.job.reproducible {
             return None;
         }
-        let running = self.running.iter().filter_map(|other| {
-            let shared = shared(&other.tokens[..other.n_written.min(other.tokens.len())], &choice.tokens);
-            Some(Found { sequence: other.sequence?, shared, is_whole: false })
-        });
-        let found = running.chain(self.prefixes.find(&choice.tokens)).max_by_key(|found| found.shared);
-        found.filter(|found| found.shared.min(choice.tokens.len() - 1) >= LEAST_SHARED)
+        let mut best: Option<Found> = None;
+        let mut seen: Vec<Sequence> = Vec::new();
+        for (n_tokens, holders) in self.prefixes.holders(&choice.hashes) {
+            if best.is_some_and(|best| best.shared >= n_tokens) {
+                break;
+            }
+            // The latest are as good as any.
+            for &sequence in holders.iter().rev().take(MOST_COMPARED) {
+                if !seen.contains(&sequence) {
+                    seen.push(sequence);
+                    let found = self.compare(sequence, &choice.tokens);
+                    best = best.into_iter().chain(found).max_by_key(|found| found.shared);
+                }
+            }
+        }
+        best.filter(|found| found.shared.min(choice.tokens.len() - 1) >= BLOCK)
+    }
+
+    /// How much of `tokens` a sequence has.
+    fn compare(&self, sequence: Sequence, tokens: &[u32]) -> Option<Found> {
+        if let Some(kept) = self.prefixes.tokens(sequence) {
+            let shared = shared(kept, tokens);
+            return Some(Found { sequence, shared, is_whole: shared == kept.len() });
+        }
+        let holder = self.running.iter().find(|choice| choice.sequence == Some(sequence))?;
+        let written = &holder.tokens[..holder.n_written.min(holder.tokens.len())];
+        Some(Found { sequence, shared: shared(written, tokens), is_whole: false })
     }
 
     /// A sequence that goes on from what was found, `most` tokens of it, and how many it has.

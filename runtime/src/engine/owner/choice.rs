@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use farpost_kernels::backend::{Sequence, WantKind};
 
+use super::prefixes::Hashes;
 use crate::engine::error::EngineError;
 use crate::engine::generate::{Finish, Timings};
 use crate::engine::lookup::Drafter;
@@ -37,6 +38,8 @@ pub(in crate::engine) struct Choice {
     pub(in crate::engine) index: usize,
     /// The prompt and what was chosen so far.
     pub(in crate::engine) tokens: Vec<u32>,
+    /// Of its tokens when it last began to wait.
+    pub(in crate::engine) hashes: Hashes,
     /// Where its keys and values are, while it runs.
     pub(in crate::engine) sequence: Option<Sequence>,
     /// How many of `tokens` have keys and values there.

@@ -55,7 +55,7 @@ impl Owner {
         let max_rows = self.sizes.limits.max_rows;
         let allowed = match decoding.len() {
             0 => max_rows,
-            n => self.rows_within_pace(n).unwrap_or(max_rows),
+            n => self.rows_within_pace(n),
         };
         for (number, &id) in decoding.iter().enumerate() {
             // Those behind it have a row each. One answer alone may guess as much as pays; several share what is allowed.
@@ -74,15 +74,22 @@ impl Owner {
         }
     }
 
-    /// Rows that a step may have for `n_answers` to keep their pace; `None` before a step was measured.
-    fn rows_within_pace(&self, n_answers: usize) -> Option<usize> {
-        let ms = self.costs.step_ms(1)? * self.inter_token_percent as f64 / 100.0;
-        Some(self.costs.rows_within(ms, n_answers, self.sizes.limits.max_rows))
+    /// Milliseconds of a step in which answers keep their pace; `None` before a step was measured.
+    pub(super) fn pace_ms(&self) -> Option<f64> {
+        Some(self.costs.step_ms(1)? * self.inter_token_percent as f64 / 100.0)
     }
 
-    /// Rows of prompts in a step beside `n_answers`.
+    /// Rows that a step may have for `n_answers` to keep their pace.
+    fn rows_within_pace(&mut self, n_answers: usize) -> usize {
+        let max_rows = self.sizes.limits.max_rows;
+        let Some(ms) = self.pace_ms() else { return max_rows };
+        self.pace.rows(&self.costs, ms, n_answers, max_rows)
+    }
+
+    /// Rows of prompts in a step beside `n_answers`, by what is known of costs.
     pub(super) fn prompt_rows(&self, n_answers: usize) -> Option<usize> {
-        Some(self.rows_within_pace(n_answers)?.saturating_sub(n_answers).max(LEAST_PROMPT_ROWS))
+        let rows = self.costs.rows_within(self.pace_ms()?, n_answers, self.sizes.limits.max_rows);
+        Some(rows.saturating_sub(n_answers).max(LEAST_PROMPT_ROWS))
     }
 
     /// A step for one reproducible choice alone, if it is the turn of one: they take turns with each other, and all of

@@ -11,7 +11,7 @@ pub(super) mod choice;
 mod compose;
 pub(super) mod costs;
 mod estimate;
-mod prefixes;
+pub(super) mod prefixes;
 #[cfg(all(test, feature = "pocket"))]
 mod schedule_tests;
 mod shares;
@@ -37,9 +37,9 @@ use super::stream::Told;
 use crate::model::Model;
 use choice::{Choice, ms};
 use compose::Part;
-use costs::Costs;
+use costs::{Costs, Pace};
 pub(super) use estimate::Load;
-use prefixes::Prefixes;
+use prefixes::{Hashing, Prefixes};
 use shares::Shares;
 
 /// Tells the time; tests have their own.
@@ -99,7 +99,9 @@ pub(super) struct Owner {
     /// When what is left ends, once the engine closes.
     closes: Option<Instant>,
     prefixes: Prefixes,
+    hashing: Hashing,
     costs: Costs,
+    pace: Pace,
     shares: Shares,
     batch: Batch,
     output: Output,
@@ -135,6 +137,7 @@ impl Owner {
         orders: Receiver<Order>,
         board: Arc<Board>,
         clock: Clock,
+        hashing: Hashing,
     ) -> Self {
         let mut owner = Self {
             model,
@@ -149,8 +152,10 @@ impl Owner {
             waiting: Vec::new(),
             running: Vec::new(),
             closes: None,
-            prefixes: Prefixes::new(options.max_cached),
+            prefixes: Prefixes::new(options.max_cached, hashing.clone()),
+            hashing,
             costs: Costs::default(),
+            pace: Pace::default(),
             shares: Shares::default(),
             batch: Batch::default(),
             output: Output::default(),
@@ -352,11 +357,17 @@ impl Owner {
         for mut choice in failed {
             self.metrics.failed += 1 + choice.siblings.len() as u64;
             (0..=choice.siblings.len()).for_each(|_| self.shares.leave(&choice.job.caller));
-            // What led to an error is nothing to go on from.
-            if let Some(sequence) = choice.sequence.take() {
-                self.plan.kv().close(sequence);
-            }
+            self.forget(&mut choice);
         }
+    }
+
+    /// Takes a choice out of the cache, and what it holds: what led to an error is nothing to go on from.
+    fn forget(&mut self, choice: &mut Choice) {
+        if let Some(sequence) = choice.sequence.take() {
+            self.prefixes.leave(sequence);
+            self.plan.kv().close(sequence);
+        }
+        choice.n_written = 0;
     }
 
     /// Ends running choices that their last step ended.

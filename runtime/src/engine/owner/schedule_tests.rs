@@ -122,7 +122,8 @@ fn prompts_are_read_in_parts_that_keep_the_pace_of_answers() {
         bench.settle();
         let steps = bench.steps.lock().unwrap();
         // A row alone takes 1.1 ms; one more takes 0.1 ms.
-        assert!(steps[before..before + 5].iter().all(|batch| batch.rows.len() == most_rows));
+        let n_rows: Vec<usize> = steps[before..before + 5].iter().map(|batch| batch.rows.len()).collect();
+        assert!(n_rows.iter().all(|n| n.abs_diff(most_rows) <= 2), "{n_rows:?}");
         drop(steps);
         assert_eq!((only(writing).ids.len(), only(reading).ids.len()), (150, 5));
     }

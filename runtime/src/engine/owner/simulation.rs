@@ -228,7 +228,7 @@ fn simulate(acts: &[Act], options: &EngineOptions, copies: bool, failing: Vec<us
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_is_lost_and_nothing_leaks(

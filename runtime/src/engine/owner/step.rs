@@ -65,7 +65,12 @@ impl Owner {
             }
             return Err(error.into());
         }
-        self.costs.learn(self.batch.rows.len(), time);
+        let n_rows = self.batch.rows.len();
+        self.costs.learn(n_rows, time);
+        let has_answers = self.running.iter().any(Choice::is_decoding);
+        if let Some(pace_ms) = self.pace_ms().filter(|_| has_answers && n_rows > self.parts.len()) {
+            self.pace.learn(n_rows, ms(time), pace_ms);
+        }
         Ok(())
     }
 
@@ -113,6 +118,7 @@ impl Owner {
         if let Some(place) = self.place_of(part)
             && let Some(sequence) = self.running[place].sequence.take()
         {
+            self.prefixes.leave(sequence);
             self.plan.kv().close(sequence);
             self.running[place].n_written = 0;
         }
@@ -146,9 +152,7 @@ impl Owner {
             choice.tell_failed(&error);
             self.metrics.failed += 1 + choice.siblings.len() as u64;
             (0..=choice.siblings.len()).for_each(|_| self.shares.leave(&choice.job.caller));
-            if let Some(sequence) = choice.sequence.take() {
-                self.plan.kv().close(sequence);
-            }
+            self.forget(&mut choice);
         }
         while self.evict(None) {}
     }
@@ -226,6 +230,7 @@ impl Owner {
             (sibling.sequence, sibling.n_written, sibling.cached_tokens) = (Some(fork), n_prompt, n_prompt);
             sibling.promised_tokens = n_prompt;
             sibling.begun = Some(now);
+            self.prefixes.enter(fork, sibling.hashes.clone());
             let chosen = choose(&mut sibling, answer, self.model.tokenizer(), self.sizes.context, now);
             self.metrics.generated_tokens += u64::from(*chosen.as_ref().unwrap_or(&false));
             self.insert_running(sibling);

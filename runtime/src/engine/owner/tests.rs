@@ -76,6 +76,7 @@ impl Bench {
         assert!(self.owner.waiting.is_empty() && self.owner.running.is_empty());
         assert!(self.owner.shares.is_empty());
         while self.owner.evict(None) {}
+        assert!(self.owner.prefixes.is_empty(), "no holder is left");
         let kv = self.owner.plan.kv();
         assert_eq!(kv.free_tokens(), self.owner.metrics.kv_tokens, "no page is lost");
         let opened: Vec<_> = std::iter::from_fn(|| kv.open()).collect();
