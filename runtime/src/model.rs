@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use farpost_kernels::graph::Graph;
@@ -9,6 +10,8 @@ use farpost_models::families::{self, Built, Config, FamilyError};
 use farpost_models::gguf::{Access, File, GgufError, Place};
 use farpost_models::template::{ChatTemplate, TemplateError};
 use farpost_models::tokenizer::{Tokenizer, TokenizerError};
+
+use crate::engine::grammar::Vocabulary;
 
 /// Choices made when a model is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Model {
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, TemplateError>,
     built: Built,
+    /// Made when a text must have a form for the first time.
+    vocabulary: OnceLock<Option<Vocabulary>>,
     open_ms: f64,
 }
 
@@ -84,7 +89,7 @@ impl Model {
         let (tokenizer, built) = parts(&file, options)?;
         let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
         let open_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { file, tokenizer, template, built, open_ms })
+        Ok(Self { file, tokenizer, template, built, vocabulary: OnceLock::new(), open_ms })
     }
 
     /// What messages call it: the file as it was named.
@@ -120,6 +125,11 @@ impl Model {
     /// What the file says of the model.
     pub fn config(&self) -> &Config {
         &self.built.config
+    }
+
+    /// The tokens arranged for parsing; `None` if no token ends a text.
+    pub(crate) fn vocabulary(&self) -> Option<&Vocabulary> {
+        self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer)).as_ref()
     }
 
     /// How long opening took, in milliseconds.
