@@ -161,8 +161,6 @@ pub(crate) unsafe fn flat<E: Engine, F: Format>(job: &Job<'_>) {
             match end - start {
                 1 => flat_rows::<E, F, 1>(job, start, 1),
                 2 => flat_rows::<E, F, 2>(job, start, 2),
-                3 => flat_rows::<E, F, 3>(job, start, 3),
-                4 => flat_rows::<E, F, 4>(job, start, 4),
                 count => flat_rows::<E, F, FLAT_ROWS>(job, start, count),
             }
         }

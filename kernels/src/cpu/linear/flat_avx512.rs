@@ -3,7 +3,7 @@
 //! A chunk of sixteen rows is unpacked into a panel that stays in the first cache (see `lanes_avx512`), then met with up
 //! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows.
 //!
-//! One input row alone is not worth turning weights into columns, nor are four where stores are slow: `drive::flat`
+//! One input row alone is not worth turning weights into columns, nor are two where stores are slow: `drive::flat`
 //! multiplies row by row, as the weights that are left over. Both add the same numbers in the same order, so that a result
 //! is the same to the bit however many input rows there are.
 //!
@@ -55,7 +55,7 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
             }
             None => return drive::flat::<Avx512, F>(job),
         };
-        if job.input_rows.len() <= if works_in_halves() { 4 } else { 1 } {
+        if job.input_rows.len() <= if works_in_halves() { 2 } else { 1 } {
             return drive::flat::<Avx512, F>(job);
         }
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
