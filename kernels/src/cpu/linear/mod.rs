@@ -11,6 +11,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod codebook;
 mod drive;
 mod drive_floats;
 mod fine;
@@ -28,6 +29,12 @@ mod lanes_avx512;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+mod packed_avx2;
+#[cfg(target_arch = "x86_64")]
+mod packed_avx512;
+#[cfg(target_arch = "x86_64")]
+mod picks_x86;
 mod quantize;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
