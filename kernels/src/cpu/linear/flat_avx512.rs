@@ -18,7 +18,6 @@ use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
 use super::lanes_avx512::{Blocks, Panel, ROWS, groups, unpack};
-use super::layout::Layout;
 
 /// Rows of a stream.
 const HALF: usize = ROWS / 2;
@@ -41,13 +40,7 @@ pub(super) const MOST: usize = 16;
 pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     // SAFETY: the caller's promises; parts of the job are jobs.
     unsafe {
-        let layout = match F::LAYOUT {
-            Some(layout) => {
-                const { assert!(F::LAYOUT.is_none() || !F::HAS_MIN || F::OFFSET == 0, "one of both") };
-                layout
-            }
-            None => return drive::flat::<Avx512, F>(job),
-        };
+        const { assert!(!F::HAS_MIN || F::OFFSET == 0, "one of both") };
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
         let whole = job.rows.start..rest.start;
         for start in job.input_rows.clone().step_by(MOST) {
@@ -61,7 +54,7 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
             while let Some(now) = rows {
                 rows = pairs.next();
                 // After the last, what follows in memory: a worker's next job is most likely there.
-                sixteen_rows::<F>(job, layout, now, rows.unwrap_or(now.map(|row| row + HALF)), input_rows.clone());
+                sixteen_rows::<F>(job, now, rows.unwrap_or(now.map(|row| row + HALF)), input_rows.clone());
             }
         }
         if !rest.is_empty() {
@@ -82,13 +75,7 @@ fn pairs(rows: Range<usize>, row_bytes: usize) -> impl Iterator<Item = [usize; 2
 /// # Safety
 /// As [`flat`]; there are eight rows from each of `rows` on, and at most [`MOST`] input rows.
 #[inline(always)]
-unsafe fn sixteen_rows<F: Format>(
-    job: &Job<'_>,
-    layout: Layout,
-    rows: [usize; 2],
-    next: [usize; 2],
-    input_rows: Range<usize>,
-) {
+unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, rows: [usize; 2], next: [usize; 2], input_rows: Range<usize>) {
     let panel = Panel { codes: job.panel.values.at(0), scales: job.panel.scales.at(0), mins: job.panel.mins.at(0) };
     let count = input_rows.len();
     let n_blocks = job.cols() / F::LEN;
@@ -97,7 +84,7 @@ unsafe fn sixteen_rows<F: Format>(
     let mut ahead = Ahead(next.map(|row| job.row_start(row)));
     // While unpacking and while multiplying, as long as each takes: a core has few reads under way at a time.
     let lines = HALF * F::BYTES * per_chunk / 64;
-    let n_groups = groups::<F>(layout) * per_chunk;
+    let n_groups = groups::<F>() * per_chunk;
     let per_group = (lines * UNPACKING).div_ceil((UNPACKING + count.min(AT_ONCE)) * n_groups);
     let per_sub = lines.saturating_sub(per_group * n_groups) / (CHUNK / F::SUB);
     let at_end = lines.saturating_sub(per_group * n_groups) % (CHUNK / F::SUB);
@@ -110,7 +97,6 @@ unsafe fn sixteen_rows<F: Format>(
             for block in 0..n_blocks {
                 let subs = block * (F::LEN / F::SUB) * ROWS;
                 unpack::<F>(
-                    layout,
                     blocks.advance((first + block) * F::BYTES),
                     Panel {
                         codes: panel.codes.add(block * F::LEN * ROWS),

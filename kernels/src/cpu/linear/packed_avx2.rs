@@ -1,6 +1,7 @@
 //! Codebooks and trits for AVX2: entries are loaded into lanes, signs are bytes of ones.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::codebook::{Book, Negative, Packed};
 use super::picks_x86::{Picks, half, read, trits};
@@ -12,7 +13,7 @@ use super::unpack_avx2::{Chunk, bytes_of_bits};
 /// The processor has AVX2 and F16C; the block is there.
 #[inline(always)]
 pub(super) unsafe fn unpack(packed: Packed, block: *const u8, out: &mut Chunk) {
-    // SAFETY: the caller's promises; entries are below the number that the type's bits can name, which the book has.
+    // SAFETY: the caller's promises; picks are written before they are read; entries are below the number that the type's bits can name, which the book has.
     unsafe {
         out.mins = [_mm256_setzero_ps(); 2];
         if packed == Packed::Trits {
@@ -21,26 +22,43 @@ pub(super) unsafe fn unpack(packed: Packed, block: *const u8, out: &mut Chunk) {
             out.scales = [d, _mm256_setzero_ps()];
             return;
         }
-        let mut picks = Picks::new();
-        out.scales = read(packed, block, &mut picks);
-        for (part, codes) in out.codes.iter_mut().enumerate() {
-            let positive = match packed.book() {
-                Book::Eights(book) => eights(book, picks.entries.as_ptr().add(4 * part)),
-                Book::Fours(book) => fours(book, picks.entries.as_ptr().add(8 * part)),
-            };
-            let signs = picks.signs.as_ptr().cast::<i32>().add(part).read();
-            let is_negative = bytes_of_bits(signs);
-            *codes = match packed.negative() {
-                // All bits turned are 255 less the code.
-                Negative::From(top) => {
-                    let up = _mm256_and_si256(is_negative, _mm256_set1_epi8(top.wrapping_add(1).cast_signed()));
-                    _mm256_add_epi8(_mm256_xor_si256(positive, is_negative), up)
-                }
-                Negative::Less(step) => {
-                    let down = _mm256_and_si256(is_negative, _mm256_set1_epi8(step.cast_signed()));
-                    _mm256_sub_epi8(positive, down)
-                }
-            };
+        let mut picks = MaybeUninit::<Picks>::uninit();
+        out.scales = read(packed, block, picks.as_mut_ptr());
+        let entries = (&raw const (*picks.as_ptr()).entries).cast::<u16>();
+        let signs = (&raw const (*picks.as_ptr()).signs).cast::<i32>();
+        // One by one: a loop over codes keeps them in memory.
+        out.codes = [
+            codes::<0>(packed, entries, signs),
+            codes::<1>(packed, entries, signs),
+            codes::<2>(packed, entries, signs),
+            codes::<3>(packed, entries, signs),
+            codes::<4>(packed, entries, signs),
+            codes::<5>(packed, entries, signs),
+            codes::<6>(packed, entries, signs),
+            codes::<7>(packed, entries, signs),
+        ];
+    }
+}
+
+/// Codes `32 * PART ..` of the block.
+#[inline(always)]
+unsafe fn codes<const PART: usize>(packed: Packed, entries: *const u16, signs: *const i32) -> __m256i {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let positive = match packed.book() {
+            Book::Eights(book) => eights(book, entries.add(4 * PART)),
+            Book::Fours(book) => fours(book, entries.add(8 * PART)),
+        };
+        let is_negative = bytes_of_bits(*signs.add(PART));
+        match packed.negative() {
+            // All bits turned are 255 less the code.
+            Negative::From(top) => {
+                let up = _mm256_and_si256(is_negative, _mm256_set1_epi8(top.wrapping_add(1).cast_signed()));
+                _mm256_add_epi8(_mm256_xor_si256(positive, is_negative), up)
+            }
+            Negative::Less(step) => {
+                _mm256_sub_epi8(positive, _mm256_and_si256(is_negative, _mm256_set1_epi8(step.cast_signed())))
+            }
         }
     }
 }

@@ -12,48 +12,50 @@ use super::codebook::Packed;
 pub(super) struct Picks {
     /// Numbers of entries: 32 of eight weights each, or 64 of four.
     pub(super) entries: [u16; 64],
+    /// Room for scales.
+    pub(super) scales: [f32; 16],
     /// A bit a weight: negative, or shifted down.
     pub(super) signs: [u64; 4],
 }
 
-impl Picks {
-    #[inline(always)]
-    pub(super) const fn new() -> Self {
-        Self { entries: [0; 64], signs: [0; 4] }
-    }
+/// Where picks go: memory that need not have been written before.
+#[derive(Clone, Copy)]
+struct Out(*mut Picks);
 
+impl Out {
     /// Sixteen entries.
     #[inline(always)]
-    unsafe fn put(&mut self, sixteen: usize, entries: __m256i) {
-        // SAFETY: the caller has the instructions; the array is aligned.
-        unsafe { _mm256_store_si256(self.entries.as_mut_ptr().add(16 * sixteen).cast(), entries) };
+    unsafe fn put(self, sixteen: usize, entries: __m256i) {
+        // SAFETY: the caller has the instructions and room; the array is aligned.
+        unsafe { _mm256_store_si256((&raw mut (*self.0).entries).cast::<u16>().add(16 * sixteen).cast(), entries) };
     }
 
     /// Entries of eight bits, 32 of them.
     #[inline(always)]
-    unsafe fn put_bytes(&mut self, first: usize, entries: __m256i) {
-        // SAFETY: the caller has the instructions.
+    unsafe fn put_bytes(self, sixteen: usize, entries: __m256i) {
+        // SAFETY: the caller has the instructions and room.
         unsafe {
-            self.put(first, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(entries)));
-            self.put(first + 1, _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(entries)));
+            self.put(sixteen, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(entries)));
+            self.put(sixteen + 1, _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(entries)));
         }
     }
 
     #[inline(always)]
-    unsafe fn put_signs(&mut self, signs: __m256i) {
-        // SAFETY: the caller has the instructions; the array is aligned.
-        unsafe { _mm256_store_si256(self.signs.as_mut_ptr().cast(), signs) };
+    unsafe fn put_signs(self, signs: __m256i) {
+        // SAFETY: the caller has the instructions and room; the array is aligned.
+        unsafe { _mm256_store_si256((&raw mut (*self.0).signs).cast(), signs) };
     }
 }
 
 /// Reads a block; returns its scales, those of 32 weights in the first vector.
 ///
 /// # Safety
-/// The processor has AVX2 and F16C; the block is there.
+/// The processor has AVX2 and F16C; the block is there, and room for picks.
 #[inline(always)]
-pub(super) unsafe fn read(packed: Packed, block: *const u8, out: &mut Picks) -> [__m256; 2] {
+pub(super) unsafe fn read(packed: Packed, block: *const u8, out: *mut Picks) -> [__m256; 2] {
     // SAFETY: the caller's promises.
     unsafe {
+        let out = Out(out);
         let load = |at: usize| _mm256_loadu_si256(block.add(at).cast());
         let load_half = |at: usize| _mm_loadu_si128(block.add(at).cast());
         let none = _mm256_setzero_ps();
@@ -188,7 +190,7 @@ pub(super) unsafe fn read(packed: Packed, block: *const u8, out: &mut Picks) -> 
             Packed::Trits => [none; 2],
         };
         // No instruction: what was stored has to be loaded again.
-        asm!("/* {0} */", in(reg) std::ptr::from_mut(out), options(nostack, preserves_flags));
+        asm!("/* {0} */", in(reg) out.0, options(nostack, preserves_flags));
         scales
     }
 }

@@ -20,6 +20,15 @@ pub(crate) struct Chunk {
     pub(super) mins: __m512,
 }
 
+impl Chunk {
+    /// To be replaced.
+    #[inline(always)]
+    pub(super) unsafe fn new() -> Self {
+        // SAFETY: the caller has the instructions.
+        unsafe { Self { codes: [_mm512_setzero_si512(); 4], scales: _mm512_setzero_ps(), mins: _mm512_setzero_ps() } }
+    }
+}
+
 /// Unpacks the next chunk of a row, of which `bytes` is the rest: one block at least.
 ///
 /// # Safety
