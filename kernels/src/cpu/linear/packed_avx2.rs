@@ -13,7 +13,8 @@ use super::unpack_avx2::{Chunk, bytes_of_bits};
 /// The processor has AVX2 and F16C; the block is there.
 #[inline(always)]
 pub(super) unsafe fn unpack(packed: Packed, block: *const u8, out: &mut Chunk) {
-    // SAFETY: the caller's promises; picks are written before they are read; entries are below the number that the type's bits can name, which the book has.
+    // SAFETY: the caller's promises; picks are written before they are read; entries are below the number that the type's
+    // bits can name, which the book has.
     unsafe {
         out.mins = [_mm256_setzero_ps(); 2];
         if packed == Packed::Trits {

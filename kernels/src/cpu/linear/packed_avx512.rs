@@ -13,7 +13,8 @@ use super::unpack_avx512::Chunk;
 /// The processor has AVX2, F16C and AVX-512 F, BW, VL and DQ; the block is there.
 #[inline(always)]
 pub(super) unsafe fn unpack(packed: Packed, block: *const u8, out: &mut Chunk) {
-    // SAFETY: the caller's promises; picks are written before they are read; entries are below the number that the type's bits can name, which the book has.
+    // SAFETY: the caller's promises; picks are written before they are read; entries are below the number that the type's
+    // bits can name, which the book has.
     unsafe {
         out.mins = _mm512_setzero_ps();
         if packed == Packed::Trits {

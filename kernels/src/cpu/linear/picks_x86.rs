@@ -84,16 +84,8 @@ pub(super) unsafe fn read(packed: Packed, block: *const u8, out: *mut Picks) -> 
                 let low = [load_half(2), load_half(18)];
                 for (number, (low, high)) in low.into_iter().zip(high).enumerate() {
                     // A byte for four entries, two bits each.
-                    let each = _mm256_setr_epi32(
-                        0x8000_8000_u32 as i32,
-                        0x8000_8000_u32 as i32,
-                        0x8001_8001_u32 as i32,
-                        0x8001_8001_u32 as i32,
-                        0x8002_8002_u32 as i32,
-                        0x8002_8002_u32 as i32,
-                        0x8003_8003_u32 as i32,
-                        0x8003_8003_u32 as i32,
-                    );
+                    let (none, one) = (0x8000_8000_8000_8000_u64.cast_signed(), 0x0001_0001_0001_0001);
+                    let each = _mm256_setr_epi64x(none, none + one, none + 2 * one, none + 3 * one);
                     let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(high), each);
                     let up = _mm256_set1_epi64x(0x0004_0010_0040_0100);
                     let high = _mm256_and_si256(_mm256_mullo_epi16(bytes, up), _mm256_set1_epi16(0x300));
@@ -112,24 +104,8 @@ pub(super) unsafe fn read(packed: Packed, block: *const u8, out: *mut Picks) -> 
             Packed::Iq3S => {
                 let high = block.add(66).cast::<[i16; 4]>().read_unaligned();
                 for (number, high) in high.into_iter().enumerate() {
-                    let bit = _mm256_setr_epi16(
-                        1,
-                        2,
-                        4,
-                        8,
-                        16,
-                        32,
-                        64,
-                        128,
-                        256,
-                        512,
-                        1024,
-                        2048,
-                        4096,
-                        8192,
-                        16384,
-                        i16::MIN,
-                    );
+                    let (low, high_bits) = (0x0080_0040_0020_0010, 0x8000_4000_2000_1000_u64.cast_signed());
+                    let bit = _mm256_setr_epi64x(low >> 4, low, low << 4, high_bits);
                     let is_set = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(high), bit), bit);
                     let high = _mm256_and_si256(is_set, _mm256_set1_epi16(256));
                     out.put(number, _mm256_or_si256(_mm256_cvtepu8_epi16(load_half(2 + 16 * number)), high));
