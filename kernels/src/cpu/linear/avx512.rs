@@ -34,19 +34,10 @@ kernel!(tall<F: Format> => drive::tall::<Avx512, F>);
 kernel!(floats_flat<T: Float> => drive_floats::floats_flat::<Avx512, T>);
 kernel!(floats_tall<T: Float> => drive_floats::floats_tall::<Avx512, T, 16>);
 
-/// For vector `j` of a chunk's four, the sub-block of each of its lanes (of 4 weights).
-const SUB32: [[i32; 16]; 4] = lane_subs(8);
-const SUB16: [[i32; 16]; 4] = lane_subs(4);
-
-const fn lane_subs(lanes_per_sub: usize) -> [[i32; 16]; 4] {
-    let mut out = [[0; 16]; 4];
-    let mut lane = 0;
-    while lane < 64 {
-        out[lane / 16][lane % 16] = (lane / lanes_per_sub) as i32;
-        lane += 1;
-    }
-    out
-}
+/// Where the sum of sub-block `n`'s products stands among those of sixteen columns each (see [`sums_of_sixteen`]): of 16
+/// columns, or of the first and of the last 16 of 32.
+const PLACES16: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+const PLACES32: [i32; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 
 /// Each of eight activation scales twice.
 const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
@@ -54,7 +45,8 @@ const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl Engine for Avx512 {
     type Weights = Chunk;
-    type Sum = [__m512; 2];
+    /// Sub-blocks `n`, `n + 8`, `n + 16`, ... in lane `n`.
+    type Sum = __m256;
     type Floats = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 16;
@@ -63,7 +55,7 @@ impl Engine for Avx512 {
     #[inline(always)]
     unsafe fn zero() -> Self::Sum {
         // SAFETY: see the impl.
-        unsafe { [_mm512_setzero_ps(); 2] }
+        unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
@@ -94,32 +86,50 @@ impl Engine for Avx512 {
     unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Chunk, input: QuantRow) -> Self::Sum {
         // SAFETY: see the impl.
         unsafe {
-            let mut sum = sum;
-            let own = _mm512_zextps256_ps512(_mm256_loadu_ps(input.scales));
-            let (own, sums, subs) = if F::SUB == 32 {
-                (own, _mm512_zextps256_ps512(_mm256_loadu_ps(input.sums32)), &SUB32)
-            } else {
-                let twice = _mm512_loadu_si512(TWICE.as_ptr().cast());
-                (_mm512_permutexvar_ps(twice, own), _mm512_loadu_ps(input.sums16), &SUB16)
-            };
-            let scales = _mm512_mul_ps(weights.scales, own);
-            if drive::adds_mins::<Self, F>() {
-                sum[1] = _mm512_fmadd_ps(weights.mins, sums, sum[1]);
-            }
-            for part in 0..4 {
+            let products = |part: usize| {
                 let x = _mm512_loadu_si512(input.codes.add(64 * part).cast());
-                let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.codes[part], x);
-                let scale = _mm512_permutexvar_ps(_mm512_loadu_si512(subs[part].as_ptr().cast()), scales);
-                sum[part % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum[part % 2]);
+                _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.codes[part], x)
+            };
+            let sums = sums_of_sixteen([products(0), products(1), products(2), products(3)]);
+            let own = _mm256_loadu_ps(input.scales);
+            if F::SUB == 32 {
+                let halves = _mm512_permutexvar_epi32(_mm512_loadu_si512(PLACES32.as_ptr().cast()), sums);
+                let sums = _mm256_add_epi32(_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves));
+                let [scales, mins] = [weights.scales, weights.mins].map(|lanes| _mm512_castps512_ps256(lanes));
+                return add::<F>(sum, sums, scales, mins, own, _mm256_loadu_ps(input.sums32));
             }
-            sum
+            let sums = _mm512_permutexvar_epi32(_mm512_loadu_si512(PLACES16.as_ptr().cast()), sums);
+            let own = _mm512_permutexvar_ps(_mm512_loadu_si512(TWICE.as_ptr().cast()), _mm512_castps256_ps512(own));
+            let first = |lanes: __m512| _mm512_castps512_ps256(lanes);
+            let sum = add::<F>(
+                sum,
+                _mm512_castsi512_si256(sums),
+                first(weights.scales),
+                first(weights.mins),
+                first(own),
+                _mm256_loadu_ps(input.sums16),
+            );
+            let last = |lanes: __m512| _mm512_extractf32x8_ps::<1>(lanes);
+            add::<F>(
+                sum,
+                _mm512_extracti64x4_epi64::<1>(sums),
+                last(weights.scales),
+                last(weights.mins),
+                last(own),
+                _mm256_loadu_ps(input.sums16.add(8)),
+            )
         }
     }
 
     #[inline(always)]
     unsafe fn total(sum: Self::Sum) -> f32 {
         // SAFETY: see the impl.
-        unsafe { _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1])) }
+        unsafe {
+            // As [`sum_of_eight`].
+            let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
     }
 
     #[inline(always)]
@@ -200,6 +210,51 @@ impl Engine for Avx512 {
     unsafe fn store(values: Self::Floats, out: *mut f32) {
         // SAFETY: see the impl.
         unsafe { _mm512_storeu_ps(out, values) };
+    }
+}
+
+/// Sums of four each of the products of a chunk's 64 columns times four: element `4 * n + part` belongs to columns
+/// `64 * part + 16 * n` on.
+#[inline(always)]
+unsafe fn sums_of_sixteen(products: [__m512i; 4]) -> __m512i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let pairs = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (first, last) = (pairs(products[0], products[1]), pairs(products[2], products[3]));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(first, last), _mm512_unpackhi_epi64(first, last))
+    }
+}
+
+/// Adds eight sub-blocks, in the order and with the roundings of the kernel for several input rows
+/// (`flat_avx512::products`), so that results are the same to the bit.
+#[inline(always)]
+unsafe fn add<F: Format>(
+    sum: __m256,
+    products: __m256i,
+    scales: __m256,
+    mins: __m256,
+    own: __m256,
+    sums: __m256,
+) -> __m256 {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let products = _mm256_cvtepi32_ps(products);
+        if F::HAS_MIN {
+            let sum = _mm256_fmadd_ps(products, _mm256_mul_ps(scales, own), sum);
+            return _mm256_fmadd_ps(mins, sums, sum);
+        }
+        let offset = _mm256_set1_ps(-f32::from(F::OFFSET));
+        _mm256_fmadd_ps(scales, _mm256_fmadd_ps(products, own, _mm256_mul_ps(sums, offset)), sum)
+    }
+}
+
+/// The sum of eight, by the tree that [`Avx512::total`] adds its lanes by.
+#[inline(always)]
+pub(super) unsafe fn sum_of_eight(sums: &[__m512; 8]) -> __m512 {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let pair = |n: usize| _mm512_add_ps(sums[n], sums[n + 4]);
+        _mm512_add_ps(_mm512_add_ps(pair(0), pair(2)), _mm512_add_ps(pair(1), pair(3)))
     }
 }
 

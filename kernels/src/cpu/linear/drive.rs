@@ -205,7 +205,7 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                 for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
                     input.advance(chunk).outliers_of_chunk(|Outlier { at, value }| {
                         let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
-                        *sum += plain.scales[at / F::SUB] * code * value;
+                        *sum = (plain.scales[at / F::SUB] * code).mul_add(value, *sum);
                     });
                 }
             }

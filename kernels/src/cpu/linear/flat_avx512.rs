@@ -1,8 +1,11 @@
 //! One to sixteen input rows with AVX-512: sixteen weight rows at a time, each in a lane of its own.
 //!
 //! A chunk of sixteen rows is unpacked into a panel that stays in the first cache (see `lanes_avx512`), then met with up
-//! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows. A result
-//! is the same to the bit however many input rows there are.
+//! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows.
+//!
+//! One input row alone is not worth turning weights into columns: `drive::flat` multiplies row by row, as the weights
+//! that are left over. Both add the same numbers in the same order, so that a result is the same to the bit however many
+//! input rows there are.
 //!
 //! A core waits for memory more than it computes, and has more reads under way when it follows two streams: eight of the
 //! sixteen rows lie far from the other eight. While a panel is multiplied the next rows of both are fetched, in the order
@@ -12,7 +15,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx512::{Avx512, opaque};
+use super::avx512::{Avx512, opaque, sum_of_eight};
 use super::drive;
 use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
@@ -30,7 +33,10 @@ const APART: usize = 88 << 10;
 /// About what unpacking a chunk takes, counted in products of it with an input row.
 const UNPACKING: usize = 5;
 
-/// Input rows at once: as many integer and as many float sums fit the registers.
+/// Sums of a result: sub-block `n` is added to sum `n % SUMS`.
+const SUMS: usize = 8;
+
+/// Input rows at once: as many integer sums, and what they are multiplied with, fit the registers.
 const AT_ONCE: usize = 8;
 /// Input rows of a call at most.
 pub(super) const MOST: usize = 16;
@@ -48,6 +54,9 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
             }
             None => return drive::flat::<Avx512, F>(job),
         };
+        if job.input_rows.len() == 1 {
+            return drive::flat::<Avx512, F>(job);
+        }
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
         let whole = job.rows.start..rest.start;
         for start in job.input_rows.clone().step_by(MOST) {
@@ -103,7 +112,8 @@ unsafe fn sixteen_rows<F: Format>(
     let at_end = lines.saturating_sub(per_group * n_groups) % (CHUNK / F::SUB);
     // SAFETY: the caller's promises; the scratch holds a chunk of sixteen rows.
     unsafe {
-        let mut sums = [_mm512_setzero_ps(); MOST];
+        let mut sums = [[_mm512_setzero_ps(); SUMS]; MOST];
+        let mut of_outliers = [_mm512_setzero_ps(); MOST];
         for chunk in 0..n_blocks.div_ceil(per_chunk) {
             let first = chunk * per_chunk;
             let n_blocks = per_chunk.min(n_blocks - first);
@@ -133,19 +143,20 @@ unsafe fn sixteen_rows<F: Format>(
                     panel,
                     n_subs,
                     inputs,
-                    sums[first..].as_mut_ptr(),
+                    sums[first..].as_mut_ptr().cast(),
                     ahead,
                     if first == 0 { per_sub } else { 0 },
                 );
             }
             ahead.skip(n_subs * per_sub);
             ahead.fetch(at_end);
-            outliers::<F>(job, panel, chunk, input_rows.start, &mut sums[..count]);
+            outliers::<F>(job, panel, chunk, input_rows.start, &mut of_outliers[..count]);
         }
-        for (index, sum) in sums.iter().take(count).enumerate() {
+        for (index, sums) in sums.iter().take(count).enumerate() {
+            let sum = _mm512_add_ps(sum_of_eight(sums), of_outliers[index]);
             let [first, second] = rows.map(|row| job.out.at(input_rows.start + index, row));
-            _mm256_storeu_ps(first, _mm512_castps512_ps256(*sum));
-            _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(*sum));
+            _mm256_storeu_ps(first, _mm512_castps512_ps256(sum));
+            _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(sum));
         }
     }
 }
@@ -243,7 +254,6 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
     let strides = inputs.strides.map(|strides| strides.map(opaque));
     // SAFETY: the caller's promises.
     unsafe {
-        let mut own: [__m512; N] = std::array::from_fn(|index| *sums.add(index));
         for sub in 0..n_subs {
             ahead.fetch(per_sub);
             let mut products = [_mm512_setzero_si512(); N];
@@ -258,21 +268,19 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
                 }
             }
             let scale = _mm512_load_ps(panel.scales.add(ROWS * sub));
-            for (index, own) in own.iter_mut().enumerate() {
+            for (index, product) in products.into_iter().enumerate() {
                 let of_input = _mm512_set1_ps(*inputs.scales.add(far(&strides[1], index) + sub * SUB / 32));
-                let sum = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
-                let product = _mm512_cvtepi32_ps(products[index]);
+                let of_row = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
+                let product = _mm512_cvtepi32_ps(product);
+                let sum = sums.add(SUMS * index + sub % SUMS);
                 if MINS {
-                    *own = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, of_input), *own);
-                    *own = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), sum, *own);
+                    *sum = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, of_input), *sum);
+                    *sum = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), of_row, *sum);
                 } else {
-                    let product = _mm512_fmadd_ps(product, of_input, _mm512_mul_ps(sum, offset));
-                    *own = _mm512_fmadd_ps(scale, product, *own);
+                    let product = _mm512_fmadd_ps(product, of_input, _mm512_mul_ps(of_row, offset));
+                    *sum = _mm512_fmadd_ps(scale, product, *sum);
                 }
             }
-        }
-        for (index, own) in own.into_iter().enumerate() {
-            *sums.add(index) = own;
         }
     }
 }
