@@ -1,5 +1,5 @@
-//! AVX-512 with VNNI: `vpdpbusd` multiplies the raw unsigned codes with signed activations; minima take the offset
-//! back through the sums of the activations.
+//! AVX-512 with VNNI: `vpdpbusd` multiplies the raw unsigned codes with signed activations; sums begin at what takes the
+//! codes' offset back.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -16,8 +16,10 @@ use super::unpack_avx512::{self, Chunk};
 
 pub(crate) struct Avx512;
 
+/// Panels of a tile: a load of input codes serves both. Zen 4 loads one vector a cycle, as many as it multiplies.
+const PANELS: usize = 2;
 /// Input rows of a tile: 12 integer and 12 float accumulators of 32 registers.
-const TILE: usize = 12;
+const TILE: usize = 6;
 
 macro_rules! kernel {
     ($name:ident<$T:ident: $bound:path> => $body:expr) => {
@@ -50,7 +52,13 @@ impl Engine for Avx512 {
     type Floats = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 16;
+    const PANELS: usize = PANELS;
     const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    fn takes_offset_back<F: Format>() -> bool {
+        false
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sum {
@@ -95,10 +103,17 @@ impl Engine for Avx512 {
             if F::SUB == 32 {
                 let halves = _mm512_permutexvar_epi32(_mm512_loadu_si512(PLACES32.as_ptr().cast()), sums);
                 let sums = _mm256_add_epi32(_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves));
+                let sums = _mm256_add_epi32(
+                    sums,
+                    _mm512_castsi512_si256(begin::<F>(_mm512_castsi256_si512(_mm256_loadu_si256(
+                        input.minus32.cast(),
+                    )))),
+                );
                 let [scales, mins] = [weights.scales, weights.mins].map(|lanes| _mm512_castps512_ps256(lanes));
                 return add::<F>(sum, sums, scales, mins, own, _mm256_loadu_ps(input.sums32));
             }
             let sums = _mm512_permutexvar_epi32(_mm512_loadu_si512(PLACES16.as_ptr().cast()), sums);
+            let sums = _mm512_add_epi32(sums, begin::<F>(_mm512_loadu_si512(input.minus16.cast())));
             let own = _mm512_permutexvar_ps(_mm512_loadu_si512(TWICE.as_ptr().cast()), _mm512_castps256_ps512(own));
             let first = |lanes: __m512| _mm512_castps512_ps256(lanes);
             let sum = add::<F>(
@@ -213,6 +228,21 @@ impl Engine for Avx512 {
     }
 }
 
+/// Where sums of products with raw codes begin, from negated sums of the other side's codes.
+#[inline(always)]
+unsafe fn begin<F: Format>(minus: __m512i) -> __m512i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        if F::OFFSET == 0 {
+            _mm512_setzero_si512()
+        } else if F::OFFSET.is_power_of_two() {
+            _mm512_sllv_epi32(minus, _mm512_set1_epi32(F::OFFSET.trailing_zeros().cast_signed()))
+        } else {
+            _mm512_mullo_epi32(minus, _mm512_set1_epi32(i32::from(F::OFFSET)))
+        }
+    }
+}
+
 /// Sums of four each of the products of a chunk's 64 columns times four: element `4 * n + part` belongs to columns
 /// `64 * part + 16 * n` on.
 #[inline(always)]
@@ -238,13 +268,8 @@ unsafe fn add<F: Format>(
 ) -> __m256 {
     // SAFETY: the caller has the instructions.
     unsafe {
-        let products = _mm256_cvtepi32_ps(products);
-        if F::HAS_MIN {
-            let sum = _mm256_fmadd_ps(products, _mm256_mul_ps(scales, own), sum);
-            return _mm256_fmadd_ps(mins, sums, sum);
-        }
-        let offset = _mm256_set1_ps(-f32::from(F::OFFSET));
-        _mm256_fmadd_ps(scales, _mm256_fmadd_ps(products, own, _mm256_mul_ps(sums, offset)), sum)
+        let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_mul_ps(scales, own), sum);
+        if F::HAS_MIN { _mm256_fmadd_ps(mins, sums, sum) } else { sum }
     }
 }
 
@@ -278,7 +303,7 @@ fn far(odd_strides: &[usize; TILE / 2], index: usize) -> usize {
     odd_strides[(index >> twos) / 2] << twos
 }
 
-/// The panel times `N` input rows from `start` on: 16 weight rows in the lanes, 4 columns an instruction.
+/// Panels times `N` input rows from `start` on: 16 weight rows each in the lanes, 4 columns an instruction.
 ///
 /// # Safety
 /// As the kernels; the input rows are there.
@@ -287,41 +312,58 @@ unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usi
     let input = job.input.quant_row(start);
     let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
     let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK / F::SUB);
-    let sums_of = if F::SUB == 32 { input.sums32 } else { input.sums16 };
-    let (mut codes, mut x) = (job.panel.values.at(0).cast_const(), input.codes);
-    let (scales, mins) = (job.panel.scales.at(0).cast_const(), job.panel.mins.at(0).cast_const());
-    // SAFETY: the panel and `N` input rows have `cols / SUB` sub-blocks; instructions as the caller promised.
+    let (sums_of, minus) = if F::SUB == 32 { (input.sums32, input.minus32) } else { (input.sums16, input.minus16) };
+    let (mut codes, scales, mins) = drive::panel::<Avx512, F>(job, 0);
+    let (second, second_sub) = (16 * CHUNK * n_chunks, 16 * CHUNK * n_chunks / F::SUB);
+    let mut x = input.codes;
+    // SAFETY: the panels and `N` input rows have `cols / SUB` sub-blocks; instructions as the caller promised.
     unsafe {
-        let mut sums = [_mm512_setzero_ps(); N];
+        let mut sums = [[_mm512_setzero_ps(); PANELS]; N];
         let strides = std::array::from_fn(|half| opaque((2 * half + 1) * stride));
         for sub in 0..job.cols() / F::SUB {
-            let mut products = [_mm512_setzero_si512(); N];
+            let mut products = [[_mm512_setzero_si512(); PANELS]; N];
+            if F::OFFSET > 0 {
+                for (index, products) in products.iter_mut().enumerate() {
+                    *products = [begin::<F>(_mm512_set1_epi32(*minus.add(index * sums_stride + sub))); PANELS];
+                }
+            }
             for step in 0..F::SUB / 4 {
-                let weights = _mm512_load_si512(codes.add(64 * step).cast());
+                let weights = codes.add(64 * step);
+                let weights = [0, second].map(|panel| _mm512_load_si512(weights.add(panel).cast()));
                 for (index, products) in products.iter_mut().enumerate() {
                     let four = x.add(far(&strides, index) + 4 * step).cast::<i32>().read_unaligned();
-                    *products = _mm512_dpbusd_epi32(*products, weights, _mm512_set1_epi32(four));
-                    // No instruction: it keeps the compiler from sorting by input row, which makes chains that wait.
-                    asm!("/* {0} */", inout(zmm_reg) * products, options(nomem, nostack, preserves_flags));
+                    let four = _mm512_set1_epi32(four);
+                    for (products, weights) in products.iter_mut().zip(weights) {
+                        *products = _mm512_dpbusd_epi32(*products, weights, four);
+                        // No instruction: it keeps the compiler from sorting by input row, which makes chains that wait.
+                        asm!("/* {0} */", inout(zmm_reg) * products, options(nomem, nostack, preserves_flags));
+                    }
                 }
             }
             codes = codes.add(16 * F::SUB);
             x = x.add(F::SUB);
-            let scale = _mm512_load_ps(scales.add(16 * sub));
-            let min = _mm512_load_ps(mins.add(16 * sub));
-            for (index, sum) in sums.iter_mut().enumerate() {
+            let scale = [0, second_sub].map(|panel| _mm512_load_ps(scales.add(panel + 16 * sub)));
+            let min = [0, second_sub].map(|panel| _mm512_load_ps(mins.add(panel + 16 * sub)));
+            for (index, sums) in sums.iter_mut().enumerate() {
                 let own = _mm512_set1_ps(*input.scales.add(index * scale_stride + sub * F::SUB / 32));
-                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[index]), _mm512_mul_ps(scale, own), *sum);
-                if drive::adds_mins::<Avx512, F>() {
-                    let own = _mm512_set1_ps(*sums_of.add(index * sums_stride + sub));
-                    *sum = _mm512_fmadd_ps(min, own, *sum);
+                let of_row = _mm512_set1_ps(*sums_of.add(index * sums_stride + sub));
+                for (panel, sum) in sums.iter_mut().enumerate() {
+                    let product = _mm512_cvtepi32_ps(products[index][panel]);
+                    *sum = _mm512_fmadd_ps(product, _mm512_mul_ps(scale[panel], own), *sum);
+                    if F::HAS_MIN {
+                        *sum = _mm512_fmadd_ps(min[panel], of_row, *sum);
+                    }
                 }
             }
         }
-        for (index, sum) in sums.into_iter().enumerate() {
-            let mut lanes = [0.0; 16];
-            _mm512_storeu_ps(lanes.as_mut_ptr(), sum);
-            drive::put(job, start + index, row, n_rows, &lanes);
+        for (index, sums) in sums.into_iter().enumerate() {
+            for (panel, sum) in sums.into_iter().enumerate() {
+                let mut lanes = [0.0; 16];
+                _mm512_storeu_ps(lanes.as_mut_ptr(), sum);
+                if n_rows > 16 * panel {
+                    drive::put(job, start + index, row + 16 * panel, (n_rows - 16 * panel).min(16), &lanes);
+                }
+            }
         }
     }
     N

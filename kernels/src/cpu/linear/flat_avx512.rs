@@ -3,9 +3,9 @@
 //! A chunk of sixteen rows is unpacked into a panel that stays in the first cache (see `lanes_avx512`), then met with up
 //! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows.
 //!
-//! One input row alone is not worth turning weights into columns: `drive::flat` multiplies row by row, as the weights
-//! that are left over. Both add the same numbers in the same order, so that a result is the same to the bit however many
-//! input rows there are.
+//! One input row alone is not worth turning weights into columns, nor are four where stores are slow: `drive::flat`
+//! multiplies row by row, as the weights that are left over. Both add the same numbers in the same order, so that a result
+//! is the same to the bit however many input rows there are.
 //!
 //! A core waits for memory more than it computes, and has more reads under way when it follows two streams: eight of the
 //! sixteen rows lie far from the other eight. While a panel is multiplied the next rows of both are fetched, in the order
@@ -22,6 +22,7 @@ use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
 use super::lanes_avx512::{Blocks, Panel, ROWS, groups, unpack};
 use super::layout::Layout;
+use crate::cpu::isa::works_in_halves;
 
 /// Rows of a stream.
 const HALF: usize = ROWS / 2;
@@ -49,12 +50,12 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     unsafe {
         let layout = match F::LAYOUT {
             Some(layout) => {
-                const { assert!(F::LAYOUT.is_none() || !F::HAS_MIN || F::OFFSET == 0, "one of both") };
+                const { assert!(F::LAYOUT.is_none() || F::OFFSET == 0 || F::OFFSET.is_power_of_two(), "a shift") };
                 layout
             }
             None => return drive::flat::<Avx512, F>(job),
         };
-        if job.input_rows.len() == 1 {
+        if job.input_rows.len() <= if works_in_halves() { 4 } else { 1 } {
             return drive::flat::<Avx512, F>(job);
         }
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
@@ -167,8 +168,9 @@ struct Inputs {
     codes: *const i8,
     scales: *const f32,
     sums: *const f32,
-    /// What codes are above the weights they stand for.
-    offset: f32,
+    minus: *const i32,
+    /// The shift that multiplies with what codes are above the weights they stand for, where they are.
+    offset: Option<u32>,
     /// Elements from row to row, once, three, five and seven times: of codes, scales and sums.
     strides: [[usize; 4]; 3],
 }
@@ -183,7 +185,8 @@ impl Inputs {
             codes: row.codes,
             scales: row.scales,
             sums: if F::SUB == 32 { row.sums32 } else { row.sums16 },
-            offset: f32::from(F::OFFSET),
+            minus: if F::SUB == 32 { row.minus32 } else { row.minus16 },
+            offset: F::OFFSET.checked_ilog2(),
             strides: [odd(input.stride()), odd(8 * n_chunks), odd(CHUNK / F::SUB * n_chunks)],
         }
     }
@@ -250,13 +253,19 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
     mut ahead: Ahead,
     per_sub: usize,
 ) {
-    let offset = _mm512_set1_ps(-inputs.offset);
+    let offset = _mm512_set1_epi32(inputs.offset.unwrap_or(0).cast_signed());
     let strides = inputs.strides.map(|strides| strides.map(opaque));
     // SAFETY: the caller's promises.
     unsafe {
         for sub in 0..n_subs {
             ahead.fetch(per_sub);
             let mut products = [_mm512_setzero_si512(); N];
+            if !MINS {
+                for (index, products) in products.iter_mut().enumerate() {
+                    let minus = *inputs.minus.add(far(&strides[2], index) + sub);
+                    *products = _mm512_sllv_epi32(_mm512_set1_epi32(minus), offset);
+                }
+            }
             let (codes, x) = (panel.codes.add(ROWS * SUB * sub), inputs.codes.add(SUB * sub));
             for step in 0..SUB / 4 {
                 let weights = _mm512_load_si512(codes.add(64 * step).cast());
@@ -270,16 +279,13 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
             let scale = _mm512_load_ps(panel.scales.add(ROWS * sub));
             for (index, product) in products.into_iter().enumerate() {
                 let of_input = _mm512_set1_ps(*inputs.scales.add(far(&strides[1], index) + sub * SUB / 32));
-                let of_row = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
-                let product = _mm512_cvtepi32_ps(product);
-                let sum = sums.add(SUMS * index + sub % SUMS);
+                let at = sums.add(SUMS * index + sub % SUMS);
+                let mut sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(scale, of_input), *at);
                 if MINS {
-                    *sum = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, of_input), *sum);
-                    *sum = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), of_row, *sum);
-                } else {
-                    let product = _mm512_fmadd_ps(product, of_input, _mm512_mul_ps(of_row, offset));
-                    *sum = _mm512_fmadd_ps(scale, product, *sum);
+                    let of_row = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
+                    sum = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), of_row, sum);
                 }
+                *at = sum;
             }
         }
     }
@@ -299,7 +305,8 @@ unsafe fn outliers<F: Format>(job: &Job<'_>, panel: Panel, chunk: usize, start: 
             input.outliers_of_chunk(|Outlier { at, value }| {
                 let words = _mm512_load_si512(panel.codes.add(ROWS * (at / 4 * 4)).cast());
                 let down = _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * (at % 4) as i32));
-                let codes = _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(0xFF)));
+                let codes = _mm512_and_si512(down, _mm512_set1_epi32(0xFF));
+                let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(i32::from(F::OFFSET))));
                 let scale = _mm512_load_ps(panel.scales.add(ROWS * (at / F::SUB)));
                 *sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, codes), _mm512_set1_ps(value), *sum);
             });
