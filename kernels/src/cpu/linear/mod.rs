@@ -197,7 +197,8 @@ pub unsafe fn multiply(
         assert!(isa == Isa::Amx, "tiles are for AMX");
         tiles_kernel(weight.dtype)
     } else {
-        let is_tall = input_rows.len() * code_rows.max(1) > max_flat_rows(isa, weight.dtype);
+        // Counted in rows of the step, whatever they become: for so many, results do not depend on how many there are.
+        let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype);
         kernel(isa, weight.dtype, is_tall)
     };
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };
