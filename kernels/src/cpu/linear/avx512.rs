@@ -69,7 +69,7 @@ impl Engine for Avx512 {
     #[inline(always)]
     unsafe fn no_weights() -> Chunk {
         // SAFETY: see the impl.
-        unsafe { Chunk { codes: [_mm512_setzero_si512(); 4], scales: _mm512_setzero_ps(), mins: _mm512_setzero_ps() } }
+        unsafe { Chunk::new() }
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 
 use super::format::Format;
 use super::layout::{High, Layout, Planes, Scales};
+use super::packed_lanes_avx512;
 
 /// Rows side by side.
 pub(super) const ROWS: usize = 16;
@@ -38,6 +39,12 @@ impl Blocks {
         Self { starts, strides: [row_bytes, 3 * row_bytes, 5 * row_bytes, 7 * row_bytes] }
     }
 
+    /// Where the block of a row begins; for numbers that are not constants.
+    #[inline(always)]
+    pub(super) fn start(self, row: usize) -> *const u8 {
+        self.starts[row / 8].wrapping_add(row % 8 * self.strides[0])
+    }
+
     /// `n` bytes further in every row.
     #[inline(always)]
     pub(super) fn advance(self, n: usize) -> Self {
@@ -64,7 +71,7 @@ impl Blocks {
 
     /// Bytes `at .. at + 16` of every row as four words.
     #[inline(always)]
-    unsafe fn four_words(self, at: usize) -> [__m512i; 4] {
+    pub(super) unsafe fn four_words(self, at: usize) -> [__m512i; 4] {
         // SAFETY: the caller's promise: these bytes are there.
         unsafe {
             let load = |row: usize| _mm_loadu_si128(self.row(row, at).cast());
@@ -89,7 +96,7 @@ impl Blocks {
 
     /// Bytes `at .. at + 4` of every row.
     #[inline(always)]
-    unsafe fn word(self, at: usize) -> __m512i {
+    pub(super) unsafe fn word(self, at: usize) -> __m512i {
         // SAFETY: the caller's promise: these bytes are there.
         unsafe {
             // Loads with a mask: no slower than a gather, and far faster where processors are guarded against leaks of
@@ -109,7 +116,7 @@ impl Blocks {
 
     /// The half at byte `at` of every row's block.
     #[inline(always)]
-    unsafe fn half<F: Format>(self, at: usize) -> __m512 {
+    pub(super) unsafe fn half<F: Format>(self, at: usize) -> __m512 {
         // SAFETY: the caller's promise: the word lies inside of the block.
         unsafe { if at + 4 <= F::BYTES { low_half(self.word(at)) } else { high_half(self.word(at - 2)) } }
     }
@@ -137,8 +144,11 @@ unsafe fn byte(words: __m512i, number: usize) -> __m512i {
 }
 
 /// Groups of codes in a block: what of [`unpack`] is done between two calls of `each`.
-pub(super) const fn groups<F: Format>(layout: Layout) -> usize {
-    F::LEN * layout.low.bits / 8 / 16
+pub(super) const fn groups<F: Format>() -> usize {
+    match F::LAYOUT {
+        Some(layout) => F::LEN * layout.low.bits / 8 / 16,
+        None => ROWS,
+    }
 }
 
 /// Unpacks one block of sixteen rows; calls `each` before every group of codes.
@@ -146,10 +156,11 @@ pub(super) const fn groups<F: Format>(layout: Layout) -> usize {
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and DQ; the blocks are there; the panel has room for a block.
 #[inline(always)]
-pub(super) unsafe fn unpack<F: Format>(layout: Layout, blocks: Blocks, panel: Panel, mut each: impl FnMut()) {
-    let n_bytes = F::LEN * layout.low.bits / 8;
+pub(super) unsafe fn unpack<F: Format>(blocks: Blocks, panel: Panel, mut each: impl FnMut()) {
     // SAFETY: the caller's promises.
     unsafe {
+        let Some(layout) = F::LAYOUT else { return packed_lanes_avx512::unpack::<F>(blocks, panel, each) };
+        let n_bytes = F::LEN * layout.low.bits / 8;
         scales::<F>(layout.scales, blocks, panel);
         let highs = highs(layout.high, blocks);
         // Said one by one, so that every place and every shift is a constant.
@@ -217,15 +228,18 @@ unsafe fn codes<F: Format, const AT: usize>(layout: Layout, blocks: Blocks, high
 }
 
 /// For four bits, four bytes with bit 4 set or not.
-const FIFTH_BITS: [u32; 16] = {
+const FIFTH_BITS: [u32; 16] = spread_bits(4);
+
+/// For four bits, four bytes with bit `to` set or not.
+pub(super) const fn spread_bits(to: u32) -> [u32; 16] {
     let mut out = [0; 16];
     let mut bits = 0_u32;
     while bits < 16 {
-        out[bits as usize] = (bits | bits << 7 | bits << 14 | bits << 21) << 4 & 0x1010_1010;
+        out[bits as usize] = ((bits | bits << 7 | bits << 14 | bits << 21) & 0x0101_0101) << to;
         bits += 1;
     }
     out
-};
+}
 
 /// The bits of the weights from `weight` on in the words they are in, moved to bit `to` of their bytes.
 #[inline(always)]
