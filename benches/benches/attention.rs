@@ -88,7 +88,7 @@ impl Case {
             let partials = PartialRows { start: self.partials.as_mut_ptr(), stride: partial_len(self.dim) };
             // SAFETY: one thread, a set of `available`, pages written whole, partial rows for a call.
             unsafe {
-                attend(isa, &head, &queries, 0..self.context, scores, Order::Fastest, &mut self.scratch, partials)
+                attend(isa, &head, &queries, 0..self.context, scores, Order::Fastest, &mut self.scratch, partials);
             };
         }
     }

@@ -118,7 +118,7 @@ fn what_cannot_be_enforced_is_refused_by_name() {
 fn a_hostile_form_costs_bounded_time() {
     let (model, engine) = pocket();
     let prompt = model.tokenizer().encode_prompt("x", Special::AsText);
-    let nested = format!("{}{}", r#"{"type":"array","items":"#.repeat(60), format!("{{}}{}", "}".repeat(60)));
+    let nested = format!("{}{{}}{}", r#"{"type":"array","items":"#.repeat(60), "}".repeat(60));
     let forms = [
         Grammar::Regex("(a{0,1000}){0,1000}b".to_owned()),
         Grammar::Regex("(x+x+)+y".to_owned()),
