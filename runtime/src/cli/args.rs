@@ -2,6 +2,8 @@
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+#[cfg(feature = "server")]
+use super::serve;
 use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
 
 /// Runs language models on edge devices.
@@ -43,6 +45,8 @@ pub struct Global {
 pub enum Command {
     Run(Box<run::Args>),
     Chat(Box<chat::Args>),
+    #[cfg(feature = "server")]
+    Serve(Box<serve::Args>),
     Eval(eval::Args),
     Bench(Box<bench::Args>),
     Inspect(inspect::Args),

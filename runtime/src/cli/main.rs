@@ -18,6 +18,8 @@ mod interrupt;
 mod machine;
 mod man;
 mod model;
+#[cfg(all(unix, feature = "server"))]
+mod notify;
 mod plain;
 mod progress;
 mod prompt;
@@ -25,6 +27,8 @@ mod quantize;
 mod reply;
 mod run;
 mod sampling;
+#[cfg(feature = "server")]
+mod serve;
 mod synth;
 mod text;
 mod tokenize;
@@ -48,6 +52,8 @@ fn dispatch(command: &Command, console: &Console) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run::run(args, console),
         Command::Chat(args) => chat::run(args, console),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(args, console),
         Command::Eval(args) => eval::run(args, console),
         Command::Bench(args) => bench::run(args, console),
         Command::Inspect(args) => inspect::run(args, console),

@@ -29,6 +29,18 @@ impl ModelArgs {
         Ok(Model::from_file(self.open()?, &options)?)
     }
 
+    /// What to call the model: the name of its file, without folders, ending and number of its part.
+    #[cfg(feature = "server")]
+    pub fn short_name(&self) -> String {
+        let Some(name) = &self.model else { return "pocket".to_owned() };
+        let path = Library::of_user().resolve(name).unwrap_or_else(|_| name.into());
+        let stem = path.file_stem().map_or_else(|| name.clone(), |stem| stem.to_string_lossy().into_owned());
+        match stem.rsplit_once("-of-").and_then(|(before, _)| before.rsplit_once('-')) {
+            Some((whole, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => whole.to_owned(),
+            _ => stem,
+        }
+    }
+
     /// True if no other model is named.
     pub fn is_built_in(&self) -> bool {
         self.model.is_none()

@@ -1,0 +1,11 @@
+//! `farpost serve` from outside: the real program, asked over plain sockets, so that every byte of an answer counts.
+
+mod access;
+mod chat;
+mod completions;
+mod embedded;
+mod endings;
+mod http;
+mod program;
+mod status;
+mod streams;
