@@ -17,7 +17,7 @@ pub(super) struct Invalid {
 
 impl Invalid {
     /// A parameter with a wrong value; the message says what is wrong, without naming it.
-    pub(super) fn of(param: &str, message: String) -> Self {
+    pub(super) fn of(param: &str, message: impl std::fmt::Display) -> Self {
         Self { param: Some(param.to_owned()), code: None, message: format!("{param} {message}") }
     }
 

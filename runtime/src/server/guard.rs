@@ -126,7 +126,7 @@ fn identify<'k>(keys: &'k Keys, headers: &HeaderMap) -> Result<(usize, &'k Key),
 /// A page on the internet can name any address its own; it can not choose the Host header that comes of it.
 fn check_host(app: &App, request: &Request, ends: Option<&Ends>) -> Result<(), Problem> {
     let header = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
-    let host = header.or_else(|| request.uri().authority().map(|authority| authority.as_str())).unwrap_or("");
+    let host = header.or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str)).unwrap_or("");
     let name = host_name(host);
     let is_ours = match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(ip) => {

@@ -10,6 +10,9 @@ use crate::server::error::Problem;
 use crate::server::following::{Following, Said, Usage};
 use crate::server::json::Fields;
 
+/// Reads the prompts of a request, as ids.
+pub(super) type Prompts = fn(&mut Fields, &Hosted) -> Result<Vec<Vec<u32>>, Problem>;
+
 /// Where the two kinds of answers differ.
 pub(super) struct Style {
     /// Before the number in ids.
@@ -17,11 +20,11 @@ pub(super) struct Style {
     pub(super) object: &'static str,
     pub(super) chunk_object: &'static str,
     /// Ids of the prompts of a request.
-    pub(super) prompts: fn(&mut Fields, &Hosted) -> Result<Vec<Vec<u32>>, Problem>,
+    pub(super) prompts: Prompts,
     /// How many alternatives to each token it wants to know.
     pub(super) logprobs: fn(&mut Fields) -> Result<Option<usize>, Problem>,
     /// A choice that is complete.
-    pub(super) choice: fn(usize, String, &str, Option<&[TokenTold]>) -> Json,
+    pub(super) choice: fn(usize, &str, &str, Option<&[TokenTold]>) -> Json,
     /// What a choice begins with in a stream.
     pub(super) role: Option<fn(usize) -> Json>,
     /// A piece of text.
@@ -102,7 +105,7 @@ impl Envelope {
         }
     }
 
-    pub(super) fn around(&self, object: &str, choices: Vec<Json>) -> Json {
+    pub(super) fn around(&self, object: &str, choices: &[Json]) -> Json {
         json!({
             "id": self.id,
             "object": object,
@@ -156,9 +159,9 @@ pub(super) async fn whole(
     }
     let told = choices.into_iter().enumerate().map(|(index, mut choice)| {
         let tokens = asked.tells_tokens().then(|| choice.tokens.take());
-        (style.choice)(index, choice.text, choice.finish_reason, tokens.as_deref())
+        (style.choice)(index, &choice.text, choice.finish_reason, tokens.as_deref())
     });
-    let mut json = Envelope::new(style, hosted).around(style.object, told.collect());
+    let mut json = Envelope::new(style, hosted).around(style.object, &told.collect::<Vec<_>>());
     json["usage"] = usage(following.usage());
     Ok(json)
 }

@@ -18,10 +18,10 @@ pub(super) static STYLE: Style = Style {
     prompts,
     logprobs: top_logprobs,
     choice,
-    role: Some(|index| piece(index, json!({ "role": "assistant", "content": "" }), None)),
-    text: |index, text, tokens| piece(index, json!({ "content": text }), tokens),
+    role: Some(|index| piece(index, &json!({ "role": "assistant", "content": "" }), None)),
+    text: |index, text, tokens| piece(index, &json!({ "content": text }), tokens),
     last: |index, finish_reason, tokens| {
-        let mut last = piece(index, json!({}), tokens);
+        let mut last = piece(index, &json!({}), tokens);
         last["finish_reason"] = finish_reason.into();
         last
     },
@@ -144,7 +144,7 @@ fn top_logprobs(fields: &mut Fields) -> Result<Option<usize>, Problem> {
 }
 
 /// A choice that is complete.
-fn choice(index: usize, text: String, finish_reason: &str, tokens: Option<&[TokenTold]>) -> Json {
+fn choice(index: usize, text: &str, finish_reason: &str, tokens: Option<&[TokenTold]>) -> Json {
     json!({
         "index": index,
         "message": { "role": "assistant", "content": text, "refusal": null },
@@ -154,7 +154,7 @@ fn choice(index: usize, text: String, finish_reason: &str, tokens: Option<&[Toke
 }
 
 /// A part of one.
-fn piece(index: usize, delta: Json, tokens: Option<&[TokenTold]>) -> Json {
+fn piece(index: usize, delta: &Json, tokens: Option<&[TokenTold]>) -> Json {
     json!({ "index": index, "delta": delta, "logprobs": logprobs(tokens), "finish_reason": null })
 }
 

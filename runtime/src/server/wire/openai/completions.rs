@@ -19,10 +19,10 @@ pub(super) static STYLE: Style = Style {
     chunk_object: "text_completion",
     prompts,
     logprobs: |fields| fields.count("logprobs", 0, MOST_TOP),
-    choice: |index, text, finish_reason, tokens| piece(index, &text, finish_reason.into(), tokens),
+    choice: |index, text, finish_reason, tokens| piece(index, text, &finish_reason.into(), tokens),
     role: None,
-    text: |index, text, tokens| piece(index, text, Json::Null, tokens),
-    last: |index, finish_reason, tokens| piece(index, "", finish_reason.into(), tokens),
+    text: |index, text, tokens| piece(index, text, &Json::Null, tokens),
+    last: |index, finish_reason, tokens| piece(index, "", &finish_reason.into(), tokens),
 };
 
 fn prompts(fields: &mut Fields, hosted: &Hosted) -> Result<Vec<Vec<u32>>, Problem> {
@@ -69,7 +69,7 @@ pub(super) fn ids(param: &str, items: &[Json]) -> Result<Vec<u32>, Problem> {
     items.iter().enumerate().map(id).collect()
 }
 
-fn piece(index: usize, text: &str, finish_reason: Json, tokens: Option<&[TokenTold]>) -> Json {
+fn piece(index: usize, text: &str, finish_reason: &Json, tokens: Option<&[TokenTold]>) -> Json {
     json!({ "text": text, "index": index, "logprobs": logprobs(tokens), "finish_reason": finish_reason })
 }
 

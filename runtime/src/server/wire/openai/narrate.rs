@@ -34,7 +34,7 @@ impl Chunks {
         }
     }
 
-    fn chunk(&self, choices: Vec<Json>, usage: Json, out: &mut String) {
+    fn chunk(&self, choices: &[Json], usage: Json, out: &mut String) {
         let mut json = self.envelope.around(self.style.chunk_object, choices);
         if self.wants_usage {
             json["usage"] = usage;
@@ -46,7 +46,7 @@ impl Chunks {
         if !std::mem::replace(&mut self.has_begun[choice], true)
             && let Some(role) = self.style.role
         {
-            self.chunk(vec![role(choice)], Json::Null, out);
+            self.chunk(&[role(choice)], Json::Null, out);
         }
     }
 
@@ -68,14 +68,14 @@ impl Narrator for Chunks {
             Said::Text { choice, text } => {
                 self.begin(choice, out);
                 let tokens = self.take_tokens(choice);
-                self.chunk(vec![(self.style.text)(choice, &text, tokens.as_deref())], Json::Null, out);
+                self.chunk(&[(self.style.text)(choice, &text, tokens.as_deref())], Json::Null, out);
             }
             Said::Done { choice, is_length } => {
                 self.begin(choice, out);
                 // Tokens that left no text of their own.
                 let tokens = self.take_tokens(choice).filter(|tokens| !tokens.is_empty());
                 let last = (self.style.last)(choice, finish_reason(is_length), tokens.as_deref());
-                self.chunk(vec![last], Json::Null, out);
+                self.chunk(&[last], Json::Null, out);
             }
             Said::Broken(problem) => sse::data(out, &super::error(&problem).to_string()),
         }
@@ -83,7 +83,7 @@ impl Narrator for Chunks {
 
     fn end(&mut self, told: Usage, out: &mut String) {
         if self.wants_usage {
-            self.chunk(Vec::new(), usage(told), out);
+            self.chunk(&[], usage(told), out);
         }
         sse::data(out, "[DONE]");
     }
