@@ -12,7 +12,7 @@ mod library;
 mod model;
 
 pub use library::{Entry, Library, LibraryError};
-pub use model::{Model, ModelError, ModelOptions};
+pub use model::{Model, ModelError, ModelOptions, PackUse};
 
 /// The code in the README is compiled and run.
 #[cfg(all(doctest, feature = "pocket"))]

@@ -1,12 +1,14 @@
 //! A model: an opened file with its tokenizer, chat template and graph. Knows no device.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::graph::Graph;
 use farpost_models::families::{self, Built, Config, FamilyError};
 use farpost_models::gguf::{Access, File, GgufError, Place};
+use farpost_models::pack::{self, PackError, Packed};
 use farpost_models::template::{ChatTemplate, TemplateError};
 use farpost_models::tokenizer::{Tokenizer, TokenizerError};
 
@@ -18,6 +20,21 @@ pub struct ModelOptions {
     pub context: Option<usize>,
     /// Map the file or copy it into memory.
     pub access: Access,
+    /// Read the weights from the packed file for this processor class, where one lies beside the model and fits.
+    pub pack_for: Option<Isa>,
+}
+
+/// What became of a model's packed file.
+#[derive(Debug)]
+pub enum PackUse {
+    /// None was asked for, there are none for the class, or the model was copied into memory.
+    NotAsked,
+    /// There is no file at this path.
+    Absent(PathBuf),
+    /// There is one that does not fit: the weights are read from the model.
+    Unused(PackError),
+    /// Weights are read from it.
+    Used(Packed),
 }
 
 /// Why a file is no model that can be used.
@@ -50,6 +67,7 @@ pub struct Model {
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, TemplateError>,
     built: Built,
+    packed: PackUse,
     open_ms: f64,
 }
 
@@ -81,10 +99,11 @@ impl Model {
     }
 
     fn new(file: File, options: &ModelOptions, start: Instant) -> Result<Self, ModelError> {
-        let (tokenizer, built) = parts(&file, options)?;
+        let (tokenizer, mut built) = parts(&file, options)?;
         let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
+        let packed = packed(&file, &mut built.graph, options);
         let open_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { file, tokenizer, template, built, open_ms })
+        Ok(Self { file, tokenizer, template, built, packed, open_ms })
     }
 
     /// What messages call it: the file as it was named.
@@ -122,6 +141,20 @@ impl Model {
         &self.built.config
     }
 
+    /// What became of the packed file.
+    pub fn packed(&self) -> &PackUse {
+        &self.packed
+    }
+
+    /// The files it lies in: its own, and the packed one where that is used.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        let packed = match &self.packed {
+            PackUse::Used(packed) => Some(packed.file()),
+            _ => None,
+        };
+        std::iter::once(&self.file).chain(packed)
+    }
+
     /// How long opening took, in milliseconds.
     pub fn open_ms(&self) -> f64 {
         self.open_ms
@@ -141,6 +174,18 @@ fn parts(file: &File, options: &ModelOptions) -> Result<(Tokenizer, Built), Mode
         });
     }
     Ok((tokenizer, built))
+}
+
+/// Puts the weights of the packed file, if it fits, in the place of the model's.
+fn packed(file: &File, graph: &mut Graph, options: &ModelOptions) -> PackUse {
+    let class = options.pack_for.filter(|&isa| options.access == Access::Map && pack::is_for(isa));
+    let Some((isa, path)) = class.and_then(|isa| Some((isa, pack::path_for(file, isa)?))) else {
+        return PackUse::NotAsked;
+    };
+    if !path.exists() {
+        return PackUse::Absent(path);
+    }
+    pack::open(&path, file, graph, isa).map_or_else(PackUse::Unused, PackUse::Used)
 }
 
 impl fmt::Debug for Model {
@@ -173,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_context_asked_for_is_the_graphs() {
-        let options = ModelOptions { context: Some(77), access: Access::Copy };
+        let options = ModelOptions { context: Some(77), access: Access::Copy, pack_for: None };
         let model = Model::open(&model("tiny-llama.gguf"), &options).unwrap();
         assert_eq!(model.graph().max_context(), 77);
     }

@@ -32,13 +32,18 @@ impl File {
     /// [`File::content_hash`] with a callback that gets the bytes done and the bytes in all.
     pub fn content_hash_with(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<ContentHash, GgufError> {
         let (mut hasher, mut done, total) = (Sha256::new(), 0, self.size_bytes());
-        for piece in self.parts().map(Bytes::as_slice).flat_map(|bytes| bytes.chunks(STEP)) {
+        for piece in self.pieces() {
             hasher.update(piece);
             done += piece.len() as u64;
             progress(done, total);
         }
         self.check_unchanged()?;
         Ok(ContentHash(hasher.finalize().into()))
+    }
+
+    /// All bytes of the model in the order in which they are hashed.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts().map(Bytes::as_slice).flat_map(|bytes| bytes.chunks(STEP))
     }
 }
 

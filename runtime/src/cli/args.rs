@@ -2,7 +2,7 @@
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
+use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, pack, quantize, run, synth, tokenize};
 
 /// Runs language models on edge devices.
 ///
@@ -48,6 +48,7 @@ pub enum Command {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Quantize(quantize::Args),
+    Pack(pack::Args),
     Synth(synth::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),

@@ -17,6 +17,11 @@ pub fn forced_isa() -> Option<String> {
     std::env::var("FARPOST_CPU").ok().filter(|name| !name.is_empty())
 }
 
+/// The instruction set to compute with.
+pub fn isa() -> Result<Isa, Failure> {
+    Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))
+}
+
 /// The wrong usage of a variable.
 pub fn refused(error: &IsaError) -> Failure {
     Failure::usage(format_args!("FARPOST_CPU: {error}"))
@@ -29,7 +34,7 @@ pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Sess
 
 /// The same, running at most `batch_rows` tokens of a prompt in one step.
 pub fn open_with(model: Model, memory: &MemoryArgs, batch_rows: usize, console: &Console) -> Result<Session, Failure> {
-    let isa = Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))?;
+    let isa = isa()?;
     let options = SessionOptions {
         context: memory.context.map(|tokens| tokens as usize),
         threads: console.threads(),

@@ -18,6 +18,7 @@ mod interrupt;
 mod machine;
 mod man;
 mod model;
+mod pack;
 mod plain;
 mod progress;
 mod prompt;
@@ -53,6 +54,7 @@ fn dispatch(command: &Command, console: &Console) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, console),
         Command::Tokenize(args) => tokenize::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),
+        Command::Pack(args) => pack::run(args, console),
         Command::Synth(args) => synth::run(args, console),
         Command::Doctor(args) => doctor::run(args, console),
         Command::Completions(args) => completions::run(args, console),

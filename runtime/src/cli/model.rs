@@ -4,7 +4,9 @@ use farpost::Library;
 use farpost::{Model, ModelOptions};
 use farpost_models::gguf::File;
 
+use super::console::Console;
 use super::exit::Failure;
+use super::pack::{self, PackArgs};
 
 /// The option that names a model.
 #[derive(clap::Args, Debug)]
@@ -23,10 +25,16 @@ impl ModelArgs {
         }
     }
 
-    /// Opens the model, to be run with so much context.
-    pub fn load(&self, context: Option<u32>) -> Result<Model, Failure> {
-        let options = ModelOptions { context: context.map(|tokens| tokens as usize), ..ModelOptions::default() };
-        Ok(Model::from_file(self.open()?, &options)?)
+    /// Opens the model, to be run with so much context; with its packed file where that fits.
+    pub fn load(&self, context: Option<u32>, packed: PackArgs, console: &Console) -> Result<Model, Failure> {
+        let options = ModelOptions {
+            context: context.map(|tokens| tokens as usize),
+            pack_for: packed.class()?,
+            ..ModelOptions::default()
+        };
+        let model = Model::from_file(self.open()?, &options)?;
+        pack::note(&model, console);
+        Ok(model)
     }
 
     /// True if no other model is named.

@@ -10,9 +10,12 @@ pub(super) use super::flat_avx512::flat;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
+use super::lanes_avx512::{self, Panel, Sixteen, Woven};
+use super::layout::Layout;
 use super::scalar::Float;
 use super::transpose::transpose;
 use super::unpack_avx512::{self, Chunk};
+use crate::order::Order;
 
 pub(crate) struct Avx512;
 
@@ -150,6 +153,19 @@ impl Engine for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn pack<F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
+        // SAFETY: see the impl.
+        unsafe {
+            match (F::LAYOUT, job.weight.order) {
+                (Some(layout), Order::Sixteens) if n_rows == PANEL_ROWS => {
+                    whole_panel::<F>(job, layout, Woven::new(job.row_start(row)));
+                }
+                _ => drive::pack::<Self, F>(job, row, n_rows),
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
         let mut start = job.input_rows.start;
         while start < job.input_rows.end {
@@ -200,6 +216,34 @@ impl Engine for Avx512 {
     unsafe fn store(values: Self::Floats, out: *mut f32) {
         // SAFETY: see the impl.
         unsafe { _mm512_storeu_ps(out, values) };
+    }
+}
+
+/// Unpacks sixteen weight rows that lie side by side into the panel.
+///
+/// # Safety
+/// The kernels' instructions; the blocks are those of the job's rows.
+#[inline(always)]
+unsafe fn whole_panel<F: Format>(job: &Job<'_>, layout: Layout, blocks: Woven) {
+    let (codes, scales, mins) = (job.panel.values.at(0), job.panel.scales.at(0), job.panel.mins.at(0));
+    let subs = F::LEN / F::SUB * PANEL_ROWS;
+    // SAFETY: the caller's promises; the scratch holds all columns.
+    unsafe {
+        for block in 0..job.cols() / F::LEN {
+            let panel = Panel {
+                codes: codes.add(block * F::LEN * PANEL_ROWS),
+                scales: scales.add(block * subs),
+                mins: mins.add(block * subs),
+            };
+            lanes_avx512::unpack::<F, _>(layout, blocks.advance::<F>(block), panel, || {});
+            if F::OFFSET > 0 {
+                for sub in 0..F::LEN / F::SUB {
+                    let scale = _mm512_load_ps(panel.scales.add(PANEL_ROWS * sub));
+                    let min = _mm512_fnmadd_ps(_mm512_set1_ps(f32::from(F::OFFSET)), scale, _mm512_setzero_ps());
+                    _mm512_store_ps(panel.mins.add(PANEL_ROWS * sub), min);
+                }
+            }
+        }
     }
 }
 

@@ -76,6 +76,15 @@ pub(crate) trait Engine {
             }
         }
     }
+    /// Unpacks `n_rows` weight rows, at most [`Engine::ROWS`], into the panel; rows that are missing get scales of zero.
+    #[inline(always)]
+    unsafe fn pack<F: Format>(job: &Job<'_>, row: usize, n_rows: usize)
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's promise.
+        unsafe { pack::<Self, F>(job, row, n_rows) };
+    }
     /// Runs a panel over all input rows of a job.
     unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize);
 
@@ -227,7 +236,7 @@ pub(crate) unsafe fn tall<E: Engine, F: Format>(job: &Job<'_>) {
         let n_rows = E::ROWS.min(job.rows.end - row);
         // SAFETY: the caller's promises; `n_rows <= ROWS <= PANEL_ROWS`.
         unsafe {
-            pack::<E, F>(job, row, n_rows);
+            E::pack::<F>(job, row, n_rows);
             E::tiles::<F>(job, row, n_rows);
             add_outliers::<E, F>(job, row, n_rows);
         }
@@ -271,7 +280,7 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: 
 
 /// Unpacks `n_rows` weight rows into the panel; rows that are missing get scales of zero.
 #[inline(always)]
-unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
+pub(super) unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
     const { assert!(E::ROWS <= PANEL_ROWS) };
     let subs = CHUNK / F::SUB;
     let mut rows = [const { Unpacked::new() }; PANEL_ROWS];

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::linear::{InputNumbers, chunk_rows, input_for, view_rows};
+use super::linear::{InputNumbers, SIDE_BY_SIDE, chunk_rows, input_for, view_rows};
 use super::stage::{Moe, Source};
 use super::{Core, Counters, Local};
 use crate::backend::DeviceError;
@@ -318,7 +318,8 @@ impl<'r> Queue<'r> {
         let mean_rows = n_slots.div_ceil(n_busy.max(1));
         // A fair share of all experts' rows, not of one's.
         let share = chunk_rows(isa, n_rows * n_busy.max(1), row_bytes, mean_rows, worker.n_workers());
-        let chunk = share.min(chunk_rows(isa, n_rows, row_bytes, mean_rows, 1).max(16)).min(n_rows).max(1);
+        let chunk = share.min(chunk_rows(isa, n_rows, row_bytes, mean_rows, 1).max(SIDE_BY_SIDE));
+        let chunk = chunk.next_multiple_of(SIDE_BY_SIDE).min(n_rows).max(1);
         Self { routes, n_rows, chunk, per_expert: n_rows.div_ceil(chunk), n_busy }
     }
 
