@@ -7,7 +7,7 @@ use std::time::Instant;
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::graph::Graph;
 use farpost_models::families::{self, Built, Config, FamilyError};
-use farpost_models::gguf::{Access, File, GgufError, Place};
+use farpost_models::gguf::{Access, File, GgufError, Place, ReadAhead};
 use farpost_models::pack::{self, PackError, Packed};
 use farpost_models::template::{ChatTemplate, TemplateError};
 use farpost_models::tokenizer::{Tokenizer, TokenizerError};
@@ -22,6 +22,9 @@ pub struct ModelOptions {
     pub access: Access,
     /// Read the weights from the packed file for this processor class, where one lies beside the model and fits.
     pub pack_for: Option<Isa>,
+    /// Where the files are not in the system's cache and take no more bytes than this, a thread reads them in one go
+    /// while the model is already used; it ends with the model at the latest. `None` reads what is used when it is used.
+    pub read_ahead_bytes: Option<u64>,
 }
 
 /// What became of a model's packed file.
@@ -68,6 +71,8 @@ pub struct Model {
     template: Result<ChatTemplate, TemplateError>,
     built: Built,
     packed: PackUse,
+    /// Held to be ended.
+    _ahead: Option<ReadAhead>,
     open_ms: f64,
 }
 
@@ -95,15 +100,23 @@ impl Model {
     /// # Errors
     /// Those of [`Model::from_file`].
     pub fn check(file: &File, options: &ModelOptions) -> Result<(), ModelError> {
-        parts(file, options).map(|_| ())
+        let built = families::build(file, &families::Options { context: options.context })?;
+        tokenizer(file, &built).map(|_| ())
     }
 
     fn new(file: File, options: &ModelOptions, start: Instant) -> Result<Self, ModelError> {
-        let (tokenizer, mut built) = parts(&file, options)?;
-        let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
+        let mut built = families::build(&file, &families::Options { context: options.context })?;
         let packed = packed(&file, &mut built.graph, options);
+        let weights = match &packed {
+            PackUse::Used(packed) => packed.file(),
+            _ => &file,
+        };
+        // Before the vocabulary, which takes its time.
+        let ahead = options.read_ahead_bytes.and_then(|most| weights.read_ahead(most));
+        let tokenizer = tokenizer(&file, &built)?;
+        let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
         let open_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { file, tokenizer, template, built, packed, open_ms })
+        Ok(Self { file, tokenizer, template, built, packed, _ahead: ahead, open_ms })
     }
 
     /// What messages call it: the file as it was named.
@@ -161,10 +174,9 @@ impl Model {
     }
 }
 
-/// What a file is made into, vocabulary and weights checked to belong together.
-fn parts(file: &File, options: &ModelOptions) -> Result<(Tokenizer, Built), ModelError> {
+/// The tokenizer, checked to belong to the weights.
+fn tokenizer(file: &File, built: &Built) -> Result<Tokenizer, ModelError> {
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
-    let built = families::build(file, &families::Options { context: options.context })?;
     let (n_tokens, n_logits) = (tokenizer.n_vocab(), built.graph.n_vocab());
     if n_tokens > n_logits {
         return Err(ModelError::Vocabulary {
@@ -173,7 +185,7 @@ fn parts(file: &File, options: &ModelOptions) -> Result<(Tokenizer, Built), Mode
             n_logits,
         });
     }
-    Ok((tokenizer, built))
+    Ok(tokenizer)
 }
 
 /// Puts the weights of the packed file, if it fits, in the place of the model's.
@@ -218,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_context_asked_for_is_the_graphs() {
-        let options = ModelOptions { context: Some(77), access: Access::Copy, pack_for: None };
+        let options = ModelOptions { context: Some(77), access: Access::Copy, ..ModelOptions::default() };
         let model = Model::open(&model("tiny-llama.gguf"), &options).unwrap();
         assert_eq!(model.graph().max_context(), 77);
     }

@@ -205,13 +205,6 @@ impl File {
         self.maps().try_for_each(Map::check_unchanged)
     }
 
-    /// Asks the system to read all tensor data ahead; a hint, it may do nothing.
-    pub fn prefetch(&self) {
-        for map in self.maps() {
-            map.prefetch();
-        }
-    }
-
     /// Gives the memory of all mapped pages back to the system; they are read again when they are needed.
     ///
     /// For work that goes through a file once. Reading on from other threads meanwhile is fine.
@@ -247,6 +240,11 @@ impl File {
     /// The bytes of each part.
     pub(super) fn parts(&self) -> impl Iterator<Item = &Bytes> {
         self.parts.iter().map(|part| &part.bytes)
+    }
+
+    /// The maps, to be kept by others.
+    pub(super) fn shared_maps(&self) -> impl Iterator<Item = &Arc<Map>> {
+        self.parts.iter().filter_map(|part| part.map.as_ref())
     }
 
     fn maps(&self) -> impl Iterator<Item = &Map> {

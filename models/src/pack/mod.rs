@@ -30,6 +30,8 @@ use crate::gguf::File;
 const ARCHITECTURE: &str = "farpost-pack";
 /// Version of what follows; others are refused.
 const VERSION: u32 = 1;
+/// Alignment of its tensors: whole pages, so that none holds two.
+const ALIGNMENT: u32 = 4096;
 /// Keys of the metadata.
 mod key {
     pub(super) const ARCHITECTURE: &str = "general.architecture";

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::graph::Graph;
 use farpost_kernels::order::Order;
+use farpost_kernels::tensor::Weight;
 
 use super::entry::{Entry, address, entries};
 use super::stamp::Stamp;
-use super::{ARCHITECTURE, PackError, VERSION, key};
+use super::{ALIGNMENT, ARCHITECTURE, PackError, VERSION, key};
 use crate::gguf::{File, Problem, Value};
 
 /// A packed file in use.
@@ -51,6 +52,7 @@ pub fn open(path: &Path, model: &File, graph: &mut Graph, isa: Isa) -> Result<Pa
     let file = File::open(path)?;
     check_header(path, &file, isa)?;
     stamp.require(&Stamp::read(&file)?, path)?;
+    check_places(path, &file)?;
     let orders = orders(path, &file)?;
     let entries = entries(model, graph, isa);
     let mut weights = HashMap::with_capacity(entries.len());
@@ -86,8 +88,26 @@ fn check_header(path: &Path, file: &File, isa: Isa) -> Result<(), PackError> {
     require(key::ARCHITECTURE, metadata.required_string(key::ARCHITECTURE)?.to_owned(), ARCHITECTURE)?;
     require(key::VERSION, metadata.required_u32(key::VERSION)?.to_string(), &VERSION.to_string())?;
     require(key::CLASS, metadata.required_string(key::CLASS)?.to_owned(), isa.name())?;
+    require(key::ALIGNMENT, file.alignment().to_string(), &ALIGNMENT.to_string())?;
     metadata.required_string(key::MODEL_HASH)?;
     metadata.required_string(key::CHECKSUM)?;
+    Ok(())
+}
+
+/// Refuses tensors that do not lie one behind the other up to the end of the file, as they were written: a description
+/// that was damaged does not lead to other bytes.
+fn check_places(path: &Path, file: &File) -> Result<(), PackError> {
+    let size = |bytes: usize| (bytes as u64).next_multiple_of(u64::from(ALIGNMENT));
+    let mut end = file.size_bytes();
+    for tensor in file.tensors().iter().rev() {
+        let expected = end.checked_sub(size(tensor.weight().bytes().len()));
+        if expected != Some(tensor.offset()) {
+            let expected = expected.map_or_else(|| "more bytes in the file".to_owned(), |at| at.to_string());
+            let problem = format!("begins at byte {}, expected {expected}", tensor.offset());
+            return Err(of_tensor(path, tensor.name(), &problem));
+        }
+        end = tensor.offset();
+    }
     Ok(())
 }
 
@@ -121,19 +141,12 @@ fn orders(path: &Path, file: &File) -> Result<Vec<Order>, PackError> {
 }
 
 /// The weight of an entry in the packed file, which must be as this program would pack it.
-fn find(
-    path: &Path,
-    file: &File,
-    orders: &[Order],
-    entry: &Entry,
-) -> Result<farpost_kernels::tensor::Weight, PackError> {
+fn find(path: &Path, file: &File, orders: &[Order], entry: &Entry) -> Result<Weight, PackError> {
     let Some(number) = file.number_of(&entry.name) else {
         return Err(of_tensor(path, &entry.name, "is missing"));
     };
     let (weight, order) = (file.tensors()[number].weight(), orders[number]);
-    let shape = |weight: &farpost_kernels::tensor::Weight| {
-        format!("{} x {} of {}", weight.rows(), weight.cols(), weight.dtype())
-    };
+    let shape = |weight: &Weight| format!("{} x {} of {}", weight.rows(), weight.cols(), weight.dtype());
     let (found, expected) = (shape(weight), shape(&entry.weight));
     if found != expected {
         return Err(of_tensor(path, &entry.name, &format!("is {found}, expected {expected}")));

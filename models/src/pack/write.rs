@@ -10,11 +10,9 @@ use sha2::{Digest, Sha256};
 
 use super::entry::{Entry, entries};
 use super::stamp::Stamp;
-use super::{ARCHITECTURE, PackError, VERSION, is_for, key};
+use super::{ALIGNMENT, ARCHITECTURE, PackError, VERSION, is_for, key};
 use crate::gguf::{ContentHash, File, Writer};
 
-/// Of tensors in a packed file: whole pages, so that none holds two.
-const ALIGNMENT: u32 = 4096;
 /// Bytes that are turned at a time.
 const WINDOW: usize = 4 << 20;
 

@@ -6,6 +6,7 @@ use farpost_models::gguf::File;
 
 use super::console::Console;
 use super::exit::Failure;
+use super::machine::Machine;
 use super::pack::{self, PackArgs};
 
 /// The option that names a model.
@@ -30,6 +31,7 @@ impl ModelArgs {
         let options = ModelOptions {
             context: context.map(|tokens| tokens as usize),
             pack_for: packed.class()?,
+            read_ahead_bytes: Machine::look().most_bytes(),
             ..ModelOptions::default()
         };
         let model = Model::from_file(self.open()?, &options)?;

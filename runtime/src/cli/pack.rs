@@ -2,7 +2,7 @@
 //! commands that leaves such a file aside.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -11,7 +11,7 @@ use farpost_kernels::cpu::isa::Isa;
 use farpost_models::families;
 use farpost_models::gguf::{File, GgufError};
 use farpost_models::pack::{self, PackError, Stage, Summary};
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
 use super::console::Console;
 use super::exit::{Exit, Failure};
@@ -122,7 +122,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
 
 fn tell(
     input: &File,
-    path: &std::path::Path,
+    path: &Path,
     class: Isa,
     summary: &Summary,
     time: Duration,
@@ -171,13 +171,10 @@ pub fn words(packed: &PackUse) -> String {
     }
 }
 
-/// The same for programs.
-pub fn json(packed: &PackUse) -> Json {
-    let (path, why) = match packed {
-        PackUse::NotAsked => (None, Some("not looked for".to_owned())),
-        PackUse::Absent(path) => (None, Some(format!("none at {}", path.display()))),
-        PackUse::Unused(why) => (None, Some(why.to_string())),
-        PackUse::Used(packed) => (Some(packed.path()), None),
-    };
-    json!({ "used": path, "reason": why })
+/// The packed file in use.
+pub fn path_in_use(packed: &PackUse) -> Option<&Path> {
+    match packed {
+        PackUse::Used(packed) => Some(packed.path()),
+        _ => None,
+    }
 }
