@@ -2,7 +2,7 @@
 
 use crate::program::{Folder, farpost};
 
-pub const COMMANDS: [&str; 11] =
+pub const COMMANDS: [&str; 12] =
     ["run", "chat", "eval", "bench", "inspect", "tokenize", "quantize", "pack", "synth", "doctor", "completions", "man"];
 
 #[test]
