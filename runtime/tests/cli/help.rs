@@ -2,8 +2,20 @@
 
 use crate::program::{Folder, farpost};
 
-pub const COMMANDS: [&str; 12] =
-    ["run", "chat", "eval", "bench", "inspect", "tokenize", "quantize", "pack", "synth", "doctor", "completions", "man"];
+pub const COMMANDS: [&str; 12] = [
+    "run",
+    "chat",
+    "eval",
+    "bench",
+    "inspect",
+    "tokenize",
+    "quantize",
+    "pack",
+    "synth",
+    "doctor",
+    "completions",
+    "man",
+];
 
 #[test]
 fn help_texts_are_as_recorded() {
