@@ -1,8 +1,8 @@
 //! Farpost: an edge inference runtime for language models.
 //!
 //! A [`Model`] is an opened file: open one by path, or by a name through [`Library`], or take the built-in one. An
-//! [`engine::Session`] runs it on a device: prompt in, text out. The program `farpost` is a thin shell around this
-//! crate.
+//! [`engine::Session`] runs it on a device: prompt in, text out. An [`engine::Engine`] serves many requests at once. The
+//! program `farpost` is a thin shell around this crate.
 
 pub use farpost_kernels as kernels;
 pub use farpost_models as models;
@@ -18,3 +18,8 @@ pub use model::{Model, ModelError, ModelOptions, PackUse};
 #[cfg(all(doctest, feature = "pocket"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// As is that of the page on the engine.
+#[cfg(all(doctest, feature = "pocket"))]
+#[doc = include_str!("../../docs/engine.md")]
+struct EnginePage;

@@ -109,6 +109,20 @@ impl std::fmt::Display for Isa {
     }
 }
 
+/// Whether the processor carries out operations on 512 bits in halves (Zen 4), so that stores of 64 bytes take twice as
+/// long as sums of them.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn works_in_halves() -> bool {
+    static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *FOUND.get_or_init(|| {
+        use std::arch::x86_64::__cpuid;
+        let (vendor, signature) = (__cpuid(0), __cpuid(1).eax);
+        let is_amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
+        let family = (signature >> 8 & 0xF) + (signature >> 20 & 0xFF);
+        is_amd && family <= 0x19
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

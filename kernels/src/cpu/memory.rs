@@ -15,6 +15,7 @@ const LINE: usize = 64;
 pub(crate) trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for i8 {}
+impl Plain for i32 {}
 impl Plain for u8 {}
 impl Plain for u16 {}
 impl Plain for u32 {}

@@ -2,7 +2,7 @@
 //!
 //! A packed file lies beside the model, `MODEL.CLASS.pack`, and is a GGUF file itself, so that everything the reader
 //! refuses in a model (truncation, overlaps, offsets beyond the end) is refused here too. Its metadata say which model it
-//! was made of; what they are and when a file counts as stale is told in `docs/decisions/013-packed-files.md`. It holds
+//! was made of; what they are and when a file counts as stale is told in `docs/decisions/014-packed-files.md`. It holds
 //! all weights of the graph, so that where it is used no weight is read from the model.
 
 mod check;

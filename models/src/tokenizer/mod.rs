@@ -24,6 +24,6 @@ mod wordpiece;
 
 pub use error::TokenizerError;
 pub use roles::{FillInMiddle, Roles};
-pub use stream::Detokenizer;
+pub use stream::{Detokenizer, TextState};
 pub use tokenize::{Special, Tokenizer};
 pub use vocabulary::TokenKind;

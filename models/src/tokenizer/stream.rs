@@ -7,6 +7,45 @@ use super::tokenize::{Piece, Tokenizer};
 #[derive(Clone, Debug)]
 pub struct Detokenizer<'t> {
     tokenizer: &'t Tokenizer,
+    state: TextState,
+}
+
+impl<'t> Detokenizer<'t> {
+    pub(super) fn new(tokenizer: &'t Tokenizer, piece: Piece) -> Self {
+        Self { tokenizer, state: TextState { render_special: false, piece, held: Vec::new(), text: String::new() } }
+    }
+
+    /// Writes out control tokens too.
+    #[must_use]
+    pub fn with_special(mut self, render_special: bool) -> Self {
+        self.state.render_special = render_special;
+        self
+    }
+
+    /// The text that is certain with this id, empty if none is yet.
+    pub fn push(&mut self, id: u32) -> &str {
+        self.state.push(self.tokenizer, id)
+    }
+
+    /// True if bytes are held back.
+    pub fn is_pending(&self) -> bool {
+        !self.state.held.is_empty()
+    }
+
+    /// The end of the text: U+FFFD if it breaks off within a character, otherwise nothing.
+    pub fn finish(self) -> String {
+        self.state.finish()
+    }
+
+    /// What is known of the text, for those who cannot borrow the tokenizer for so long.
+    pub fn into_state(self) -> TextState {
+        self.state
+    }
+}
+
+/// A [`Detokenizer`] without its tokenizer.
+#[derive(Clone, Debug)]
+pub struct TextState {
     render_special: bool,
     piece: Piece,
     /// Bytes that may be the beginning of a character: at most three.
@@ -14,22 +53,11 @@ pub struct Detokenizer<'t> {
     text: String,
 }
 
-impl<'t> Detokenizer<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, piece: Piece) -> Self {
-        Self { tokenizer, render_special: false, piece, held: Vec::new(), text: String::new() }
-    }
-
-    /// Writes out control tokens too.
-    #[must_use]
-    pub fn with_special(mut self, render_special: bool) -> Self {
-        self.render_special = render_special;
-        self
-    }
-
-    /// The text that is certain with this id, empty if none is yet.
-    pub fn push(&mut self, id: u32) -> &str {
+impl TextState {
+    /// As [`Detokenizer::push`]; `tokenizer` is that of all ids before.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> &str {
         self.text.clear();
-        let bytes = self.piece.next(self.tokenizer, id, self.render_special);
+        let bytes = self.piece.next(tokenizer, id, self.render_special);
         self.held.extend_from_slice(bytes);
         let mut done = 0;
         loop {
@@ -54,12 +82,7 @@ impl<'t> Detokenizer<'t> {
         &self.text
     }
 
-    /// True if bytes are held back.
-    pub fn is_pending(&self) -> bool {
-        !self.held.is_empty()
-    }
-
-    /// The end of the text: U+FFFD if it breaks off within a character, otherwise nothing.
+    /// As [`Detokenizer::finish`].
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.held).into_owned()
     }

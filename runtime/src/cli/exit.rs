@@ -231,9 +231,11 @@ impl From<EngineError> for Failure {
         let exit = match &error {
             EngineError::Device(DeviceError::OutOfMemory { .. } | DeviceError::NoThreads { .. })
             | EngineError::NoRoom { .. } => Exit::Memory,
-            EngineError::Device(_) | EngineError::Sample(_) | EngineError::Damaged { .. } | EngineError::Changed(_) => {
-                Exit::Failed
-            }
+            EngineError::Device(_)
+            | EngineError::Sample(_)
+            | EngineError::Damaged { .. }
+            | EngineError::Changed(_)
+            | EngineError::Gone => Exit::Failed,
             EngineError::Sampling(_)
             | EngineError::OutOfRange { .. }
             | EngineError::EmptyStop { .. }

@@ -1,5 +1,5 @@
 //! `farpost pack`: a model's weights once more, in the order that this processor reads fastest; and the option of other
-//! commands that leaves such a file aside.
+//! commands that uses such a file.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ use super::progress::{Progress, Unit};
 use super::quantize::refuse_to_replace;
 use super::{amount, device, model};
 
-/// Write a model's weights once more, in the order this processor reads fastest
+/// Write a model's weights once more, in the order this processor reads fastest for several sequences
 ///
-/// The packed file lies beside the model and is used by itself whenever the model is run on such a processor: results
-/// are the same to the bit, writing is faster, and no weight is read from the model's own file. It is as large as the
+/// The packed file lies beside the model; --packed uses it. Results are the same to the bit and no weight is read from
+/// the model's own file. Four sequences and more at once write faster, one or two slower. It is as large as the
 /// model, appears under its name only when it is whole, and is left aside once the model's file was written again.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -47,15 +47,15 @@ pub struct Args {
 /// The option of commands that run a model.
 #[derive(clap::Args, Debug, Clone, Copy)]
 pub struct PackArgs {
-    /// Read the weights from the model's file even where a packed file lies beside it
+    /// Read the weights from the packed file beside the model, where it fits (see 'pack'): faster from four sequences on
     #[arg(long)]
-    pub no_pack: bool,
+    pub packed: bool,
 }
 
 impl PackArgs {
     /// The processor class whose packed file is looked for.
     pub fn class(self) -> Result<Option<Isa>, Failure> {
-        if self.no_pack {
+        if !self.packed {
             return Ok(None);
         }
         device::isa().map(Some)

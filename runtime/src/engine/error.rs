@@ -70,6 +70,9 @@ pub enum EngineError {
     /// The model's file is not what it was when it was opened, and results are worthless.
     #[error(transparent)]
     Changed(GgufError),
+    /// The engine ended before the request did.
+    #[error("the engine ended before the request was done")]
+    Gone,
     /// The text is too short to measure.
     #[error("the text has {tokens} tokens, expected at least one window of {window}")]
     TextTooShort {

@@ -53,15 +53,24 @@ pub enum Finish {
     Length,
     /// The receiver of the events did not want more.
     Cancelled,
+    /// A newer request of the same caller with the same supersede key took its place.
+    Superseded,
+    /// Its deadline passed.
+    Deadline,
+    /// The engine was shut down.
+    Closed,
 }
 
 impl Finish {
-    /// "stop", "length" or "cancelled".
+    /// "stop", "length", "cancelled", "superseded", "deadline" or "closed".
     pub fn reason(self) -> &'static str {
         match self {
             Self::EndToken(_) | Self::StopString(_) => "stop",
             Self::Length => "length",
             Self::Cancelled => "cancelled",
+            Self::Superseded => "superseded",
+            Self::Deadline => "deadline",
+            Self::Closed => "closed",
         }
     }
 }
@@ -84,7 +93,9 @@ pub struct Generated {
 pub struct Timings {
     /// Opening the model and compiling it for the device; the same for every generation of a session.
     pub load_ms: f64,
-    /// From the start until the first token was chosen.
+    /// From submission until work began; 0 in a session.
+    pub queue_ms: f64,
+    /// From the start of work until the first token was chosen.
     pub prefill_ms: f64,
     /// From then to the end.
     pub decode_ms: f64,

@@ -89,8 +89,8 @@ pub fn perplexity(
 
 #[cfg(all(test, feature = "pocket"))]
 mod tests {
+    use super::super::fake::Fake;
     use super::super::session::SessionOptions;
-    use super::super::session::tests::fake::Fake;
     use super::*;
     use crate::model::Model;
     use std::sync::Arc;

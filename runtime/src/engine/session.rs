@@ -17,13 +17,12 @@ use farpost_kernels::backend::{
 use super::dry::Breakers;
 use super::error::EngineError;
 use super::generate::{Event, Finish, GenerateOptions, Generated, Timings};
+use super::lookup;
+use super::options::DEFAULT_CONTEXT;
 use super::sampler::Sampler;
 use super::stop::StopMatcher;
 use crate::model::Model;
 use ahead::Ahead;
-
-/// Context of a session that names none, if the model has as much.
-const DEFAULT_CONTEXT: usize = 4096;
 
 /// What a session is opened with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,7 +163,7 @@ impl Session {
         if let Some(number) = options.stop.iter().position(String::is_empty) {
             return Err(EngineError::EmptyStop { number });
         }
-        ahead::check(options.speculate)?;
+        lookup::check(options.speculate)?;
         let dry = &options.sampling.dry;
         let breakers =
             if dry.multiplier > 0.0 { Breakers::of(&dry.sequence_breakers, tokenizer) } else { Breakers::default() };
@@ -278,17 +277,7 @@ impl Session {
     }
 
     fn check_prompt(&self, prompt: &[u32]) -> Result<(), EngineError> {
-        if prompt.is_empty() {
-            return Err(EngineError::EmptyPrompt);
-        }
-        if prompt.len() > self.context {
-            return Err(EngineError::PromptTooLong { prompt_tokens: prompt.len(), context_tokens: self.context });
-        }
-        let n_vocab = self.model.graph().n_vocab();
-        match prompt.iter().position(|&id| id as usize >= n_vocab) {
-            Some(place) => Err(EngineError::NoSuchToken { place, id: prompt[place], n_vocab }),
-            None => Ok(()),
-        }
+        check_prompt(prompt, self.context, self.model.graph().n_vocab())
     }
 
     /// Keeps what the cache and `prompt` have in common, but for its last token, whose answer is needed.
@@ -368,6 +357,20 @@ impl Session {
                 error.into()
             }
         }
+    }
+}
+
+/// Checks that a prompt has tokens, that they are some, and that they fit.
+pub(super) fn check_prompt(prompt: &[u32], context_tokens: usize, n_vocab: usize) -> Result<(), EngineError> {
+    if prompt.is_empty() {
+        return Err(EngineError::EmptyPrompt);
+    }
+    if prompt.len() > context_tokens {
+        return Err(EngineError::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
+    }
+    match prompt.iter().position(|&id| id as usize >= n_vocab) {
+        Some(place) => Err(EngineError::NoSuchToken { place, id: prompt[place], n_vocab }),
+        None => Ok(()),
     }
 }
 

@@ -1,5 +1,5 @@
-//! AVX-512 with VNNI: `vpdpbusd` multiplies the raw unsigned codes with signed activations; minima take the offset
-//! back through the sums of the activations.
+//! AVX-512 with VNNI: `vpdpbusd` multiplies the raw unsigned codes with signed activations; sums begin at what takes the
+//! codes' offset back.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -19,8 +19,10 @@ use crate::order::Order;
 
 pub(crate) struct Avx512;
 
+/// Panels of a tile: a load of input codes serves both. Zen 4 loads one vector a cycle, as many as it multiplies.
+const PANELS: usize = 2;
 /// Input rows of a tile: 12 integer and 12 float accumulators of 32 registers.
-const TILE: usize = 12;
+const TILE: usize = 6;
 
 macro_rules! kernel {
     ($name:ident<$T:ident: $bound:path> => $body:expr) => {
@@ -37,19 +39,10 @@ kernel!(tall<F: Format> => drive::tall::<Avx512, F>);
 kernel!(floats_flat<T: Float> => drive_floats::floats_flat::<Avx512, T>);
 kernel!(floats_tall<T: Float> => drive_floats::floats_tall::<Avx512, T, 16>);
 
-/// For vector `j` of a chunk's four, the sub-block of each of its lanes (of 4 weights).
-const SUB32: [[i32; 16]; 4] = lane_subs(8);
-const SUB16: [[i32; 16]; 4] = lane_subs(4);
-
-const fn lane_subs(lanes_per_sub: usize) -> [[i32; 16]; 4] {
-    let mut out = [[0; 16]; 4];
-    let mut lane = 0;
-    while lane < 64 {
-        out[lane / 16][lane % 16] = (lane / lanes_per_sub) as i32;
-        lane += 1;
-    }
-    out
-}
+/// Where the sum of sub-block `n`'s products stands among those of sixteen columns each (see [`sums_of_sixteen`]): of 16
+/// columns, or of the first and of the last 16 of 32.
+const PLACES16: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+const PLACES32: [i32; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 
 /// Each of eight activation scales twice.
 const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
@@ -57,16 +50,23 @@ const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl Engine for Avx512 {
     type Weights = Chunk;
-    type Sum = [__m512; 2];
+    /// Sub-blocks `n`, `n + 8`, `n + 16`, ... in lane `n`.
+    type Sum = __m256;
     type Floats = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 16;
+    const PANELS: usize = PANELS;
     const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    fn takes_offset_back<F: Format>() -> bool {
+        false
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sum {
         // SAFETY: see the impl.
-        unsafe { [_mm512_setzero_ps(); 2] }
+        unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
@@ -97,32 +97,57 @@ impl Engine for Avx512 {
     unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Chunk, input: QuantRow) -> Self::Sum {
         // SAFETY: see the impl.
         unsafe {
-            let mut sum = sum;
-            let own = _mm512_zextps256_ps512(_mm256_loadu_ps(input.scales));
-            let (own, sums, subs) = if F::SUB == 32 {
-                (own, _mm512_zextps256_ps512(_mm256_loadu_ps(input.sums32)), &SUB32)
-            } else {
-                let twice = _mm512_loadu_si512(TWICE.as_ptr().cast());
-                (_mm512_permutexvar_ps(twice, own), _mm512_loadu_ps(input.sums16), &SUB16)
-            };
-            let scales = _mm512_mul_ps(weights.scales, own);
-            if drive::adds_mins::<Self, F>() {
-                sum[1] = _mm512_fmadd_ps(weights.mins, sums, sum[1]);
-            }
-            for part in 0..4 {
+            let products = |part: usize| {
                 let x = _mm512_loadu_si512(input.codes.add(64 * part).cast());
-                let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.codes[part], x);
-                let scale = _mm512_permutexvar_ps(_mm512_loadu_si512(subs[part].as_ptr().cast()), scales);
-                sum[part % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum[part % 2]);
+                _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.codes[part], x)
+            };
+            let sums = sums_of_sixteen([products(0), products(1), products(2), products(3)]);
+            let own = _mm256_loadu_ps(input.scales);
+            if F::SUB == 32 {
+                let halves = _mm512_permutexvar_epi32(_mm512_loadu_si512(PLACES32.as_ptr().cast()), sums);
+                let sums = _mm256_add_epi32(_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves));
+                let sums = _mm256_add_epi32(
+                    sums,
+                    _mm512_castsi512_si256(begin::<F>(_mm512_castsi256_si512(_mm256_loadu_si256(
+                        input.minus32.cast(),
+                    )))),
+                );
+                let [scales, mins] = [weights.scales, weights.mins].map(|lanes| _mm512_castps512_ps256(lanes));
+                return add::<F>(sum, sums, scales, mins, own, _mm256_loadu_ps(input.sums32));
             }
-            sum
+            let sums = _mm512_permutexvar_epi32(_mm512_loadu_si512(PLACES16.as_ptr().cast()), sums);
+            let sums = _mm512_add_epi32(sums, begin::<F>(_mm512_loadu_si512(input.minus16.cast())));
+            let own = _mm512_permutexvar_ps(_mm512_loadu_si512(TWICE.as_ptr().cast()), _mm512_castps256_ps512(own));
+            let first = |lanes: __m512| _mm512_castps512_ps256(lanes);
+            let sum = add::<F>(
+                sum,
+                _mm512_castsi512_si256(sums),
+                first(weights.scales),
+                first(weights.mins),
+                first(own),
+                _mm256_loadu_ps(input.sums16),
+            );
+            let last = |lanes: __m512| _mm512_extractf32x8_ps::<1>(lanes);
+            add::<F>(
+                sum,
+                _mm512_extracti64x4_epi64::<1>(sums),
+                last(weights.scales),
+                last(weights.mins),
+                last(own),
+                _mm256_loadu_ps(input.sums16.add(8)),
+            )
         }
     }
 
     #[inline(always)]
     unsafe fn total(sum: Self::Sum) -> f32 {
         // SAFETY: see the impl.
-        unsafe { _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1])) }
+        unsafe {
+            // As [`sum_of_eight`].
+            let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
     }
 
     #[inline(always)]
@@ -153,14 +178,14 @@ impl Engine for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn pack<F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
+    unsafe fn pack<F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize) {
         // SAFETY: see the impl.
         unsafe {
             match (F::LAYOUT, job.weight.order) {
                 (Some(layout), Order::Sixteens) if n_rows == PANEL_ROWS => {
-                    whole_panel::<F>(job, layout, Woven::new(job.row_start(row)));
+                    whole_panel::<F>(job, number, layout, Woven::new(job.row_start(row)));
                 }
-                _ => drive::pack::<Self, F>(job, row, n_rows),
+                _ => drive::pack::<Self, F>(job, number, row, n_rows),
             }
         }
     }
@@ -219,13 +244,13 @@ impl Engine for Avx512 {
     }
 }
 
-/// Unpacks sixteen weight rows that lie side by side into the panel.
+/// Unpacks sixteen weight rows that lie side by side into a panel.
 ///
 /// # Safety
 /// The kernels' instructions; the blocks are those of the job's rows.
 #[inline(always)]
-unsafe fn whole_panel<F: Format>(job: &Job<'_>, layout: Layout, blocks: Woven) {
-    let (codes, scales, mins) = (job.panel.values.at(0), job.panel.scales.at(0), job.panel.mins.at(0));
+unsafe fn whole_panel<F: Format>(job: &Job<'_>, number: usize, layout: Layout, blocks: Woven) {
+    let (codes, scales, mins) = drive::panel::<Avx512, F>(job, number);
     let subs = F::LEN / F::SUB * PANEL_ROWS;
     // SAFETY: the caller's promises; the scratch holds all columns.
     unsafe {
@@ -236,14 +261,62 @@ unsafe fn whole_panel<F: Format>(job: &Job<'_>, layout: Layout, blocks: Woven) {
                 mins: mins.add(block * subs),
             };
             lanes_avx512::unpack::<F, _>(layout, blocks.advance::<F>(block), panel, || {});
-            if F::OFFSET > 0 {
-                for sub in 0..F::LEN / F::SUB {
-                    let scale = _mm512_load_ps(panel.scales.add(PANEL_ROWS * sub));
-                    let min = _mm512_fnmadd_ps(_mm512_set1_ps(f32::from(F::OFFSET)), scale, _mm512_setzero_ps());
-                    _mm512_store_ps(panel.mins.add(PANEL_ROWS * sub), min);
-                }
-            }
         }
+    }
+}
+
+/// Where sums of products with raw codes begin, from negated sums of the other side's codes.
+#[inline(always)]
+unsafe fn begin<F: Format>(minus: __m512i) -> __m512i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        if F::OFFSET == 0 {
+            _mm512_setzero_si512()
+        } else if F::OFFSET.is_power_of_two() {
+            _mm512_sllv_epi32(minus, _mm512_set1_epi32(F::OFFSET.trailing_zeros().cast_signed()))
+        } else {
+            _mm512_mullo_epi32(minus, _mm512_set1_epi32(i32::from(F::OFFSET)))
+        }
+    }
+}
+
+/// Sums of four each of the products of a chunk's 64 columns times four: element `4 * n + part` belongs to columns
+/// `64 * part + 16 * n` on.
+#[inline(always)]
+unsafe fn sums_of_sixteen(products: [__m512i; 4]) -> __m512i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let pairs = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (first, last) = (pairs(products[0], products[1]), pairs(products[2], products[3]));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(first, last), _mm512_unpackhi_epi64(first, last))
+    }
+}
+
+/// Adds eight sub-blocks, in the order and with the roundings of the kernel for several input rows
+/// (`flat_avx512::products`), so that results are the same to the bit.
+#[inline(always)]
+unsafe fn add<F: Format>(
+    sum: __m256,
+    products: __m256i,
+    scales: __m256,
+    mins: __m256,
+    own: __m256,
+    sums: __m256,
+) -> __m256 {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_mul_ps(scales, own), sum);
+        if F::HAS_MIN { _mm256_fmadd_ps(mins, sums, sum) } else { sum }
+    }
+}
+
+/// The sum of eight, by the tree that [`Avx512::total`] adds its lanes by.
+#[inline(always)]
+pub(super) unsafe fn sum_of_eight(sums: &[__m512; 8]) -> __m512 {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let pair = |n: usize| _mm512_add_ps(sums[n], sums[n + 4]);
+        _mm512_add_ps(_mm512_add_ps(pair(0), pair(2)), _mm512_add_ps(pair(1), pair(3)))
     }
 }
 
@@ -267,7 +340,7 @@ fn far(odd_strides: &[usize; TILE / 2], index: usize) -> usize {
     odd_strides[(index >> twos) / 2] << twos
 }
 
-/// The panel times `N` input rows from `start` on: 16 weight rows in the lanes, 4 columns an instruction.
+/// Panels times `N` input rows from `start` on: 16 weight rows each in the lanes, 4 columns an instruction.
 ///
 /// # Safety
 /// As the kernels; the input rows are there.
@@ -276,41 +349,58 @@ unsafe fn tile<F: Format, const N: usize>(job: &Job<'_>, row: usize, n_rows: usi
     let input = job.input.quant_row(start);
     let (stride, n_chunks) = (job.input.stride(), job.input.n_chunks());
     let (scale_stride, sums_stride) = (n_chunks * 8, n_chunks * CHUNK / F::SUB);
-    let sums_of = if F::SUB == 32 { input.sums32 } else { input.sums16 };
-    let (mut codes, mut x) = (job.panel.values.at(0).cast_const(), input.codes);
-    let (scales, mins) = (job.panel.scales.at(0).cast_const(), job.panel.mins.at(0).cast_const());
-    // SAFETY: the panel and `N` input rows have `cols / SUB` sub-blocks; instructions as the caller promised.
+    let (sums_of, minus) = if F::SUB == 32 { (input.sums32, input.minus32) } else { (input.sums16, input.minus16) };
+    let (mut codes, scales, mins) = drive::panel::<Avx512, F>(job, 0);
+    let (second, second_sub) = (16 * CHUNK * n_chunks, 16 * CHUNK * n_chunks / F::SUB);
+    let mut x = input.codes;
+    // SAFETY: the panels and `N` input rows have `cols / SUB` sub-blocks; instructions as the caller promised.
     unsafe {
-        let mut sums = [_mm512_setzero_ps(); N];
+        let mut sums = [[_mm512_setzero_ps(); PANELS]; N];
         let strides = std::array::from_fn(|half| opaque((2 * half + 1) * stride));
         for sub in 0..job.cols() / F::SUB {
-            let mut products = [_mm512_setzero_si512(); N];
+            let mut products = [[_mm512_setzero_si512(); PANELS]; N];
+            if F::OFFSET > 0 {
+                for (index, products) in products.iter_mut().enumerate() {
+                    *products = [begin::<F>(_mm512_set1_epi32(*minus.add(index * sums_stride + sub))); PANELS];
+                }
+            }
             for step in 0..F::SUB / 4 {
-                let weights = _mm512_load_si512(codes.add(64 * step).cast());
+                let weights = codes.add(64 * step);
+                let weights = [0, second].map(|panel| _mm512_load_si512(weights.add(panel).cast()));
                 for (index, products) in products.iter_mut().enumerate() {
                     let four = x.add(far(&strides, index) + 4 * step).cast::<i32>().read_unaligned();
-                    *products = _mm512_dpbusd_epi32(*products, weights, _mm512_set1_epi32(four));
-                    // No instruction: it keeps the compiler from sorting by input row, which makes chains that wait.
-                    asm!("/* {0} */", inout(zmm_reg) * products, options(nomem, nostack, preserves_flags));
+                    let four = _mm512_set1_epi32(four);
+                    for (products, weights) in products.iter_mut().zip(weights) {
+                        *products = _mm512_dpbusd_epi32(*products, weights, four);
+                        // No instruction: it keeps the compiler from sorting by input row, which makes chains that wait.
+                        asm!("/* {0} */", inout(zmm_reg) * products, options(nomem, nostack, preserves_flags));
+                    }
                 }
             }
             codes = codes.add(16 * F::SUB);
             x = x.add(F::SUB);
-            let scale = _mm512_load_ps(scales.add(16 * sub));
-            let min = _mm512_load_ps(mins.add(16 * sub));
-            for (index, sum) in sums.iter_mut().enumerate() {
+            let scale = [0, second_sub].map(|panel| _mm512_load_ps(scales.add(panel + 16 * sub)));
+            let min = [0, second_sub].map(|panel| _mm512_load_ps(mins.add(panel + 16 * sub)));
+            for (index, sums) in sums.iter_mut().enumerate() {
                 let own = _mm512_set1_ps(*input.scales.add(index * scale_stride + sub * F::SUB / 32));
-                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[index]), _mm512_mul_ps(scale, own), *sum);
-                if drive::adds_mins::<Avx512, F>() {
-                    let own = _mm512_set1_ps(*sums_of.add(index * sums_stride + sub));
-                    *sum = _mm512_fmadd_ps(min, own, *sum);
+                let of_row = _mm512_set1_ps(*sums_of.add(index * sums_stride + sub));
+                for (panel, sum) in sums.iter_mut().enumerate() {
+                    let product = _mm512_cvtepi32_ps(products[index][panel]);
+                    *sum = _mm512_fmadd_ps(product, _mm512_mul_ps(scale[panel], own), *sum);
+                    if F::HAS_MIN {
+                        *sum = _mm512_fmadd_ps(min[panel], of_row, *sum);
+                    }
                 }
             }
         }
-        for (index, sum) in sums.into_iter().enumerate() {
-            let mut lanes = [0.0; 16];
-            _mm512_storeu_ps(lanes.as_mut_ptr(), sum);
-            drive::put(job, start + index, row, n_rows, &lanes);
+        for (index, sums) in sums.into_iter().enumerate() {
+            for (panel, sum) in sums.into_iter().enumerate() {
+                let mut lanes = [0.0; 16];
+                _mm512_storeu_ps(lanes.as_mut_ptr(), sum);
+                if n_rows > 16 * panel {
+                    drive::put(job, start + index, row + 16 * panel, (n_rows - 16 * panel).min(16), &lanes);
+                }
+            }
         }
     }
     N

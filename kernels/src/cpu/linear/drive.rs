@@ -7,7 +7,7 @@
 
 use super::format::{Format, Unpacked, unpack_stored};
 use super::input::{CHUNK, Outlier, QuantRow};
-use super::job::{Job, PANEL_ROWS};
+use super::job::{Job, PANEL_ROWS, PANELS};
 use super::scalar::Float;
 
 /// Input rows met with one unpacked chunk.
@@ -28,6 +28,8 @@ pub(crate) trait Engine {
     const LANES: usize;
     /// Weight rows of a panel, at most [`PANEL_ROWS`].
     const ROWS: usize;
+    /// Panels that a tile takes side by side, at most [`PANELS`].
+    const PANELS: usize = 1;
     /// Whether kernels multiply the raw unsigned codes, so that minima must take the offset back.
     const UNSIGNED: bool;
 
@@ -76,16 +78,16 @@ pub(crate) trait Engine {
             }
         }
     }
-    /// Unpacks `n_rows` weight rows, at most [`Engine::ROWS`], into the panel; rows that are missing get scales of zero.
+    /// Unpacks `n_rows` weight rows, at most [`Engine::ROWS`], into panel `number`; rows that are missing get scales of zero.
     #[inline(always)]
-    unsafe fn pack<F: Format>(job: &Job<'_>, row: usize, n_rows: usize)
+    unsafe fn pack<F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize)
     where
         Self: Sized,
     {
         // SAFETY: the caller's promise.
-        unsafe { pack::<Self, F>(job, row, n_rows) };
+        unsafe { pack::<Self, F>(job, number, row, n_rows) };
     }
-    /// Runs a panel over all input rows of a job.
+    /// Runs panels (see [`panel`]) of `n_rows` weight rows from `row` on over all input rows of a job.
     unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize);
 
     /// Zero in every lane.
@@ -154,13 +156,6 @@ fn settle_mins<E: Engine, F: Format>(weights: &mut Unpacked) {
     }
 }
 
-/// Whether the engine has to add minima at all.
-#[inline(always)]
-#[cfg(target_arch = "x86_64")]
-pub(crate) const fn adds_mins<E: Engine, F: Format>() -> bool {
-    F::HAS_MIN || (E::UNSIGNED && F::OFFSET > 0)
-}
-
 /// Few input rows.
 ///
 /// # Safety
@@ -172,10 +167,10 @@ pub(crate) unsafe fn flat<E: Engine, F: Format>(job: &Job<'_>) {
         let end = job.input_rows.end.min(start + FLAT_ROWS);
         // SAFETY: the caller's promises.
         unsafe {
-            if end - start == 1 {
-                flat_rows::<E, F, 1>(job, start, 1);
-            } else {
-                flat_rows::<E, F, FLAT_ROWS>(job, start, end - start);
+            match end - start {
+                1 => flat_rows::<E, F, 1>(job, start, 1),
+                2 => flat_rows::<E, F, 2>(job, start, 2),
+                count => flat_rows::<E, F, FLAT_ROWS>(job, start, count),
             }
         }
         start = end;
@@ -186,7 +181,8 @@ pub(crate) unsafe fn flat<E: Engine, F: Format>(job: &Job<'_>) {
 unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start: usize, count: usize) {
     let chunk_bytes = CHUNK / F::LEN * F::BYTES;
     let inputs: [QuantRow; MAX] = std::array::from_fn(|index| job.input.quant_row(start + index.min(count - 1)));
-    let count = if MAX == 1 { 1 } else { count };
+    // A number known beforehand where there are few.
+    let count = if MAX < FLAT_ROWS { MAX } else { count };
     // SAFETY: the caller's promises; an input row has `n_chunks` whole chunks.
     unsafe {
         let (mut weights, mut plain) = (E::no_weights(), Unpacked::new());
@@ -214,7 +210,7 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                 for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
                     input.advance(chunk).outliers_of_chunk(|Outlier { at, value }| {
                         let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
-                        *sum += plain.scales[at / F::SUB] * code * value;
+                        *sum = (plain.scales[at / F::SUB] * code).mul_add(value, *sum);
                     });
                 }
             }
@@ -233,22 +229,35 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
 pub(crate) unsafe fn tall<E: Engine, F: Format>(job: &Job<'_>) {
     let mut row = job.rows.start;
     while row < job.rows.end {
-        let n_rows = E::ROWS.min(job.rows.end - row);
-        // SAFETY: the caller's promises; `n_rows <= ROWS <= PANEL_ROWS`.
+        let n_rows = (E::PANELS * E::ROWS).min(job.rows.end - row);
+        // SAFETY: the caller's promises; `in_panel <= ROWS <= PANEL_ROWS`.
         unsafe {
-            E::pack::<F>(job, row, n_rows);
+            let in_panel = |number: usize| n_rows.saturating_sub(number * E::ROWS).min(E::ROWS);
+            for number in 0..E::PANELS {
+                E::pack::<F>(job, number, row + number * E::ROWS, in_panel(number));
+            }
             E::tiles::<F>(job, row, n_rows);
-            add_outliers::<E, F>(job, row, n_rows);
+            for number in 0..n_rows.div_ceil(E::ROWS) {
+                add_outliers::<E, F>(job, number, row + number * E::ROWS, in_panel(number));
+            }
         }
         row += n_rows;
     }
 }
 
-/// Adds the products of the panel with the outliers of all input rows.
+/// Codes, scales and minima of a panel in the scratch.
 #[inline(always)]
-unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
-    let words = job.panel.values.at(0).cast::<u32>().cast_const();
-    let scales = job.panel.scales.at(0).cast_const();
+pub(crate) fn panel<E: Engine, F: Format>(job: &Job<'_>, number: usize) -> (*mut u8, *mut f32, *mut f32) {
+    debug_assert!(number < E::PANELS && E::PANELS <= PANELS);
+    let codes = number * E::ROWS * CHUNK * job.input.n_chunks();
+    (job.panel.values.at(codes), job.panel.scales.at(codes / F::SUB), job.panel.mins.at(codes / F::SUB))
+}
+
+/// Adds the products of a panel with the outliers of all input rows.
+#[inline(always)]
+unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize) {
+    let (codes, scales, _) = panel::<E, F>(job, number);
+    let (words, scales) = (codes.cast::<u32>().cast_const(), scales.cast_const());
     for input_row in job.input_rows.clone() {
         let input = job.input.quant_row(input_row);
         let (mut sums, mut is_any) = ([0.0_f32; PANEL_ROWS], false);
@@ -278,9 +287,9 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: 
     }
 }
 
-/// Unpacks `n_rows` weight rows into the panel; rows that are missing get scales of zero.
+/// Unpacks `n_rows` weight rows into a panel; rows that are missing get scales of zero.
 #[inline(always)]
-pub(super) unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
+pub(super) unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize) {
     const { assert!(E::ROWS <= PANEL_ROWS) };
     let subs = CHUNK / F::SUB;
     let mut rows = [const { Unpacked::new() }; PANEL_ROWS];
@@ -298,8 +307,8 @@ pub(super) unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, row: usize, n_row
                     }
                 }
             }
-            let codes = job.panel.values.at(chunk * CHUNK * E::ROWS).cast::<u32>();
-            let (scales, mins) = (job.panel.scales.at(0), job.panel.mins.at(0));
+            let (codes, scales, mins) = panel::<E, F>(job, number);
+            let codes = codes.add(chunk * CHUNK * E::ROWS).cast::<u32>();
             let first = chunk * subs * E::ROWS;
             E::interleave(&rows, subs, codes, scales.add(first), mins.add(first));
         }

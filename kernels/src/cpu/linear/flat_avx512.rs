@@ -1,7 +1,10 @@
 //! One to sixteen input rows with AVX-512: sixteen weight rows at a time, each in a lane of its own.
 //!
 //! A chunk of sixteen rows is unpacked into a panel that stays in the first cache (see `lanes_avx512`), then met with up
-//! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows. A result
+//! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows.
+//!
+//! One input row alone is not worth turning weights into columns, nor are two where stores are slow: `drive::flat`
+//! multiplies row by row, as the weights that are left over. Both add the same numbers in the same order, so that a result
 //! is the same to the bit however many input rows there are.
 //!
 //! A core waits for memory more than it computes, and has more reads under way when it follows two streams: eight of the
@@ -12,13 +15,14 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx512::{Avx512, opaque};
+use super::avx512::{Avx512, opaque, sum_of_eight};
 use super::drive;
 use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
 use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, Woven, groups, unpack};
 use super::layout::Layout;
+use crate::cpu::isa::works_in_halves;
 use crate::order::Order;
 
 /// Rows of a stream.
@@ -31,7 +35,10 @@ const APART: usize = 88 << 10;
 /// About what unpacking a chunk takes, counted in products of it with an input row.
 const UNPACKING: usize = 5;
 
-/// Input rows at once: as many integer and as many float sums fit the registers.
+/// Sums of a result: sub-block `n` is added to sum `n % SUMS`.
+const SUMS: usize = 8;
+
+/// Input rows at once: as many integer sums, and what they are multiplied with, fit the registers.
 const AT_ONCE: usize = 8;
 /// Input rows of a call at most.
 pub(super) const MOST: usize = 16;
@@ -44,11 +51,16 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     unsafe {
         let layout = match F::LAYOUT {
             Some(layout) => {
-                const { assert!(F::LAYOUT.is_none() || !F::HAS_MIN || F::OFFSET == 0, "one of both") };
+                const { assert!(F::LAYOUT.is_none() || F::OFFSET == 0 || F::OFFSET.is_power_of_two(), "a shift") };
                 layout
             }
             None => return drive::flat::<Avx512, F>(job),
         };
+        // Rows that lie side by side are columns already.
+        let is_few = job.input_rows.len() <= if works_in_halves() { 2 } else { 1 };
+        if is_few && job.weight.order == Order::Rows {
+            return drive::flat::<Avx512, F>(job);
+        }
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
         let whole = job.rows.start..rest.start;
         for start in job.input_rows.clone().step_by(MOST) {
@@ -118,7 +130,8 @@ unsafe fn sixteen_rows<F: Format, B: Sixteen>(
     let at_end = lines.saturating_sub(per_group * n_groups) % (CHUNK / F::SUB);
     // SAFETY: the caller's promises; the scratch holds a chunk of sixteen rows.
     unsafe {
-        let mut sums = [_mm512_setzero_ps(); MOST];
+        let mut sums = [[_mm512_setzero_ps(); SUMS]; MOST];
+        let mut of_outliers = [_mm512_setzero_ps(); MOST];
         for chunk in 0..n_blocks.div_ceil(per_chunk) {
             let first = chunk * per_chunk;
             let n_blocks = per_chunk.min(n_blocks - first);
@@ -148,19 +161,20 @@ unsafe fn sixteen_rows<F: Format, B: Sixteen>(
                     panel,
                     n_subs,
                     inputs,
-                    sums[first..].as_mut_ptr(),
+                    sums[first..].as_mut_ptr().cast(),
                     ahead,
                     if first == 0 { per_sub } else { 0 },
                 );
             }
             ahead.skip(n_subs * per_sub);
             ahead.fetch(at_end);
-            outliers::<F>(job, panel, chunk, input_rows.start, &mut sums[..count]);
+            outliers::<F>(job, panel, chunk, input_rows.start, &mut of_outliers[..count]);
         }
-        for (index, sum) in sums.iter().take(count).enumerate() {
+        for (index, sums) in sums.iter().take(count).enumerate() {
+            let sum = _mm512_add_ps(sum_of_eight(sums), of_outliers[index]);
             let [first, second] = rows.map(|row| job.out.at(input_rows.start + index, row));
-            _mm256_storeu_ps(first, _mm512_castps512_ps256(*sum));
-            _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(*sum));
+            _mm256_storeu_ps(first, _mm512_castps512_ps256(sum));
+            _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(sum));
         }
     }
 }
@@ -171,8 +185,9 @@ struct Inputs {
     codes: *const i8,
     scales: *const f32,
     sums: *const f32,
-    /// What codes are above the weights they stand for.
-    offset: f32,
+    minus: *const i32,
+    /// The shift that multiplies with what codes are above the weights they stand for, where they are.
+    offset: Option<u32>,
     /// Elements from row to row, once, three, five and seven times: of codes, scales and sums.
     strides: [[usize; 4]; 3],
 }
@@ -187,7 +202,8 @@ impl Inputs {
             codes: row.codes,
             scales: row.scales,
             sums: if F::SUB == 32 { row.sums32 } else { row.sums16 },
-            offset: f32::from(F::OFFSET),
+            minus: if F::SUB == 32 { row.minus32 } else { row.minus16 },
+            offset: F::OFFSET.checked_ilog2(),
             strides: [odd(input.stride()), odd(8 * n_chunks), odd(CHUNK / F::SUB * n_chunks)],
         }
     }
@@ -254,14 +270,19 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
     mut ahead: Ahead,
     per_sub: usize,
 ) {
-    let offset = _mm512_set1_ps(-inputs.offset);
+    let offset = _mm512_set1_epi32(inputs.offset.unwrap_or(0).cast_signed());
     let strides = inputs.strides.map(|strides| strides.map(opaque));
     // SAFETY: the caller's promises.
     unsafe {
-        let mut own: [__m512; N] = std::array::from_fn(|index| *sums.add(index));
         for sub in 0..n_subs {
             ahead.fetch(per_sub);
             let mut products = [_mm512_setzero_si512(); N];
+            if !MINS {
+                for (index, products) in products.iter_mut().enumerate() {
+                    let minus = *inputs.minus.add(far(&strides[2], index) + sub);
+                    *products = _mm512_sllv_epi32(_mm512_set1_epi32(minus), offset);
+                }
+            }
             let (codes, x) = (panel.codes.add(ROWS * SUB * sub), inputs.codes.add(SUB * sub));
             for step in 0..SUB / 4 {
                 let weights = _mm512_load_si512(codes.add(64 * step).cast());
@@ -273,21 +294,16 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
                 }
             }
             let scale = _mm512_load_ps(panel.scales.add(ROWS * sub));
-            for (index, own) in own.iter_mut().enumerate() {
+            for (index, product) in products.into_iter().enumerate() {
                 let of_input = _mm512_set1_ps(*inputs.scales.add(far(&strides[1], index) + sub * SUB / 32));
-                let sum = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
-                let product = _mm512_cvtepi32_ps(products[index]);
+                let at = sums.add(SUMS * index + sub % SUMS);
+                let mut sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(scale, of_input), *at);
                 if MINS {
-                    *own = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, of_input), *own);
-                    *own = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), sum, *own);
-                } else {
-                    let product = _mm512_fmadd_ps(product, of_input, _mm512_mul_ps(sum, offset));
-                    *own = _mm512_fmadd_ps(scale, product, *own);
+                    let of_row = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
+                    sum = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), of_row, sum);
                 }
+                *at = sum;
             }
-        }
-        for (index, own) in own.into_iter().enumerate() {
-            *sums.add(index) = own;
         }
     }
 }
@@ -306,7 +322,8 @@ unsafe fn outliers<F: Format>(job: &Job<'_>, panel: Panel, chunk: usize, start: 
             input.outliers_of_chunk(|Outlier { at, value }| {
                 let words = _mm512_load_si512(panel.codes.add(ROWS * (at / 4 * 4)).cast());
                 let down = _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * (at % 4) as i32));
-                let codes = _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(0xFF)));
+                let codes = _mm512_and_si512(down, _mm512_set1_epi32(0xFF));
+                let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(i32::from(F::OFFSET))));
                 let scale = _mm512_load_ps(panel.scales.add(ROWS * (at / F::SUB)));
                 *sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, codes), _mm512_set1_ps(value), *sum);
             });

@@ -21,7 +21,7 @@ const fn lifted(levels: [i8; 16], offset: u8) -> [u8; 16] {
 }
 
 const IQ4_CODES: [u8; 16] = lifted(IQ4_LEVELS, 128);
-const E2M1_CODES: [u8; 16] = lifted(E2M1_DOUBLED, 12);
+const E2M1_CODES: [u8; 16] = lifted(E2M1_DOUBLED, 16);
 
 /// IQ4_NL.
 pub(crate) struct Iq4Nl;
@@ -68,7 +68,7 @@ impl Format for Mxfp4 {
     const BYTES: usize = 17;
     const LEN: usize = 32;
     const SUB: usize = 32;
-    const OFFSET: u8 = 12;
+    const OFFSET: u8 = 16;
     const TABLE: Option<[u8; 16]> = Some(E2M1_CODES);
     const LAYOUT: Option<Layout> = Some(Layout { low: planes(1, 4, 16), high: High::None, scales: Scales::Exponent });
     #[inline(always)]
@@ -84,7 +84,7 @@ impl Format for Nvfp4 {
     const BYTES: usize = 36;
     const LEN: usize = 64;
     const SUB: usize = 16;
-    const OFFSET: u8 = 12;
+    const OFFSET: u8 = 16;
     const TABLE: Option<[u8; 16]> = Some(E2M1_CODES);
     const LAYOUT: Option<Layout> = Some(Layout { low: planes(4, 4, 8), high: High::None, scales: Scales::Small });
     #[inline(always)]

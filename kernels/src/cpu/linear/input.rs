@@ -2,7 +2,8 @@
 //! them.
 //!
 //! A quantized row holds int8 codes with one f32 scale per 32 (round to nearest even, codes -127..=127, so a kernel
-//! may negate them), and per 16 and per 32 the sum of codes times the scale: what minima and code offsets multiply.
+//! may negate them), and per 16 and per 32 the sum of codes, as it is and times the scale: what code offsets and minima
+//! multiply.
 //! Rows are padded with zero codes and zero scales to whole chunks of 256, so kernels have no tails in that
 //! direction, and by one cache line more, so that rows do not compete for the same cache sets.
 //! The outlier of a block, if it has one, has a code of zero and is kept as a float (see `quantize`).
@@ -63,6 +64,8 @@ pub struct Input {
     scales: Block<f32>,
     sums32: Block<f32>,
     sums16: Block<f32>,
+    minus32: Block<i32>,
+    minus16: Block<i32>,
     outliers: Block<f32>,
     places: Block<u8>,
     flags: Block<u8>,
@@ -87,6 +90,12 @@ pub(crate) struct QuantRow {
     pub(crate) sums32: *const f32,
     /// Scale times sum of codes, per 16.
     pub(crate) sums16: *const f32,
+    /// Sum of codes, negated, per 32: where sums of products with a type's raw codes begin, times its offset.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for AVX-512"))]
+    pub(crate) minus32: *const i32,
+    /// Sum of codes, negated, per 16.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for AVX-512"))]
+    pub(crate) minus16: *const i32,
     /// Per 32 the value of an outlier, and its place in the block.
     outliers: *const f32,
     places: *const u8,
@@ -103,6 +112,8 @@ impl QuantRow {
             scales: self.scales.wrapping_add(chunk * 8),
             sums32: self.sums32.wrapping_add(chunk * 8),
             sums16: self.sums16.wrapping_add(chunk * 16),
+            minus32: self.minus32.wrapping_add(chunk * 8),
+            minus16: self.minus16.wrapping_add(chunk * 16),
             outliers: self.outliers.wrapping_add(chunk * 8),
             places: self.places.wrapping_add(chunk * 8),
             flags: self.flags.wrapping_add(chunk),
@@ -170,6 +181,8 @@ impl Input {
             scales: Block::try_new(quant_rows * n_chunks * 8)?,
             sums32: Block::try_new(quant_rows * n_chunks * 8)?,
             sums16: Block::try_new(quant_rows * n_chunks * 16)?,
+            minus32: Block::try_new(quant_rows * n_chunks * 8)?,
+            minus16: Block::try_new(quant_rows * n_chunks * 16)?,
             outliers: Block::try_new(quant_rows * n_chunks * 8)?,
             places: Block::try_new(quant_rows * n_chunks * 8)?,
             flags: Block::try_new(quant_rows * n_chunks)?,
@@ -187,8 +200,8 @@ impl Input {
                 let tile_rows = tile_rows(isa, kind, max_rows);
                 let max_rows = max_rows * kind.code_rows();
                 Block::<i8>::bytes_for(max_rows * stride)
-                    + 3 * Block::<f32>::bytes_for(max_rows * n_chunks * 8)
-                    + Block::<f32>::bytes_for(max_rows * n_chunks * 16)
+                    + 4 * Block::<f32>::bytes_for(max_rows * n_chunks * 8)
+                    + 2 * Block::<f32>::bytes_for(max_rows * n_chunks * 16)
                     + Block::<u8>::bytes_for(max_rows * n_chunks * 8)
                     + Block::<u8>::bytes_for(max_rows * n_chunks)
                     + Block::<u16>::bytes_for(input_tiles::len(tile_rows, n_chunks))
@@ -219,6 +232,7 @@ impl Input {
     /// Bytes taken.
     pub fn bytes(&self) -> u64 {
         let quantized = self.codes.bytes() + self.scales.bytes() + self.sums32.bytes() + self.sums16.bytes();
+        let quantized = quantized + self.minus32.bytes() + self.minus16.bytes();
         let outliers = self.outliers.bytes() + self.places.bytes() + self.flags.bytes();
         self.floats.bytes() + quantized + outliers + self.tiles.bytes()
     }
@@ -311,6 +325,8 @@ impl Input {
                 scales: std::slice::from_raw_parts_mut(self.scales.at(first), n_blocks),
                 sums32: std::slice::from_raw_parts_mut(self.sums32.at(first), n_blocks),
                 sums16: std::slice::from_raw_parts_mut(self.sums16.at(2 * first), 2 * n_blocks),
+                minus32: std::slice::from_raw_parts_mut(self.minus32.at(first), n_blocks),
+                minus16: std::slice::from_raw_parts_mut(self.minus16.at(2 * first), 2 * n_blocks),
                 outliers: std::slice::from_raw_parts_mut(self.outliers.at(first), n_blocks),
                 places: std::slice::from_raw_parts_mut(self.places.at(first), n_blocks),
                 flags: std::slice::from_raw_parts_mut(self.flags.at(first_chunk), cols.div_ceil(CHUNK)),
@@ -355,6 +371,8 @@ impl Input {
             scales: self.scales.at(row * self.n_chunks * 8),
             sums32: self.sums32.at(row * self.n_chunks * 8),
             sums16: self.sums16.at(row * self.n_chunks * 16),
+            minus32: self.minus32.at(row * self.n_chunks * 8),
+            minus16: self.minus16.at(row * self.n_chunks * 16),
             outliers: self.outliers.at(row * self.n_chunks * 8),
             places: self.places.at(row * self.n_chunks * 8),
             flags: self.flags.at(row * self.n_chunks),

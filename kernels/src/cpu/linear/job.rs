@@ -82,6 +82,8 @@ impl Job<'_> {
 
 /// Weight rows of a panel, at most.
 pub(crate) const PANEL_ROWS: usize = 16;
+/// Panels of codes at once, at most: no more bytes than one of floats.
+pub(crate) const PANELS: usize = 2;
 
 /// Weight rows whose sums wait for the next columns together, and tiles of input rows: half of a second-level cache's
 /// megabyte or two.
@@ -92,15 +94,15 @@ pub(crate) const SUM_TILES: usize = 32;
 fn lens(isa: Isa, cols: usize) -> [usize; 3] {
     let sums = if isa == Isa::Amx { SUM_ROWS * SUM_TILES * TILE_ROWS } else { 0 };
     // Two panels for AMX are no larger than 1024 columns of one for others.
-    [cols.max(1024) * PANEL_ROWS * size_of::<f32>(), cols / 16 * PANEL_ROWS, sums]
+    [cols.max(1024) * PANEL_ROWS * size_of::<f32>(), cols / 16 * PANEL_ROWS * PANELS, sums]
 }
 
 /// What one worker works in: room for an unpacked panel. Made once; products allocate nothing.
 pub struct Scratch {
     max_cols: usize,
-    /// Codes, or floats: `PANEL_ROWS` x columns, in the order of the micro-kernel.
+    /// Codes of [`PANELS`] panels, or floats of one: `PANEL_ROWS` x columns, in the order of the micro-kernel.
     pub(crate) values: Block<u8>,
-    /// Scales, per 16 or 32 columns `PANEL_ROWS` of them.
+    /// Scales, per panel and 16 or 32 columns `PANEL_ROWS` of them.
     pub(crate) scales: Block<f32>,
     /// Minima, likewise.
     pub(crate) mins: Block<f32>,

@@ -15,14 +15,17 @@ const SMALLEST_PEAK: f32 = 1e-35;
 /// Adding and subtracting 1.5 * 2^23 rounds to the nearest even whole number.
 const MAGIC: f32 = 12_582_912.0;
 
-/// Where a quantized row goes. Per block of 32: 32 codes, one scale, one sum, two sums of 16 and one outlier; per eight
-/// blocks a byte of flags.
+/// Where a quantized row goes. Per block of 32: 32 codes, one scale, one sum and one count, two of each for 16, and one
+/// outlier; per eight blocks a byte of flags.
 pub(crate) struct Quantized<'a> {
     pub(crate) codes: &'a mut [i8],
     pub(crate) scales: &'a mut [f32],
     /// Sum of the values that codes stand for, and of the outlier.
     pub(crate) sums32: &'a mut [f32],
     pub(crate) sums16: &'a mut [f32],
+    /// The codes' sum, negated.
+    pub(crate) minus32: &'a mut [i32],
+    pub(crate) minus16: &'a mut [i32],
     /// Value of each block's outlier, where it has one.
     pub(crate) outliers: &'a mut [f32],
     /// Its place in the block.
@@ -61,20 +64,27 @@ fn avx2(values: &[f32], out: Quantized<'_>) {
 
 #[inline(always)]
 fn body(values: &[f32], out: Quantized<'_>) {
-    let Quantized { codes, scales, sums32, sums16, outliers, places, flags } = out;
+    let Quantized { codes, scales, sums32, sums16, minus32, minus16, outliers, places, flags } = out;
     flags.fill(0);
     let blocks = values.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0);
     let outs = scales.iter_mut().zip(sums32.iter_mut()).zip(sums16.as_chunks_mut::<2>().0);
     for (block, ((values, codes), ((scale, sum32), sum16))) in blocks.zip(outs).enumerate() {
         let peak = peak_of(values);
         let outlier = if has_outlier(values, peak) { place_of(values, peak) } else { None };
+        let mut put = |values: &[f32; 32], peak: f32| {
+            let sums = block_of(values, peak, codes, scale);
+            *sum16 = sums.map(|sum| *scale * sum as f32);
+            *sum32 = *scale * (sums[0] + sums[1]) as f32;
+            minus16[2 * block..2 * block + 2].copy_from_slice(&sums.map(|sum| -sum));
+            minus32[block] = -(sums[0] + sums[1]);
+        };
         let Some(place) = outlier else {
-            block_of(values, peak, codes, scale, sum32, sum16);
+            put(values, peak);
             continue;
         };
         let mut rest = *values;
         rest[place] = 0.0;
-        block_of(&rest, peak_of(&rest), codes, scale, sum32, sum16);
+        put(&rest, peak_of(&rest));
         let value = values[place];
         sum16[place / 16] += value;
         *sum32 += value;
@@ -123,15 +133,9 @@ fn place_of(values: &[f32; 32], peak: f32) -> Option<usize> {
     values.iter().position(|value| value.abs() == peak)
 }
 
+/// Codes and scale of a block; the sums of both halves' codes.
 #[inline(always)]
-fn block_of(
-    values: &[f32; 32],
-    peak: f32,
-    codes: &mut [i8; 32],
-    scale: &mut f32,
-    sum32: &mut f32,
-    sum16: &mut [f32; 2],
-) {
+fn block_of(values: &[f32; 32], peak: f32, codes: &mut [i8; 32], scale: &mut f32) -> [i32; 2] {
     let is_finite = peak < f32::INFINITY;
     let is_used = is_finite && peak >= SMALLEST_PEAK;
     let inverse = if is_used { 127.0 / peak } else { 0.0 };
@@ -145,9 +149,7 @@ fn block_of(
         *code = ((scaled + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32) as i8;
     }
     let sum = |half: usize| codes[16 * half..16 * half + 16].iter().map(|code| i32::from(*code)).sum::<i32>();
-    let (first, second) = (sum(0), sum(1));
-    *sum16 = [*scale * first as f32, *scale * second as f32];
-    *sum32 = *scale * (first + second) as f32;
+    [sum(0), sum(1)]
 }
 
 #[cfg(test)]
@@ -170,18 +172,25 @@ mod tests {
         let n = values.len() / 32;
         let (mut codes, mut scales) = (vec![1; 32 * n], vec![1.0; n]);
         let (mut sums32, mut sums16) = (vec![1.0; n], vec![1.0; 2 * n]);
+        let (mut minus32, mut minus16) = (vec![1; n], vec![1; 2 * n]);
         let (mut outliers, mut places, mut flags) = (vec![1.0; n], vec![1; n], vec![255; n.div_ceil(8)]);
         let out = Quantized {
             codes: &mut codes,
             scales: &mut scales,
             sums32: &mut sums32,
             sums16: &mut sums16,
+            minus32: &mut minus32,
+            minus16: &mut minus16,
             outliers: &mut outliers,
             places: &mut places,
             flags: &mut flags,
         };
         // SAFETY: tests pass sets from `Isa::available`.
         unsafe { quantize(isa, values, out) };
+        for (halves, codes) in minus16.iter().zip(codes.chunks(16)) {
+            assert_eq!(-halves, codes.iter().map(|code| i32::from(*code)).sum::<i32>());
+        }
+        assert!(minus32.iter().zip(minus16.chunks(2)).all(|(whole, halves)| *whole == halves[0] + halves[1]));
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
         let flagged = (0..n).filter(|block| flags[block / 8] & 1 << (block % 8) != 0);
         let outliers = flagged.map(|block| (block, usize::from(places[block]), outliers[block])).collect();

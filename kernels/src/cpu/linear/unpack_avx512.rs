@@ -14,7 +14,7 @@ use super::layout::{Blocks, High, Layout, Planes, Scales, high_of, low_of};
 pub(crate) struct Chunk {
     pub(super) codes: [__m512i; 4],
     pub(super) scales: __m512,
-    /// What the sums of activations are multiplied with: the minima less the offset of the codes.
+    /// What the sums of activations are multiplied with.
     pub(super) mins: __m512,
 }
 
@@ -47,9 +47,6 @@ pub(super) unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Chunk) {
                     out.mins = _mm512_maskz_mov_ps(0xFF, out.mins);
                 }
             }
-        }
-        if F::OFFSET > 0 {
-            out.mins = _mm512_fnmadd_ps(_mm512_set1_ps(f32::from(F::OFFSET)), out.scales, out.mins);
         }
     }
 }
@@ -298,8 +295,7 @@ mod tests {
         for sub in 0..CHUNK / F::SUB {
             let same = |found: f32, plain: f32| found == plain || (found.is_nan() && plain.is_nan());
             assert!(same(found.scales[sub], plain.scales[sub]), "scale {sub}");
-            let offset = if F::OFFSET > 0 { f32::from(F::OFFSET) * plain.scales[sub] } else { 0.0 };
-            let min = if F::HAS_MIN { plain.mins[sub] } else { 0.0 } - offset;
+            let min = if F::HAS_MIN { plain.mins[sub] } else { 0.0 };
             assert!(same(found.mins[sub], min), "minimum {sub}: {} is not {min}", found.mins[sub]);
         }
     }

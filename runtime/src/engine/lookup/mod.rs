@@ -7,6 +7,7 @@
 mod index;
 mod odds;
 
+use super::error::EngineError;
 use index::{Index, Match};
 use odds::{Odds, Witness};
 
@@ -30,6 +31,18 @@ impl Speculate {
     /// Lookup with drafts of up to 15 tokens: steps of 16 rows.
     pub const fn lookup() -> Self {
         Self::Lookup { max_draft: 15 }
+    }
+}
+
+/// Checks the parameters.
+pub(super) fn check(speculate: Speculate) -> Result<(), EngineError> {
+    match speculate {
+        Speculate::Lookup { max_draft } if !(1..=MOST_DRAFT).contains(&max_draft) => Err(EngineError::OutOfRange {
+            parameter: "max_draft",
+            found: max_draft,
+            expected: format!("1 to {MOST_DRAFT}"),
+        }),
+        _ => Ok(()),
     }
 }
 

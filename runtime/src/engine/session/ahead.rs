@@ -7,7 +7,7 @@ use farpost_kernels::backend::{Answer, DeviceError, WantKind};
 
 use super::Session;
 use crate::engine::error::EngineError;
-use crate::engine::lookup::{Drafter, MOST_DRAFT, Speculate};
+use crate::engine::lookup::{Drafter, Speculate};
 
 /// The rows of the last step, as far as they answer what comes next.
 #[derive(Debug, Default)]
@@ -38,18 +38,6 @@ impl Ahead {
     pub(super) fn choose(&mut self, id: u32) {
         self.is_right = self.rows.get(self.n_sure) == Some(&id);
         self.accepted_tokens += usize::from(self.is_right);
-    }
-}
-
-/// Checks the parameters.
-pub(super) fn check(speculate: Speculate) -> Result<(), EngineError> {
-    match speculate {
-        Speculate::Lookup { max_draft } if !(1..=MOST_DRAFT).contains(&max_draft) => Err(EngineError::OutOfRange {
-            parameter: "max_draft",
-            found: max_draft,
-            expected: format!("1 to {MOST_DRAFT}"),
-        }),
-        _ => Ok(()),
     }
 }
 

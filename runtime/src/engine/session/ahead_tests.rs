@@ -9,33 +9,14 @@ use proptest::prelude::*;
 
 use super::super::lookup::Speculate;
 use super::super::sampling::{Dry, Mirostat, Sampling, Xtc};
-use super::tests::fake::Fake;
-use super::tests::{generate, greedy, mixed, model, open, text_ids};
+use super::tests::{generate, greedy, model, open};
 use super::*;
+use crate::engine::fake::{Fake, N_COPIED, copying, text_ids};
 
 const HOW: Speculate = Speculate::lookup();
 
-/// Tokens that texts are made of.
-const N_TOKENS: usize = 12;
-
-/// After the last two tokens comes what came after them before, but for one time in `surprise`.
-fn copying(model: &Model, surprise: u64) -> Fake {
-    let (ids, n_vocab) = (text_ids(model)[..N_TOKENS].to_vec(), model.graph().n_vocab());
-    Fake::new(move |tokens| {
-        let hash = mixed(tokens);
-        let before = |place: &usize| tokens[place - 2..*place] == tokens[tokens.len() - 2..];
-        let known = (2..tokens.len()).rev().find(before).map(|place| tokens[place]);
-        let next = known.filter(|_| !hash.is_multiple_of(surprise)).unwrap_or(ids[(hash >> 8) as usize % ids.len()]);
-        let mut logits: Vec<f32> =
-            (0..n_vocab as u64).map(|id| ((hash ^ (id * 7919)) % 97) as f32 / 50.0 - 9.0).collect();
-        ids.iter().for_each(|&id| logits[id as usize] += 8.0);
-        logits[next as usize] += 3.0;
-        logits
-    })
-}
-
 fn prompt(model: &Model) -> Vec<u32> {
-    let ids = &text_ids(model)[..N_TOKENS];
+    let ids = &text_ids(model)[..N_COPIED];
     [ids, &ids[..7], &ids[2..9], &ids[..4]].concat()
 }
 
@@ -276,7 +257,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn any_prompt_any_surprise_any_seed(
-        places in prop::collection::vec(0..N_TOKENS, 3..60),
+        places in prop::collection::vec(0..N_COPIED, 3..60),
         surprise in 2_u64..40,
         seed in any::<u64>(),
         number in 0..12_usize,

@@ -8,53 +8,10 @@ use super::super::sampler::Logprobs;
 use super::super::sampling::{Dry, Sampling};
 use super::*;
 
-#[path = "fake.rs"]
-pub(in crate::engine) mod fake;
-
-use fake::Fake;
+use crate::engine::fake::{Fake, expected, fake, logits, text_ids};
 
 pub(super) fn model() -> Arc<Model> {
     Arc::new(Model::pocket().unwrap())
-}
-
-/// Mixes all tokens into a number.
-pub(super) fn mixed(tokens: &[u32]) -> u64 {
-    tokens.iter().fold(17, |hash: u64, &id| (hash ^ u64::from(id)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29))
-}
-
-/// Ids of tokens that are plain text.
-pub(super) fn text_ids(model: &Model) -> Vec<u32> {
-    let tokenizer = model.tokenizer();
-    let is_text =
-        |id: &u32| !tokenizer.kind(*id).is_special() && !tokenizer.is_stop(*id) && tokenizer.token_text(*id).is_ascii();
-    (0..tokenizer.n_vocab() as u32).filter(is_text).collect()
-}
-
-/// Logits in which one token of text stands out, by all tokens before.
-fn logits(ids: &[u32], n_vocab: usize, tokens: &[u32]) -> Vec<f32> {
-    let mut logits: Vec<f32> =
-        (0..n_vocab as u64).map(|id| ((mixed(tokens) ^ (id * 7919)) % 97) as f32 / 50.0).collect();
-    logits[ids[(mixed(tokens) % ids.len() as u64) as usize] as usize] += 4.0;
-    logits
-}
-
-fn fake(model: &Model) -> Fake {
-    let (ids, n_vocab) = (text_ids(model), model.graph().n_vocab());
-    Fake::new(move |tokens| logits(&ids, n_vocab, tokens))
-}
-
-/// The greedy continuation without any cache.
-fn expected(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
-    let fake = fake(model);
-    let mut tokens = prompt.to_vec();
-    for _ in 0..n {
-        let logits = (fake.next)(&tokens);
-        let best = (0..)
-            .zip(&logits)
-            .fold((0, f32::MIN), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
-        tokens.push(best.0);
-    }
-    tokens.split_off(prompt.len())
 }
 
 pub(super) fn open(model: &Arc<Model>, fake: &Fake, context: usize, batch_rows: usize) -> Session {

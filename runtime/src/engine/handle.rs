@@ -1,0 +1,291 @@
+//! The engine as its users hold it: requests go in by any thread, each comes back as a stream.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use farpost_kernels::backend::{Backend, DeviceError, MemoryUse};
+
+use super::dry::Breakers;
+use super::error::EngineError;
+use super::lookup::{self, Drafter, Speculate};
+use super::metrics::Metrics;
+use super::options::{EngineOptions, Sizes};
+use super::owner::choice::{Choice, Job};
+use super::owner::prefixes::Hashing;
+use super::owner::{Board, Clock, Order, Owner};
+use super::request::{MOST_CHOICES, Refusal, Request};
+use super::sampler::Sampler;
+use super::stream::{self, Stream};
+use crate::model::Model;
+
+/// Many requests on one model: they share its steps, its cache and its memory.
+///
+/// Cheap to clone; all clones are one engine. It closes with the last of them: what runs then ends with
+/// [`super::Finish::Closed`]. [`Engine::drain`] waits for it first.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    model: Arc<Model>,
+    sizes: Sizes,
+    max_waiting: usize,
+    kv_token_bytes: u64,
+    kv_tokens: usize,
+    memory: MemoryUse,
+    load_ms: f64,
+    orders: Sender<Order>,
+    board: Arc<Board>,
+    clock: Clock,
+    hashing: Hashing,
+    n_requests: AtomicU64,
+    owner: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Compiles `model` for a device and starts the thread that owns it.
+    ///
+    /// # Errors
+    /// Options out of range; what the device refuses, most of all too little memory; a thread that cannot start.
+    pub fn open(model: Arc<Model>, backend: Arc<dyn Backend>, options: &EngineOptions) -> Result<Self, EngineError> {
+        let (engine, owner) = Self::parts(model, backend, options, Arc::new(Instant::now))?;
+        let thread = std::thread::Builder::new().name("farpost-owner".to_owned()).spawn(move || owner.run());
+        let thread = thread.map_err(|error| DeviceError::NoThreads { threads: 1, reason: error.to_string() })?;
+        *engine.inner.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(engine)
+    }
+
+    /// An engine and its owner, who does not run yet.
+    pub(super) fn parts(
+        model: Arc<Model>,
+        backend: Arc<dyn Backend>,
+        options: &EngineOptions,
+        clock: Clock,
+    ) -> Result<(Self, Owner), EngineError> {
+        let start = Instant::now();
+        let sizes = options.sizes(model.graph().max_context())?;
+        let mut plan = backend.compile(model.graph(), &sizes.limits)?;
+        let kv_tokens = plan.kv().free_tokens();
+        if kv_tokens < sizes.context {
+            return Err(EngineError::NoRoom { tokens: sizes.context });
+        }
+        let memory = plan.memory();
+        let (orders, receiver) = crossbeam_channel::unbounded();
+        let board = Arc::new(Board::default());
+        let load_ms = model.open_ms() + start.elapsed().as_secs_f64() * 1e3;
+        let hashing = Hashing::default();
+        let owner = Owner::new(
+            Arc::clone(&model),
+            backend,
+            plan,
+            sizes.clone(),
+            options,
+            receiver,
+            Arc::clone(&board),
+            Arc::clone(&clock),
+            hashing.clone(),
+        );
+        let inner = Inner {
+            model,
+            sizes,
+            max_waiting: options.max_waiting,
+            kv_token_bytes: memory.kv / kv_tokens.max(1) as u64,
+            kv_tokens,
+            memory,
+            load_ms,
+            orders,
+            board,
+            clock,
+            hashing,
+            n_requests: AtomicU64::new(0),
+            owner: Mutex::new(None),
+        };
+        Ok((Self { inner: Arc::new(inner) }, owner))
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.inner.model
+    }
+
+    /// Tokens that a prompt and its answer may have together.
+    pub fn context(&self) -> usize {
+        self.inner.sizes.context
+    }
+
+    /// Bytes that the plan takes, by kind.
+    pub fn memory(&self) -> MemoryUse {
+        self.inner.memory
+    }
+
+    /// Opening the model and compiling it, in milliseconds.
+    pub fn load_ms(&self) -> f64 {
+        self.inner.load_ms
+    }
+
+    /// Counts, as of the last step.
+    pub fn metrics(&self) -> Metrics {
+        self.inner.board.metrics()
+    }
+
+    /// Takes a request, or says at once why not. Never waits.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn submit(&self, request: &Request) -> Result<Stream, Refusal> {
+        let submitted = self.inner.submit(request);
+        let board = &self.inner.board;
+        let count = if submitted.is_ok() { &board.n_accepted } else { &board.n_refused };
+        count.fetch_add(1, Ordering::Relaxed);
+        submitted
+    }
+
+    /// Takes no more requests and waits until all are done, but no longer than `most`: what is left then ends with
+    /// [`super::Finish::Closed`]. True if all were done.
+    pub fn drain(&self, most: Duration) -> bool {
+        self.inner.close((self.inner.clock)() + most);
+        self.inner.join();
+        self.metrics().closed == 0
+    }
+}
+
+impl Inner {
+    fn submit(&self, request: &Request) -> Result<Stream, Refusal> {
+        let choices = self.choices(request)?;
+        if self.board.is_closed.load(Ordering::Relaxed) {
+            return Err(Refusal::Closed);
+        }
+        self.check_memory(request)?;
+        let load = self.board.load();
+        if let Some(deadline) = request.deadline {
+            let options = &request.options;
+            let estimate = load.estimate(request.priority, request.prompt.len(), options.max_tokens, request.n);
+            if let Some(estimate) = estimate.filter(|estimate| *estimate > deadline) {
+                return Err(Refusal::Deadline { deadline, estimate });
+            }
+        }
+        let sent = self.board.n_sent.fetch_add(1, Ordering::Relaxed);
+        let waiting = sent + self.board.n_waiting.load(Ordering::Relaxed);
+        if waiting >= self.max_waiting {
+            self.board.n_sent.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::QueueFull {
+                waiting,
+                retry_after: load.until_place().unwrap_or(Duration::from_secs(1)),
+            });
+        }
+        let (choice, stream) = choices;
+        if self.orders.send(Order::Serve(choice)).is_err() {
+            self.board.n_sent.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::Closed);
+        }
+        Ok(stream)
+    }
+
+    /// All choices of a request may share its prompt; each has its own answer.
+    fn check_memory(&self, request: &Request) -> Result<(), Refusal> {
+        let most = request.prompt.len();
+        if most <= self.kv_tokens {
+            return Ok(());
+        }
+        Err(Refusal::Memory {
+            tokens: most,
+            needed_bytes: most as u64 * self.kv_token_bytes,
+            allowed_bytes: self.kv_tokens as u64 * self.kv_token_bytes,
+        })
+    }
+
+    /// The first choice of a request with the others behind it, and its stream.
+    fn choices(&self, request: &Request) -> Result<(Box<Choice>, Stream), EngineError> {
+        self.check(request)?;
+        let (options, tokenizer) = (&request.options, self.model.tokenizer());
+        let dry = &options.sampling.dry;
+        let breakers =
+            if dry.multiplier > 0.0 { Breakers::of(&dry.sequence_breakers, tokenizer) } else { Breakers::default() };
+        let drafter = match options.speculate {
+            Speculate::Lookup { max_draft } if !request.reproducible => Some(Drafter::new(&request.prompt, max_draft)),
+            _ => None,
+        };
+        let (teller, stream) = stream::pair(&self.model, request);
+        let submitted = (self.clock)();
+        let job = Arc::new(Job {
+            number: self.n_requests.fetch_add(1, Ordering::Relaxed),
+            teller,
+            priority: request.priority,
+            submitted,
+            deadline: request.deadline.and_then(|deadline| submitted.checked_add(deadline)),
+            caller: request.caller.as_str().into(),
+            supersede: request.supersede.as_deref().map(Into::into),
+            reproducible: request.reproducible,
+            ignore_eos: options.ignore_eos,
+            max_tokens: options.max_tokens.unwrap_or(usize::MAX),
+            prompt_tokens: request.prompt.len(),
+        });
+        let hashes = self.hashing.of(&request.prompt);
+        let choice = |index: usize| {
+            let mut sampling = options.sampling.clone();
+            sampling.seed = sampling.seed.wrapping_add(index as u64);
+            let mut sampler = Sampler::new(sampling, self.model.graph().n_vocab(), breakers.clone())?;
+            sampler.reserve()?;
+            Ok(Choice {
+                job: Arc::clone(&job),
+                index,
+                tokens: request.prompt.clone(),
+                hashes: hashes.clone(),
+                sequence: None,
+                n_written: 0,
+                sampler,
+                drafter: drafter.clone(),
+                siblings: Vec::new(),
+                cached_tokens: 0,
+                drafted_tokens: 0,
+                accepted_tokens: 0,
+                begun: None,
+                first_token: None,
+                promised_tokens: 0,
+                finish: None,
+                ahead: None,
+            })
+        };
+        let mut first: Choice = choice(0)?;
+        first.siblings = (1..request.n).map(choice).collect::<Result<_, EngineError>>()?;
+        Ok((Box::new(first), stream))
+    }
+
+    fn check(&self, request: &Request) -> Result<(), EngineError> {
+        let (prompt, context) = (&request.prompt, self.sizes.context);
+        super::session::check_prompt(prompt, context, self.model.graph().n_vocab())?;
+        if !(1..=MOST_CHOICES).contains(&request.n) {
+            let expected = format!("1 to {MOST_CHOICES}");
+            return Err(EngineError::OutOfRange { parameter: "n", found: request.n, expected });
+        }
+        if let Some(number) = request.options.stop.iter().position(String::is_empty) {
+            return Err(EngineError::EmptyStop { number });
+        }
+        lookup::check(request.options.speculate)
+    }
+
+    fn close(&self, at: Instant) {
+        self.board.is_closed.store(true, Ordering::Relaxed);
+        // An owner that is gone has closed already.
+        let _ = self.orders.send(Order::Close(at));
+    }
+
+    fn join(&self) {
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(owner) = owner {
+            // It has caught and told what panicked in a backend.
+            let _ = owner.join();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close((self.clock)());
+        self.join();
+    }
+}

@@ -1,0 +1,204 @@
+//! The rows of the next step: the last token of every answer that is being written, with guesses behind it, and parts of
+//! prompts, as long as answers keep their pace.
+
+use farpost_kernels::backend::{Row, Want};
+
+use super::Owner;
+use super::choice::Choice;
+use crate::engine::error::EngineError;
+use crate::engine::request::MOST_CHOICES;
+
+/// Rows of prompts that a step takes however slow it gets: prompts go on.
+const LEAST_PROMPT_ROWS: usize = 4;
+/// Rows of a part of a prompt in a reproducible request; the same everywhere and forever.
+const REPRODUCIBLE_ROWS: usize = 32;
+
+/// The rows of one choice in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Of its request, and which of its choices.
+    pub(super) number: u64,
+    pub(super) index: usize,
+    /// Where its rows begin.
+    pub(super) row: usize,
+    /// Tokens of its own.
+    pub(super) n_rows: usize,
+    /// Guesses behind them.
+    pub(super) n_drafts: usize,
+    /// Where its results begin.
+    pub(super) want: usize,
+    /// Results: none while tokens are missing, otherwise one more than guesses.
+    pub(super) n_wants: usize,
+}
+
+impl Owner {
+    /// The place of a part's choice among those that run.
+    pub(super) fn place_of(&self, part: &Part) -> Option<usize> {
+        self.running.iter().position(|choice| choice.job.number == part.number && choice.index == part.index)
+    }
+
+    /// Makes the batch and its parts; none if nobody can go on.
+    pub(super) fn compose(&mut self) {
+        self.batch.rows.clear();
+        self.batch.want.clear();
+        self.parts.clear();
+        if self.running.is_empty() || self.compose_alone() {
+            return;
+        }
+        self.alone = None;
+        let ids = |is_wanted: fn(&Choice) -> bool, running: &[Choice]| -> Vec<(u64, usize)> {
+            let wanted = running.iter().filter(|choice| !choice.job.reproducible && is_wanted(choice));
+            wanted.map(|choice| (choice.job.number, choice.index)).collect()
+        };
+        let decoding = ids(Choice::is_decoding, &self.running);
+        let prefilling = ids(|choice| !choice.is_decoding(), &self.running);
+        let max_rows = self.sizes.limits.max_rows;
+        let allowed = match decoding.len() {
+            0 => max_rows,
+            n => self.rows_within_pace(n),
+        };
+        for (number, &id) in decoding.iter().enumerate() {
+            // Those behind it have a row each. One answer alone may guess as much as pays; several share what is allowed.
+            let behind = decoding.len() - number - 1;
+            let rows = if decoding.len() == 1 && prefilling.is_empty() { max_rows } else { allowed };
+            let free = rows.saturating_sub(self.batch.rows.len() + behind).max(1);
+            self.add(id, free);
+        }
+        let allowed = allowed.max(self.batch.rows.len() + LEAST_PROMPT_ROWS).min(max_rows);
+        for id in prefilling {
+            let free = allowed.saturating_sub(self.batch.rows.len());
+            if free == 0 {
+                break;
+            }
+            self.add(id, free);
+        }
+    }
+
+    /// Milliseconds of a step in which answers keep their pace; `None` before a step was measured.
+    pub(super) fn pace_ms(&self) -> Option<f64> {
+        Some(self.costs.step_ms(1)? * self.inter_token_percent as f64 / 100.0)
+    }
+
+    /// Rows that a step may have for `n_answers` to keep their pace.
+    fn rows_within_pace(&mut self, n_answers: usize) -> usize {
+        let max_rows = self.sizes.limits.max_rows;
+        let Some(ms) = self.pace_ms() else { return max_rows };
+        self.pace.rows(&self.costs, ms, n_answers, max_rows)
+    }
+
+    /// Rows of prompts in a step beside `n_answers`, by what is known of costs.
+    pub(super) fn prompt_rows(&self, n_answers: usize) -> Option<usize> {
+        let rows = self.costs.rows_within(self.pace_ms()?, n_answers, self.sizes.limits.max_rows);
+        Some(rows.saturating_sub(n_answers).max(LEAST_PROMPT_ROWS))
+    }
+
+    /// A step for one reproducible choice alone, if it is the turn of one: they take turns with each other, and all of
+    /// them with the rest.
+    fn compose_alone(&mut self) -> bool {
+        let is_rest = |choice: &Choice| !choice.job.reproducible;
+        let has_rest = self.running.iter().any(&is_rest);
+        let key = |choice: &Choice| choice.job.number * MOST_CHOICES as u64 + choice.index as u64;
+        let mut keys: Vec<u64> = self.running.iter().filter(|choice| !is_rest(choice)).map(&key).collect();
+        keys.sort_unstable();
+        let next = match self.alone {
+            Some(last) => keys.iter().find(|&&key| key > last).or(keys.first().filter(|_| !has_rest)),
+            None => keys.first(),
+        };
+        let Some(&next) = next else { return false };
+        let Some(choice) = self.running.iter().find(|choice| !is_rest(choice) && key(choice) == next) else {
+            return false;
+        };
+        // What was chosen is run again one by one, as it was at first.
+        let in_prompt = choice.job.prompt_tokens.saturating_sub(choice.n_written);
+        let most = REPRODUCIBLE_ROWS - choice.n_written % REPRODUCIBLE_ROWS;
+        let n_rows = if in_prompt > 0 { in_prompt.min(most).min(self.sizes.limits.max_rows) } else { 1 };
+        let id = (choice.job.number, choice.index);
+        self.alone = Some(next);
+        self.add(id, n_rows);
+        true
+    }
+
+    /// Adds up to `free` rows of a choice, if there is room in the cache.
+    fn add(&mut self, id: (u64, usize), free: usize) {
+        let at = |owner: &Self| owner.running.iter().position(|choice| (choice.job.number, choice.index) == id);
+        let Some(place) = at(self) else { return };
+        let (context, choice) = (self.sizes.context, &self.running[place]);
+        let n_rows = choice.n_missing().min(free);
+        let (start, row) = (choice.n_written, self.batch.rows.len());
+        let end = start + n_rows;
+        let Some(sequence) = choice.sequence.filter(|_| n_rows > 0) else { return };
+        let is_last = end == choice.tokens.len();
+        let mut drafts = Vec::new();
+        if let Some(drafter) = choice.drafter.as_ref().filter(|_| is_last && !choice.job.reproducible) {
+            // The answer to the last guess is a token, too.
+            let room = choice.job.max_tokens.saturating_sub(choice.n_generated() + 1);
+            let room = room.min(context - end).min(free - n_rows);
+            drafter.draft(room, &mut drafts);
+        }
+        // Nobody gives way for guesses.
+        if !drafts.is_empty() && !self.plan.kv().reserve(sequence, end + drafts.len()) {
+            drafts.clear();
+        }
+        if !self.make_room(id, end + drafts.len()) {
+            return;
+        }
+        let Some(place) = at(self) else { return };
+        let choice = &mut self.running[place];
+        choice.promised_tokens = choice.promised_tokens.max(end);
+        let (want, kind, n_drafts) = (self.batch.want.len(), choice.want(), drafts.len());
+        let tokens = choice.tokens[start..end].iter().copied().chain(drafts);
+        self.batch.rows.extend((start..).zip(tokens).map(|(position, token)| Row { token, position, sequence }));
+        let n_wants = if is_last { 1 + n_drafts } else { 0 };
+        self.batch.want.extend((0..n_wants).map(|number| Want { row: row + n_rows - 1 + number, kind }));
+        self.parts.push(Part { number: id.0, index: id.1, row, n_rows, n_drafts, want, n_wants });
+    }
+
+    /// Room for `tokens` of a choice. What gives way, in this order: cached prefixes; those behind it that are not in the
+    /// step yet, last first; itself.
+    fn make_room(&mut self, id: (u64, usize), tokens: usize) -> bool {
+        loop {
+            let Some(place) = self.running.iter().position(|choice| (choice.job.number, choice.index) == id) else {
+                return false;
+            };
+            let Some(sequence) = self.running[place].sequence else { return false };
+            if self.plan.kv().reserve(sequence, tokens) {
+                return true;
+            }
+            if self.evict(None) {
+                continue;
+            }
+            let is_in_step = |choice: &Choice| {
+                self.parts.iter().any(|part| (part.number, part.index) == (choice.job.number, choice.index))
+            };
+            match self.running.iter().rposition(|choice| !is_in_step(choice)) {
+                // Alone with an empty cache there is room for a whole context, or the plan breaks its word.
+                Some(last) if last == place && self.running.len() == 1 => {
+                    self.fail(id.0, EngineError::NoRoom { tokens });
+                    return false;
+                }
+                Some(last) => {
+                    self.preempt(last);
+                    // What it held is a cached prefix now, unless it is shared.
+                    self.evict(None);
+                    if last == place {
+                        return false;
+                    }
+                }
+                None => return false,
+            }
+        }
+    }
+
+    /// Only the rows of `part`, without guesses.
+    pub(super) fn compose_again(&mut self, part: &Part) -> Option<Part> {
+        let choice = &self.running[self.place_of(part)?];
+        let (sequence, start) = (choice.sequence?, choice.n_written);
+        self.batch.rows.clear();
+        self.batch.want.clear();
+        let tokens = &choice.tokens[start..(start + part.n_rows).min(choice.tokens.len())];
+        self.batch.rows.extend((start..).zip(tokens).map(|(position, &token)| Row { token, position, sequence }));
+        let n_wants = part.n_wants.min(1);
+        self.batch.want.extend((0..n_wants).map(|_| Want { row: part.n_rows - 1, kind: choice.want() }));
+        Some(Part { row: 0, want: 0, n_drafts: 0, n_wants, ..*part })
+    }
+}

@@ -1,0 +1,134 @@
+//! How long a request would take, from how things stand and the measured times of steps.
+
+use std::time::Duration;
+
+use super::Owner;
+use crate::engine::request::Priority;
+
+/// Tokens left to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in crate::engine) struct Backlog {
+    /// Of prompts.
+    pub(super) prompt: f64,
+    /// Of answers.
+    pub(super) answer: f64,
+    pub(super) n_choices: usize,
+}
+
+/// How things stand: what an estimate needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in crate::engine) struct Load {
+    /// By lane, lowest first: all that waits and runs.
+    pub(super) backlog: [Backlog; 3],
+    pub(super) max_running: usize,
+    /// Milliseconds of a row of a prompt, in steps as long as they are now; `None` before a step was measured.
+    pub(super) prompt_row_ms: Option<f64>,
+    /// Milliseconds of a step with as many answers as would run with one more, and with as many as may.
+    pub(super) answer_step_ms: f64,
+    pub(super) full_step_ms: f64,
+    pub(super) mean_answer: f64,
+}
+
+impl Load {
+    /// Time until all `n` answers to a prompt would be complete; `None` before anything was measured. An answer without
+    /// a limit counts as long as answers are on average.
+    pub(in crate::engine) fn estimate(
+        &self,
+        priority: Priority,
+        prompt_tokens: usize,
+        max_tokens: Option<usize>,
+        n: usize,
+    ) -> Option<Duration> {
+        let prompt_row_ms = self.prompt_row_ms?;
+        let ahead = self.ahead(priority);
+        let answer = max_tokens.map_or(self.mean_answer, |most| most as f64);
+        let max_running = self.max_running.max(1);
+        // With a place free it begins at once, behind the prompts that are being read; without, when enough answers end.
+        let n_rounds = n.div_ceil(max_running);
+        let prompts_ms = (ahead.prompt + prompt_tokens as f64) * prompt_row_ms;
+        let wait_ms = match ahead.n_choices + n > max_running {
+            true => ahead.answer / max_running as f64 * self.full_step_ms,
+            false => 0.0,
+        };
+        let own_ms = answer * n_rounds as f64 * if n > 1 { self.full_step_ms } else { self.answer_step_ms };
+        Some(Duration::from_secs_f64((prompts_ms + wait_ms + own_ms) / 1e3))
+    }
+
+    /// Time until a place in the queue is free; `None` before anything was measured.
+    pub(in crate::engine) fn until_place(&self) -> Option<Duration> {
+        self.prompt_row_ms?;
+        let all = self.ahead(Priority::Low);
+        let per_choice = all.answer / all.n_choices.max(1) as f64;
+        Some(Duration::from_secs_f64(per_choice * self.full_step_ms / self.max_running.max(1) as f64 / 1e3))
+    }
+
+    fn ahead(&self, priority: Priority) -> Backlog {
+        let lanes = self.backlog.iter().skip(priority as usize);
+        lanes.fold(Backlog::default(), |sum, lane| Backlog {
+            prompt: sum.prompt + lane.prompt,
+            answer: sum.answer + lane.answer,
+            n_choices: sum.n_choices + lane.n_choices,
+        })
+    }
+}
+
+impl Owner {
+    /// How things stand.
+    pub(super) fn load(&self) -> Load {
+        let mut load = Load { max_running: self.max_running, mean_answer: self.mean_answer, ..Load::default() };
+        for choice in self.waiting.iter().chain(&self.running) {
+            let lane = &mut load.backlog[choice.job.priority as usize];
+            let n_choices = 1 + choice.siblings.len();
+            let left = choice.most_tokens(self.sizes.context).saturating_sub(choice.tokens.len()) as f64;
+            let n_generated = choice.n_generated() as f64;
+            let likely = if self.mean_answer > n_generated { left.min(self.mean_answer - n_generated) } else { left };
+            lane.prompt += choice.n_missing() as f64;
+            lane.answer += likely * n_choices as f64;
+            lane.n_choices += n_choices;
+        }
+        let n_answers = self.running.iter().filter(|choice| choice.is_decoding()).count();
+        let max_rows = self.sizes.limits.max_rows;
+        load.answer_step_ms = self.costs.step_ms(n_answers + 1).unwrap_or(0.0);
+        load.full_step_ms = self.costs.step_ms(self.max_running).unwrap_or(0.0);
+        load.prompt_row_ms = match n_answers {
+            0 => self.costs.step_ms(max_rows).map(|ms| ms / max_rows as f64),
+            n => self.prompt_rows(n).and_then(|rows| Some(self.costs.step_ms(n + rows)? / rows as f64)),
+        };
+        load
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(load: &Load, priority: Priority, max_tokens: Option<usize>, n: usize) -> u128 {
+        load.estimate(priority, 100, max_tokens, n).unwrap().as_millis()
+    }
+
+    #[test]
+    fn nothing_is_estimated_before_a_step_was_measured() {
+        assert_eq!(Load::default().estimate(Priority::High, 1, Some(1), 1), None);
+        assert_eq!(Load::default().until_place(), None);
+    }
+
+    #[test]
+    fn only_what_is_not_lower_counts_as_ahead() {
+        let mut load = Load {
+            max_running: 2,
+            prompt_row_ms: Some(0.5),
+            answer_step_ms: 10.0,
+            full_step_ms: 12.0,
+            mean_answer: 20.0,
+            ..Load::default()
+        };
+        assert_eq!(ms(&load, Priority::Normal, Some(8), 1), 50 + 80);
+        assert_eq!(ms(&load, Priority::Normal, None, 1), 50 + 200);
+        assert_eq!(ms(&load, Priority::Normal, Some(8), 4), 50 + 2 * 8 * 12);
+        load.backlog[Priority::Normal as usize] = Backlog { prompt: 10.0, answer: 100.0, n_choices: 2 };
+        assert_eq!(ms(&load, Priority::High, Some(8), 1), 50 + 80);
+        assert_eq!(ms(&load, Priority::Normal, Some(8), 1), 55 + 600 + 80);
+        assert_eq!(ms(&load, Priority::Low, Some(8), 1), 55 + 600 + 80);
+        assert_eq!(load.until_place().unwrap().as_millis(), 300);
+    }
+}

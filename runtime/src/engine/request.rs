@@ -1,0 +1,111 @@
+//! What is asked of an engine, and why it may say no.
+
+use std::time::Duration;
+
+use super::error::EngineError;
+use super::generate::GenerateOptions;
+
+/// Most choices that one request may ask for.
+pub const MOST_CHOICES: usize = 64;
+
+/// One request: a prompt, how to go on from it, and what the engine should know to serve it among others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Token ids; at least one, no more than the context holds.
+    pub prompt: Vec<u32>,
+    /// How to go on from it.
+    pub options: GenerateOptions,
+    /// Independent answers to the same prompt, 1 to [`MOST_CHOICES`]. Choice `i` is drawn with `sampling.seed + i`.
+    pub n: usize,
+    /// Its lane.
+    pub priority: Priority,
+    /// All answers must be complete within this time from submission. A request that cannot make it is refused at
+    /// once; one that does not make it all the same ends with [`super::Finish::Deadline`] and what it has.
+    pub deadline: Option<Duration>,
+    /// Who asks. Callers of one lane get equal shares of the work; empty for nobody in particular, who is one caller.
+    pub caller: String,
+    /// A newer request of the same caller with the same key ends this one, queued or running.
+    pub supersede: Option<String>,
+    /// Same seed, same text, whatever else the engine does meanwhile. Slower: its rows run in steps of their own, in
+    /// parts of the same size each time, and nothing is guessed ahead.
+    pub reproducible: bool,
+}
+
+impl Request {
+    /// A request of nobody in particular in the middle lane.
+    pub fn new(prompt: Vec<u32>, options: GenerateOptions) -> Self {
+        Self {
+            prompt,
+            options,
+            n: 1,
+            priority: Priority::default(),
+            deadline: None,
+            caller: String::new(),
+            supersede: None,
+            reproducible: false,
+        }
+    }
+}
+
+/// Lanes: work of a lower one waits while there is work of a higher one, and gives way to it when room is short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Priority {
+    /// For whenever there is nothing else.
+    Low,
+    /// For most.
+    #[default]
+    Normal,
+    /// Somebody waits for every token.
+    High,
+}
+
+impl Priority {
+    /// All lanes, lowest first.
+    pub const ALL: [Self; 3] = [Self::Low, Self::Normal, Self::High];
+
+    /// "low", "normal" or "high".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+        }
+    }
+}
+
+/// Why a request was not taken. Nothing was done for it.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The queue is full.
+    #[error("the queue is full with {waiting} requests, try again in {} ms", retry_after.as_millis())]
+    QueueFull {
+        /// Requests in the queue.
+        waiting: usize,
+        /// When a place should be free, from measured times; one second if nothing was measured yet.
+        retry_after: Duration,
+    },
+    /// It would not be done in time.
+    #[error("the deadline is in {} ms, it would take {} ms", deadline.as_millis(), estimate.as_millis())]
+    Deadline {
+        /// What was asked for.
+        deadline: Duration,
+        /// What it would take with what runs and waits now, from measured times.
+        estimate: Duration,
+    },
+    /// More memory than there is under the cap, with nothing else running.
+    #[error("{needed_bytes} bytes of keys and values are needed for {tokens} tokens, the cap allows {allowed_bytes}")]
+    Memory {
+        /// Tokens of all choices.
+        tokens: usize,
+        /// Bytes of their keys and values.
+        needed_bytes: u64,
+        /// Bytes that all keys and values may take.
+        allowed_bytes: u64,
+    },
+    /// The request is wrong in itself.
+    #[error(transparent)]
+    Invalid(#[from] EngineError),
+    /// The engine takes no more requests.
+    #[error("the engine is shutting down and takes no more requests")]
+    Closed,
+}
