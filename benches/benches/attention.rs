@@ -9,7 +9,9 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use farpost_benches::Random;
 use farpost_kernels::backend::KvType;
-use farpost_kernels::cpu::attention::{KvHead, PartialRows, Query, Scores, Scratch, attend, partial_len, reset, store};
+use farpost_kernels::cpu::attention::{
+    KvHead, Order, PartialRows, Query, Scores, Scratch, attend, partial_len, reset, store,
+};
 use farpost_kernels::cpu::isa::Isa;
 
 const GROUP: usize = 4;
@@ -85,7 +87,9 @@ impl Case {
             self.partials.chunks_mut(partial_len(self.dim)).for_each(reset);
             let partials = PartialRows { start: self.partials.as_mut_ptr(), stride: partial_len(self.dim) };
             // SAFETY: one thread, a set of `available`, pages written whole, partial rows for a call.
-            unsafe { attend(isa, &head, &queries, 0..self.context, scores, &mut self.scratch, partials) };
+            unsafe {
+                attend(isa, &head, &queries, 0..self.context, scores, Order::Fastest, &mut self.scratch, partials)
+            };
         }
     }
 }

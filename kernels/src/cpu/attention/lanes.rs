@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::kv::{Codes, Halves, Rows, Widened};
 use super::partial::{Part, join_in_lanes};
 use super::scratch::{ALIGN, Group, MAX_WIDTH, TILE};
-use super::{Job, few, many};
+use super::{Job, Order, few, many};
 use crate::backend::KvType;
 use crate::cpu::vector::{Vector, math};
 
@@ -162,14 +162,17 @@ unsafe fn few_step<V: Vector, R: Rows>(
     }
 }
 
-/// Divides the queries into groups: as many as fill two registers (or nearly), then one, the rest by few.
+/// Divides the queries into groups: as many as fill two registers (or nearly), then one, the rest by few; all by few
+/// where the order of sums is fixed.
 fn divide<V: Vector>(job: &mut Job<'_>) {
     const { assert!(2 * V::LANES <= MAX_WIDTH) };
     job.scratch.groups.clear();
     let (mut first, mut slot) = (0, 0);
     while first < job.queries.len() {
         let left = job.queries.len() - first;
-        let (width, count) = if left > V::LANES * 3 / 2 {
+        let (width, count) = if job.order == Order::Fixed {
+            (0, left.min(few::MOST))
+        } else if left > V::LANES * 3 / 2 {
             (2 * V::LANES, left.min(2 * V::LANES))
         } else if left > V::LANES * 5 / 8 {
             (V::LANES, left.min(V::LANES))

@@ -50,12 +50,22 @@ pub struct Scores {
     pub softcap: Option<f32>,
 }
 
+/// In which order a query's sums are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Whichever is fastest beside the other queries of the call: its last bits depend on how many there are.
+    Fastest,
+    /// Always the same: the result of a query does not depend on the others of the call.
+    Fixed,
+}
+
 /// A checked call. Made by [`attend`] only: every position that a query sees has a page, the scratch has room.
 struct Job<'a> {
     head: &'a KvHead<'a>,
     queries: &'a [Query],
     keys: Range<usize>,
     scores: Scores,
+    order: Order,
     scratch: &'a mut Scratch,
     partials: PartialRows,
 }
@@ -86,6 +96,7 @@ pub unsafe fn attend(
     queries: &[Query],
     keys: Range<usize>,
     scores: Scores,
+    order: Order,
     scratch: &mut Scratch,
     partials: PartialRows,
 ) {
@@ -93,7 +104,7 @@ pub unsafe fn attend(
     assert!(scratch.holds(queries.len(), head.key_dim, head.value_dim), "the scratch fits the call");
     let last = queries.iter().map(|query| query.to).max().unwrap_or(0).min(keys.end);
     assert!(last <= head.pages.len().saturating_mul(head.page_tokens), "positions up to {last} have pages");
-    let mut job = Job { head, queries, keys, scores, scratch, partials };
+    let mut job = Job { head, queries, keys, scores, order, scratch, partials };
     // SAFETY: checked; the rest is the caller's promise.
     unsafe { run(isa, &mut job) };
 }

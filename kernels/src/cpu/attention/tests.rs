@@ -36,6 +36,7 @@ struct Case {
     values: Vec<u8>,
     queries: Vec<(Vec<f32>, usize, usize)>,
     scores: Scores,
+    order: Order,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +80,19 @@ impl Case {
             })
             .collect();
         let scores = Scores { scale: 1.0 / (key_dim as f32).sqrt(), softcap };
-        Self { kv_type, key_dim, value_dim, page_tokens, n_tokens, pages, keys, values, queries, scores }
+        Self {
+            kv_type,
+            key_dim,
+            value_dim,
+            page_tokens,
+            n_tokens,
+            pages,
+            keys,
+            values,
+            queries,
+            scores,
+            order: Order::Fastest,
+        }
     }
 
     fn head(&self) -> KvHead<'_> {
@@ -115,7 +128,7 @@ impl Case {
             let partials = PartialRows { start: rows.as_mut_ptr(), stride };
             // SAFETY: an available set; all tokens are written; rows and queries live on.
             unsafe {
-                attend(isa, &self.head(), &queries, *from..*to, self.scores, &mut scratch, partials);
+                attend(isa, &self.head(), &queries, *from..*to, self.scores, self.order, &mut scratch, partials);
             }
         }
         rows.chunks(stride)
@@ -221,11 +234,12 @@ proptest! {
         window in prop_oneof![Just(usize::MAX), 1_usize..100],
         softcap in prop_oneof![Just(None), Just(Some(5.0_f32))],
         cut in 0_usize..200,
+        order in prop_oneof![Just(Order::Fastest), Just(Order::Fixed)],
         seed in any::<u64>(),
     ) {
         let (key_dim, value_dim) = (dims(kv_type, key_at), dims(kv_type, value_at));
         let sizes = Sizes { kv_type, key_dim, value_dim, page_tokens, n_tokens, n_queries };
-        let case = Case::new(sizes, group, window, softcap, seed);
+        let case = Case { order, ..Case::new(sizes, group, window, softcap, seed) };
         let defined: Vec<Vec<f32>> =
             case.defined().iter().map(|row| row.iter().map(|value| *value as f32).collect()).collect();
         let cut = cut.min(n_tokens);
@@ -242,6 +256,39 @@ proptest! {
             }
             close(&case.finished(&first), &defined, 4e-6)
                 .map_err(|message| TestCaseError::fail(format!("{isa} merged: {message}")))?;
+        }
+    }
+
+    #[test]
+    fn in_fixed_order_a_query_gets_the_same_bits_beside_any_others_and_from_parts_merged(
+        kv_type in kv_type(),
+        at in 0_usize..10,
+        n_tokens in 1_usize..300,
+        n_queries in 1_usize..70,
+        group in 1_usize..9,
+        window in prop_oneof![Just(usize::MAX), 1_usize..100],
+        softcap in prop_oneof![Just(None), Just(Some(5.0_f32))],
+        cut in 0_usize..300,
+        seed in any::<u64>(),
+    ) {
+        let dim = dims(kv_type, at);
+        let sizes = Sizes { kv_type, key_dim: dim, value_dim: dim, page_tokens: 32, n_tokens, n_queries };
+        let mut case = Case { order: Order::Fixed, ..Case::new(sizes, group, window, softcap, seed) };
+        let cut = cut.min(n_tokens);
+        for isa in Isa::available() {
+            let together = case.partials(isa, &[(0, cut), (cut, n_tokens)]);
+            let (mut merged, second) = (case.partials(isa, &[(0, cut)]), case.partials(isa, &[(cut, n_tokens)]));
+            for (first, second) in merged.iter_mut().zip(&second) {
+                // SAFETY: an available set.
+                unsafe { merge(isa, first, second) };
+            }
+            prop_assert_eq!(&merged, &together, "{} merged", isa);
+            let queries = case.queries.clone();
+            for (query, together) in queries.iter().zip(together) {
+                case.queries = vec![query.clone()];
+                prop_assert_eq!(&case.partials(isa, &[(0, cut), (cut, n_tokens)]), &[together], "{} alone", isa);
+            }
+            case.queries = queries;
         }
     }
 

@@ -10,8 +10,7 @@ pub(super) use super::flat_avx512::flat;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
-use super::lanes_avx512::{self, Panel, Sixteen, Woven};
-use super::layout::Layout;
+use super::lanes_avx512::{Panel, Sixteen, Woven};
 use super::scalar::Float;
 use super::transpose::transpose;
 use super::unpack_avx512::{self, Chunk};
@@ -72,7 +71,7 @@ impl Engine for Avx512 {
     #[inline(always)]
     unsafe fn no_weights() -> Chunk {
         // SAFETY: see the impl.
-        unsafe { Chunk { codes: [_mm512_setzero_si512(); 4], scales: _mm512_setzero_ps(), mins: _mm512_setzero_ps() } }
+        unsafe { Chunk::new() }
     }
 
     #[inline(always)]
@@ -183,7 +182,7 @@ impl Engine for Avx512 {
         unsafe {
             match (F::LAYOUT, job.weight.order) {
                 (Some(layout), Order::Sixteens) if n_rows == PANEL_ROWS => {
-                    whole_panel::<F>(job, number, layout, Woven::new(job.row_start(row)));
+                    whole_panel::<F>(job, number, Woven::new(layout, job.row_start(row)));
                 }
                 _ => drive::pack::<Self, F>(job, number, row, n_rows),
             }
@@ -249,7 +248,7 @@ impl Engine for Avx512 {
 /// # Safety
 /// The kernels' instructions; the blocks are those of the job's rows.
 #[inline(always)]
-unsafe fn whole_panel<F: Format>(job: &Job<'_>, number: usize, layout: Layout, blocks: Woven) {
+unsafe fn whole_panel<F: Format>(job: &Job<'_>, number: usize, blocks: Woven) {
     let (codes, scales, mins) = drive::panel::<Avx512, F>(job, number);
     let subs = F::LEN / F::SUB * PANEL_ROWS;
     // SAFETY: the caller's promises; the scratch holds all columns.
@@ -260,7 +259,7 @@ unsafe fn whole_panel<F: Format>(job: &Job<'_>, number: usize, layout: Layout, b
                 scales: scales.add(block * subs),
                 mins: mins.add(block * subs),
             };
-            lanes_avx512::unpack::<F, _>(layout, blocks.advance::<F>(block), panel, || {});
+            blocks.advance::<F>(block).unpack::<F>(panel, || {});
         }
     }
 }

@@ -291,7 +291,7 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: 
 #[inline(always)]
 pub(super) unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize) {
     const { assert!(E::ROWS <= PANEL_ROWS) };
-    let subs = CHUNK / F::SUB;
+    let (subs, chunk_bytes) = (CHUNK / F::SUB, CHUNK / F::LEN * F::BYTES);
     let mut rows = [const { Unpacked::new() }; PANEL_ROWS];
     for chunk in 0..job.input.n_chunks() {
         // SAFETY: the caller's promise; `multiply` checked that the scratch, which is this worker's own, holds the
@@ -299,7 +299,12 @@ pub(super) unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, number: usize, ro
         unsafe {
             let mut weights = E::no_weights();
             for (lane, out) in rows.iter_mut().enumerate().take(n_rows) {
-                E::unpack::<F>(&job.row_bytes(row + lane)[chunk * (CHUNK / F::LEN) * F::BYTES..], &mut weights);
+                let rest = &job.row_bytes(row + lane)[chunk * chunk_bytes..];
+                // The same columns of the panel that comes after in its place.
+                for line in 0..chunk_bytes.div_ceil(64) {
+                    E::prefetch(rest.as_ptr().wrapping_add(E::PANELS * E::ROWS * job.row_bytes + 64 * line));
+                }
+                E::unpack::<F>(rest, &mut weights);
                 E::spill(&weights, out);
                 if !E::UNSIGNED {
                     for code in &mut out.codes {

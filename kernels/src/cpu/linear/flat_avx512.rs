@@ -20,8 +20,7 @@ use super::drive;
 use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
-use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, Woven, groups, unpack};
-use super::layout::Layout;
+use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, Woven, groups};
 use crate::cpu::isa::works_in_halves;
 use crate::order::Order;
 
@@ -49,16 +48,15 @@ pub(super) const MOST: usize = 16;
 pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     // SAFETY: the caller's promises; parts of the job are jobs.
     unsafe {
-        let layout = match F::LAYOUT {
-            Some(layout) => {
-                const { assert!(F::LAYOUT.is_none() || F::OFFSET == 0 || F::OFFSET.is_power_of_two(), "a shift") };
-                layout
-            }
-            None => return drive::flat::<Avx512, F>(job),
+        // Codebooks are looked up as fast for sixteen rows as for one; rows that lie side by side are columns already.
+        let row_by_row = if F::PACKED.is_some() || job.weight.order == Order::Sixteens {
+            0
+        } else if works_in_halves() {
+            2
+        } else {
+            1
         };
-        // Rows that lie side by side are columns already.
-        let is_few = job.input_rows.len() <= if works_in_halves() { 2 } else { 1 };
-        if is_few && job.weight.order == Order::Rows {
+        if job.input_rows.len() <= row_by_row {
             return drive::flat::<Avx512, F>(job);
         }
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
@@ -74,16 +72,16 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
             while let Some(now) = rows {
                 rows = pairs.next();
                 // After the last, what follows in memory: a worker's next job is most likely there.
-                match job.weight.order {
-                    Order::Rows => {
+                match (F::LAYOUT, job.weight.order) {
+                    (Some(layout), Order::Sixteens) => {
+                        let next = rows.unwrap_or(now.map(|row| row + ROWS));
+                        let blocks = Woven::new(layout, job.row_start(now[0]));
+                        sixteen_rows::<F, _>(job, blocks, now, next, input_rows.clone());
+                    }
+                    _ => {
                         let next = rows.unwrap_or(now.map(|row| row + HALF));
                         let blocks = Blocks::new(now.map(|row| job.row_start(row)), job.row_bytes);
-                        sixteen_rows::<F, _>(job, layout, blocks, now, next, input_rows.clone());
-                    }
-                    Order::Sixteens => {
-                        let next = rows.unwrap_or(now.map(|row| row + ROWS));
-                        let blocks = Woven::new(job.row_start(now[0]));
-                        sixteen_rows::<F, _>(job, layout, blocks, now, next, input_rows.clone());
+                        sixteen_rows::<F, _>(job, blocks, now, next, input_rows.clone());
                     }
                 }
             }
@@ -111,7 +109,6 @@ fn pairs(rows: Range<usize>, row_bytes: usize, order: Order) -> impl Iterator<It
 #[inline(always)]
 unsafe fn sixteen_rows<F: Format, B: Sixteen>(
     job: &Job<'_>,
-    layout: Layout,
     blocks: B,
     rows: [usize; 2],
     next: [usize; 2],
@@ -124,7 +121,7 @@ unsafe fn sixteen_rows<F: Format, B: Sixteen>(
     let mut ahead = Ahead(next.map(|row| job.row_start(row)));
     // While unpacking and while multiplying, as long as each takes: a core has few reads under way at a time.
     let lines = HALF * F::BYTES * per_chunk / 64;
-    let n_groups = groups::<F>(layout) * per_chunk;
+    let n_groups = groups::<F>() * per_chunk;
     let per_group = (lines * UNPACKING).div_ceil((UNPACKING + count.min(AT_ONCE)) * n_groups);
     let per_sub = lines.saturating_sub(per_group * n_groups) / (CHUNK / F::SUB);
     let at_end = lines.saturating_sub(per_group * n_groups) % (CHUNK / F::SUB);
@@ -137,9 +134,7 @@ unsafe fn sixteen_rows<F: Format, B: Sixteen>(
             let n_blocks = per_chunk.min(n_blocks - first);
             for block in 0..n_blocks {
                 let subs = block * (F::LEN / F::SUB) * ROWS;
-                unpack::<F, B>(
-                    layout,
-                    blocks.advance::<F>(first + block),
+                blocks.advance::<F>(first + block).unpack::<F>(
                     Panel {
                         codes: panel.codes.add(block * F::LEN * ROWS),
                         scales: panel.scales.add(subs),
@@ -150,11 +145,13 @@ unsafe fn sixteen_rows<F: Format, B: Sixteen>(
             }
             let n_subs = n_blocks * F::LEN / F::SUB;
             for first in (0..count).step_by(AT_ONCE) {
-                let products = match (F::SUB, F::HAS_MIN) {
-                    (32, true) => products_of::<32, true>,
-                    (32, false) => products_of::<32, false>,
-                    (_, true) => products_of::<16, true>,
-                    (_, false) => products_of::<16, false>,
+                let products = match (F::SUB, F::HAS_MIN, F::OFFSET.is_power_of_two()) {
+                    (32, true, _) => products_of::<32, true, false>,
+                    (32, false, true) => products_of::<32, false, true>,
+                    (32, false, false) => products_of::<32, false, false>,
+                    (_, true, _) => products_of::<16, true, false>,
+                    (_, false, true) => products_of::<16, false, true>,
+                    (_, false, false) => products_of::<16, false, false>,
                 };
                 let inputs = Inputs::new::<F>(job.input, chunk, input_rows.start + first);
                 products((count - first).min(AT_ONCE))(
@@ -186,8 +183,8 @@ struct Inputs {
     scales: *const f32,
     sums: *const f32,
     minus: *const i32,
-    /// The shift that multiplies with what codes are above the weights they stand for, where they are.
-    offset: Option<u32>,
+    /// What codes are above the weights they stand for: a power of two as a shift, as other numbers are slower.
+    offset: u32,
     /// Elements from row to row, once, three, five and seven times: of codes, scales and sums.
     strides: [[usize; 4]; 3],
 }
@@ -203,7 +200,7 @@ impl Inputs {
             scales: row.scales,
             sums: if F::SUB == 32 { row.sums32 } else { row.sums16 },
             minus: if F::SUB == 32 { row.minus32 } else { row.minus16 },
-            offset: F::OFFSET.checked_ilog2(),
+            offset: if F::OFFSET.is_power_of_two() { F::OFFSET.ilog2() } else { u32::from(F::OFFSET) },
             strides: [odd(input.stride()), odd(8 * n_chunks), odd(CHUNK / F::SUB * n_chunks)],
         }
     }
@@ -246,23 +243,23 @@ impl Ahead {
 }
 
 /// Products with `n` input rows, at most [`AT_ONCE`].
-fn products_of<const SUB: usize, const MINS: bool>(n: usize) -> Products {
+fn products_of<const SUB: usize, const MINS: bool, const SHIFTS: bool>(n: usize) -> Products {
     match n {
-        1 => products::<SUB, MINS, 1>,
-        2 => products::<SUB, MINS, 2>,
-        3 => products::<SUB, MINS, 3>,
-        4 => products::<SUB, MINS, 4>,
-        5 => products::<SUB, MINS, 5>,
-        6 => products::<SUB, MINS, 6>,
-        7 => products::<SUB, MINS, 7>,
-        _ => products::<SUB, MINS, 8>,
+        1 => products::<SUB, MINS, SHIFTS, 1>,
+        2 => products::<SUB, MINS, SHIFTS, 2>,
+        3 => products::<SUB, MINS, SHIFTS, 3>,
+        4 => products::<SUB, MINS, SHIFTS, 4>,
+        5 => products::<SUB, MINS, SHIFTS, 5>,
+        6 => products::<SUB, MINS, SHIFTS, 6>,
+        7 => products::<SUB, MINS, SHIFTS, 7>,
+        _ => products::<SUB, MINS, SHIFTS, 8>,
     }
 }
 
 /// # Safety
 /// As [`flat`]; the panel is filled and the `N` input rows and their sums are there.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
+unsafe fn products<const SUB: usize, const MINS: bool, const SHIFTS: bool, const N: usize>(
     panel: Panel,
     n_subs: usize,
     inputs: Inputs,
@@ -270,7 +267,7 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
     mut ahead: Ahead,
     per_sub: usize,
 ) {
-    let offset = _mm512_set1_epi32(inputs.offset.unwrap_or(0).cast_signed());
+    let offset = _mm512_set1_epi32(inputs.offset.cast_signed());
     let strides = inputs.strides.map(|strides| strides.map(opaque));
     // SAFETY: the caller's promises.
     unsafe {
@@ -280,7 +277,9 @@ unsafe fn products<const SUB: usize, const MINS: bool, const N: usize>(
             if !MINS {
                 for (index, products) in products.iter_mut().enumerate() {
                     let minus = *inputs.minus.add(far(&strides[2], index) + sub);
-                    *products = _mm512_sllv_epi32(_mm512_set1_epi32(minus), offset);
+                    let minus = _mm512_set1_epi32(minus);
+                    *products =
+                        if SHIFTS { _mm512_sllv_epi32(minus, offset) } else { _mm512_mullo_epi32(minus, offset) };
                 }
             }
             let (codes, x) = (panel.codes.add(ROWS * SUB * sub), inputs.codes.add(SUB * sub));

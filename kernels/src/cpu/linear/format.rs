@@ -5,6 +5,7 @@
 //! fixed size, inlined into kernels and compiled with their instructions.
 //! Layouts: kernels.md §8; the decoders of `crate::quant` are the truth this is tested against.
 
+use super::codebook::Packed;
 use super::input::CHUNK;
 use super::layout::Layout;
 
@@ -42,9 +43,13 @@ pub(crate) trait Format: 'static {
     /// Whether scales and minima are written as the bits of halves (see [`stored_half`]), to be converted many at once.
     const STORED_HALVES: bool = false;
 
-    /// Where the bits lie, for instruction sets that unpack with vectors of their own; none for codebooks.
+    /// Where the bits lie, for instruction sets that unpack with vectors of their own; none where codes are `PACKED`.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
     const LAYOUT: Option<Layout> = None;
+
+    /// How codes lie that are no bit planes: codebooks and trits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+    const PACKED: Option<Packed> = None;
 
     /// Unpacks one block; codes of a type with a table are left as stored. The slices have `BYTES`, `LEN` and `LEN / SUB` elements; `mins` is written only where
     /// [`Format::HAS_MIN`].

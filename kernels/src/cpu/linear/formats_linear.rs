@@ -1,5 +1,6 @@
 //! Types whose levels are evenly spaced: the legacy, K and ternary types.
 
+use super::codebook::Packed;
 use super::format::{Format, exact, exact_mut, half_at, stored_half};
 use super::layout::{High, Layout, Scales, planes};
 use crate::quant::layout::{read_high_planes, read_planes, u32_at};
@@ -243,6 +244,7 @@ impl Format for Tq1 {
     const LEN: usize = 256;
     const SUB: usize = 32;
     const OFFSET: u8 = 1;
+    const PACKED: Option<Packed> = Some(Packed::Trits);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 54] = exact(block);

@@ -3,6 +3,7 @@
 //! Magnitudes and signs become one signed byte; the shift of the IQ1 types is an eighth, so their codes are
 //! eightfold and exact.
 
+use super::codebook::{IQ1_OFFSET, IQ2_OFFSET, IQ3_S_OFFSET, IQ3_XXS_OFFSET, Packed};
 use super::format::{Format, exact, half_at, half_value, stored_half};
 use super::layout::{High, Layout, Scales, planes};
 use crate::quant::iq::{IQ4_LEVELS, even_signs, iq4_xs_scales};
@@ -124,7 +125,8 @@ impl Format for Iq2Xxs {
     const BYTES: usize = 66;
     const LEN: usize = 256;
     const SUB: usize = 32;
-    const OFFSET: u8 = 43;
+    const OFFSET: u8 = IQ2_OFFSET;
+    const PACKED: Option<Packed> = Some(Packed::Iq2Xxs);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 66] = exact(block);
@@ -147,7 +149,8 @@ impl Format for Iq2Xs {
     const BYTES: usize = 74;
     const LEN: usize = 256;
     const SUB: usize = 16;
-    const OFFSET: u8 = 43;
+    const OFFSET: u8 = IQ2_OFFSET;
+    const PACKED: Option<Packed> = Some(Packed::Iq2Xs);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 74] = exact(block);
@@ -169,7 +172,8 @@ impl Format for Iq2S {
     const BYTES: usize = 82;
     const LEN: usize = 256;
     const SUB: usize = 16;
-    const OFFSET: u8 = 43;
+    const OFFSET: u8 = IQ2_OFFSET;
+    const PACKED: Option<Packed> = Some(Packed::Iq2S);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 82] = exact(block);
@@ -191,7 +195,8 @@ impl Format for Iq3Xxs {
     const BYTES: usize = 98;
     const LEN: usize = 256;
     const SUB: usize = 32;
-    const OFFSET: u8 = 62;
+    const OFFSET: u8 = IQ3_XXS_OFFSET;
+    const PACKED: Option<Packed> = Some(Packed::Iq3Xxs);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 98] = exact(block);
@@ -214,7 +219,8 @@ impl Format for Iq3S {
     const BYTES: usize = 110;
     const LEN: usize = 256;
     const SUB: usize = 32;
-    const OFFSET: u8 = 15;
+    const OFFSET: u8 = IQ3_S_OFFSET;
+    const PACKED: Option<Packed> = Some(Packed::Iq3S);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 110] = exact(block);
@@ -246,7 +252,8 @@ impl Format for Iq1S {
     const BYTES: usize = 50;
     const LEN: usize = 256;
     const SUB: usize = 32;
-    const OFFSET: u8 = 9;
+    const OFFSET: u8 = IQ1_OFFSET;
+    const PACKED: Option<Packed> = Some(Packed::Iq1S);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 50] = exact(block);
@@ -268,7 +275,8 @@ impl Format for Iq1M {
     const BYTES: usize = 56;
     const LEN: usize = 256;
     const SUB: usize = 16;
-    const OFFSET: u8 = 9;
+    const OFFSET: u8 = IQ1_OFFSET;
+    const PACKED: Option<Packed> = Some(Packed::Iq1M);
     #[inline(always)]
     fn unpack(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let block: &[u8; 56] = exact(block);

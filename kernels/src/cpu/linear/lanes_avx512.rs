@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 
 use super::format::Format;
 use super::layout::{High, Layout, Planes, Scales, low_of};
+use super::packed_lanes_avx512;
 
 /// Rows side by side.
 pub(super) const ROWS: usize = 16;
@@ -35,11 +36,14 @@ pub(super) trait Sixteen: Copy {
     unsafe fn word<F: Format>(self, at: usize) -> __m512i;
     /// The half at byte `at` of every row's block.
     unsafe fn half<F: Format>(self, at: usize) -> __m512;
+    /// Unpacks a block into a panel that has room for it; calls `each` before every group of codes.
+    unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut());
 }
 
 /// Blocks in the order of [`Order::Sixteens`](crate::order::Order): word by word those of all rows side by side.
 #[derive(Clone, Copy)]
 pub(super) struct Woven {
+    layout: Layout,
     start: *const u8,
 }
 
@@ -49,15 +53,16 @@ const fn odd<F: Format>() -> usize {
 }
 
 impl Woven {
-    pub(super) fn new(start: *const u8) -> Self {
-        Self { start }
+    /// Blocks of a type with a layout, which alone has this order.
+    pub(super) fn new(layout: Layout, start: *const u8) -> Self {
+        Self { layout, start }
     }
 }
 
 impl Sixteen for Woven {
     #[inline(always)]
     fn advance<F: Format>(self, n: usize) -> Self {
-        Self { start: self.start.wrapping_add(n * ROWS * F::BYTES) }
+        Self { start: self.start.wrapping_add(n * ROWS * F::BYTES), ..self }
     }
 
     #[inline(always)]
@@ -91,6 +96,11 @@ impl Sixteen for Woven {
             if rest == 0 { low_half(self.word::<F>(from)) } else { high_half(self.word::<F>(from)) }
         }
     }
+    #[inline(always)]
+    unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut()) {
+        // SAFETY: the caller's promises.
+        unsafe { planes::<F, Self>(self.layout, self, panel, each) };
+    }
 }
 
 /// Where unpacked blocks go, in the order of a panel. All vectors are aligned.
@@ -107,6 +117,12 @@ pub(super) struct Panel {
 impl Blocks {
     pub(super) fn new(starts: [*const u8; 2], row_bytes: usize) -> Self {
         Self { starts, strides: [row_bytes, 3 * row_bytes, 5 * row_bytes, 7 * row_bytes] }
+    }
+
+    /// Where the block of a row begins; for numbers that are not constants.
+    #[inline(always)]
+    pub(super) fn start(self, row: usize) -> *const u8 {
+        self.starts[row / 8].wrapping_add(row % 8 * self.strides[0])
     }
 
     /// Byte `at` of a row's block: addresses that a load can add up by itself.
@@ -182,6 +198,17 @@ impl Sixteen for Blocks {
         // SAFETY: the caller's promise: the word lies inside of the block.
         unsafe { if at + 4 <= F::BYTES { low_half(self.word::<F>(at)) } else { high_half(self.word::<F>(at - 2)) } }
     }
+
+    #[inline(always)]
+    unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut()) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match F::LAYOUT {
+                Some(layout) => planes::<F, Self>(layout, self, panel, each),
+                None => packed_lanes_avx512::unpack::<F>(self, panel, each),
+            }
+        }
+    }
 }
 
 /// Halves in the low parts of words.
@@ -205,17 +232,20 @@ unsafe fn byte(words: __m512i, number: usize) -> __m512i {
     unsafe { _mm512_and_si512(_mm512_srlv_epi32(words, shift(8 * number)), _mm512_set1_epi32(0xFF)) }
 }
 
-/// Groups of codes in a block: what of [`unpack`] is done between two calls of `each`.
-pub(super) const fn groups<F: Format>(layout: Layout) -> usize {
-    F::LEN * layout.low.bits / 8 / 16
+/// Groups of codes in a block: what of [`Sixteen::unpack`] is done between two calls of `each`.
+pub(super) const fn groups<F: Format>() -> usize {
+    match F::LAYOUT {
+        Some(layout) => F::LEN * layout.low.bits / 8 / 16,
+        None => ROWS,
+    }
 }
 
-/// Unpacks one block of sixteen rows; calls `each` before every group of codes.
+/// Unpacks one block of sixteen rows of a type with a layout; calls `each` before every group of codes.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and DQ; the blocks are there; the panel has room for a block.
 #[inline(always)]
-pub(super) unsafe fn unpack<F: Format, B: Sixteen>(layout: Layout, blocks: B, panel: Panel, mut each: impl FnMut()) {
+unsafe fn planes<F: Format, B: Sixteen>(layout: Layout, blocks: B, panel: Panel, mut each: impl FnMut()) {
     let n_bytes = F::LEN * layout.low.bits / 8;
     // SAFETY: the caller's promises.
     unsafe {
@@ -295,15 +325,18 @@ unsafe fn codes<F: Format, B: Sixteen, const AT: usize>(
 }
 
 /// For four bits, four bytes with bit 4 set or not.
-const FIFTH_BITS: [u32; 16] = {
+const FIFTH_BITS: [u32; 16] = spread_bits(4);
+
+/// For four bits, four bytes with bit `to` set or not.
+pub(super) const fn spread_bits(to: u32) -> [u32; 16] {
     let mut out = [0; 16];
     let mut bits = 0_u32;
     while bits < 16 {
-        out[bits as usize] = (bits | bits << 7 | bits << 14 | bits << 21) << 4 & 0x1010_1010;
+        out[bits as usize] = ((bits | bits << 7 | bits << 14 | bits << 21) & 0x0101_0101) << to;
         bits += 1;
     }
     out
-};
+}
 
 /// The bits of the weights from `weight` on in the words they are in, moved to bit `to` of their bytes.
 #[inline(always)]

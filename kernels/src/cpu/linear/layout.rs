@@ -1,8 +1,8 @@
 //! Where the bits of a block lie, said as data.
 //!
 //! [`Format::unpack`](super::format::Format::unpack) is the truth about a type. A [`Layout`] says the same once more for
-//! all types but the codebooks, so that each instruction set can unpack whole chunks into its registers with code that
-//! is written per kind of plane and scale, not per type.
+//! all types but codebooks and trits (see `codebook`), so that each instruction set can unpack whole chunks into its
+//! registers with code that is written per kind of plane and scale, not per type.
 
 use super::format::Format;
 

@@ -11,6 +11,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+mod codebook;
 mod drive;
 mod drive_floats;
 mod fine;
@@ -28,6 +30,14 @@ mod lanes_avx512;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+mod packed_avx2;
+#[cfg(target_arch = "x86_64")]
+mod packed_avx512;
+#[cfg(target_arch = "x86_64")]
+mod packed_lanes_avx512;
+#[cfg(target_arch = "x86_64")]
+mod picks_x86;
 mod quantize;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -155,13 +165,8 @@ pub(crate) fn panel_rows(isa: Isa) -> usize {
 
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
 fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
-    // AVX2 and codebooks of AVX-512 are unpacked row by row; with AVX-512 the rest is sixteen rows at a time.
-    let is_codebook = with_format!(dtype, F => <F as format::Format>::LAYOUT.is_none(), false);
-    match isa {
-        Isa::Avx2 if dtype.is_quantized() => 4,
-        Isa::Avx512 | Isa::Amx if is_codebook => 4,
-        _ => 16,
-    }
+    // AVX2 unpacks row by row; AVX-512 sixteen rows at a time.
+    if isa == Isa::Avx2 && dtype.is_quantized() { 4 } else { 16 }
 }
 
 /// The order of blocks that products are fastest with.
@@ -204,7 +209,8 @@ pub unsafe fn multiply(
         assert!(isa == Isa::Amx, "tiles are for AMX");
         tiles_kernel(weight.dtype)
     } else {
-        let is_tall = input_rows.len() * code_rows.max(1) > max_flat_rows(isa, weight.dtype);
+        // Counted in rows of the step, whatever they become: for so many, results do not depend on how many there are.
+        let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype);
         kernel(isa, weight.dtype, is_tall)
     };
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };

@@ -5,9 +5,11 @@
 
 use std::arch::x86_64::*;
 
-use super::format::{Format, Unpacked, unpack_stored};
+use super::codebook::packed_of;
+use super::format::Format;
 use super::input::CHUNK;
 use super::layout::{Blocks, High, Layout, Planes, Scales, high_of, low_of};
+use super::packed_avx2;
 
 /// A chunk: scales and minima of 32 weights each stand in the first vector; the second is not used then.
 #[derive(Clone, Copy)]
@@ -36,14 +38,7 @@ pub(super) unsafe fn unpack<F: Format>(bytes: &[u8], takes_offset_back: bool, ou
                 blocks::<F>(layout, Blocks { start: bytes.as_ptr(), len: per_chunk }, out);
             }
             Some(layout) => blocks::<F>(layout, Blocks { start: bytes.as_ptr(), len }, out),
-            None => {
-                let mut plain = Unpacked::new();
-                // Codebooks have no tables and no stored halves. Inlined, so that it is compiled for this set.
-                unpack_stored::<F>(bytes, &mut plain);
-                out.codes = std::array::from_fn(|part| _mm256_load_si256(plain.codes.as_ptr().add(32 * part).cast()));
-                out.scales = std::array::from_fn(|half| _mm256_load_ps(plain.scales.as_ptr().add(8 * half)));
-                out.mins = std::array::from_fn(|half| _mm256_load_ps(plain.mins.as_ptr().add(8 * half)));
-            }
+            None => packed_avx2::unpack(packed_of::<F>(), bytes.as_ptr(), out),
         }
         if takes_offset_back && F::OFFSET > 0 {
             let offset = _mm256_set1_ps(f32::from(F::OFFSET));
@@ -164,7 +159,7 @@ unsafe fn moved(bytes: __m256i, [right, left]: [[i64; 4]; 2]) -> __m256i {
 
 /// All bits of a byte for each bit that is set.
 #[inline(always)]
-unsafe fn bytes_of_bits(bits: i32) -> __m256i {
+pub(super) unsafe fn bytes_of_bits(bits: i32) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
         let (first, second) = (0x0101_0101_0101_0101, 0x0303_0303_0303_0303);
@@ -299,7 +294,7 @@ unsafe fn times(values: [__m256; 2], factor: __m256) -> [__m256; 2] {
 mod tests {
     use super::super::avx2::Avx2;
     use super::super::drive::Engine;
-    use super::super::format::unpack_chunk;
+    use super::super::format::{Unpacked, unpack_chunk};
     use super::super::with_format;
     use super::*;
     use crate::cpu::isa::Isa;

@@ -5,9 +5,11 @@
 
 use std::arch::x86_64::*;
 
-use super::format::{Format, Unpacked, unpack_chunk};
+use super::codebook::packed_of;
+use super::format::Format;
 use super::input::CHUNK;
 use super::layout::{Blocks, High, Layout, Planes, Scales, high_of, low_of};
+use super::packed_avx512;
 
 /// A chunk: scales and minima of 32 weights each stand in the lower eight lanes, with zeros above.
 #[derive(Clone, Copy)]
@@ -16,6 +18,15 @@ pub(crate) struct Chunk {
     pub(super) scales: __m512,
     /// What the sums of activations are multiplied with.
     pub(super) mins: __m512,
+}
+
+impl Chunk {
+    /// To be replaced.
+    #[inline(always)]
+    pub(super) unsafe fn new() -> Self {
+        // SAFETY: the caller has the instructions.
+        unsafe { Self { codes: [_mm512_setzero_si512(); 4], scales: _mm512_setzero_ps(), mins: _mm512_setzero_ps() } }
+    }
 }
 
 /// Unpacks the next chunk of a row, of which `bytes` is the rest: one block at least.
@@ -35,18 +46,7 @@ pub(super) unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Chunk) {
                 blocks::<F>(layout, Blocks { start: bytes.as_ptr(), len: per_chunk }, out);
             }
             Some(layout) => blocks::<F>(layout, Blocks { start: bytes.as_ptr(), len }, out),
-            None => {
-                let mut plain = Unpacked::new();
-                unpack_chunk::<F>(bytes, &mut plain);
-                let part = |part: usize| _mm512_load_si512(plain.codes.as_ptr().add(64 * part).cast());
-                out.codes = std::array::from_fn(part);
-                out.scales = _mm512_load_ps(plain.scales.as_ptr());
-                out.mins = if F::HAS_MIN { _mm512_load_ps(plain.mins.as_ptr()) } else { _mm512_setzero_ps() };
-                if F::SUB == 32 {
-                    out.scales = _mm512_maskz_mov_ps(0xFF, out.scales);
-                    out.mins = _mm512_maskz_mov_ps(0xFF, out.mins);
-                }
-            }
+            None => packed_avx512::unpack(packed_of::<F>(), bytes.as_ptr(), out),
         }
     }
 }
@@ -272,6 +272,7 @@ unsafe fn floats(bytes: __m128i) -> __m512 {
 mod tests {
     use super::super::avx512::Avx512;
     use super::super::drive::Engine;
+    use super::super::format::{Unpacked, unpack_chunk};
     use super::super::with_format;
     use super::*;
     use crate::cpu::isa::Isa;

@@ -54,8 +54,7 @@ const fn levels<F: Format>() -> Option<[f32; 16]> {
 pub(super) unsafe fn unpack<F: Format>(bytes: &[u8], out: *mut u8, stride: usize) {
     // SAFETY: the caller's promises.
     unsafe {
-        let mut chunk =
-            Chunk { codes: [_mm512_setzero_si512(); 4], scales: _mm512_setzero_ps(), mins: _mm512_setzero_ps() };
+        let mut chunk = Chunk::new();
         let part = |part: usize| out.add(2 * part * stride);
         if let Some(levels) = const { levels::<F>() } {
             unpack_avx512::unpack::<Stored<F>>(bytes, &mut chunk);

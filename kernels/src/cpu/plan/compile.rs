@@ -8,7 +8,7 @@ use crossbeam_utils::CachePadded;
 
 use super::activations;
 use super::arena::Layout;
-use super::attend::{max_parts, span_rows};
+use super::attend::{max_partials, span_rows};
 use super::head::LogitsOut;
 use super::linear::{OWN_INPUT_ROWS, results_len};
 use super::lower::lower;
@@ -98,7 +98,7 @@ impl Sizes {
             sizes.max_queries = sizes.max_queries.max(n_queries);
             sizes.max_head = sizes.max_head.max(layer.key_dim).max(layer.value_dim);
             sizes.own_partials = sizes.own_partials.max(n_queries * partial);
-            sizes.partials = sizes.partials.max(group * max_parts(n_workers) * partial);
+            sizes.partials = sizes.partials.max(partial * max_partials(layer, group, max_rows, n_workers));
         }
         sizes
     }

@@ -17,20 +17,25 @@ use crate::tensor::{Weight, WeightView};
 pub(super) const OWN_INPUT_ROWS: usize = 4;
 /// Weight bytes of a claim where few rows are multiplied: enough to pay for a new place in memory, few enough to share
 /// out evenly.
-const CHUNK_BYTES: usize = 64 << 10;
+pub(super) const CHUNK_BYTES: usize = 64 << 10;
 /// Weight rows of a chunk, at most, with few input rows, and panels with many.
 const FLAT_CHUNK_ROWS: usize = 256;
 const TALL_CHUNK_PANELS: usize = 4;
 /// Input rows from which on whole panels pay.
-const TALL_ROWS: usize = 17;
+pub(super) const TALL_ROWS: usize = 17;
 /// Chunks per worker that even out differences in speed.
-const CHUNKS_PER_WORKER: usize = 4;
+pub(super) const CHUNKS_PER_WORKER: usize = 4;
 /// Weight rows that few input rows are multiplied with side by side: claims are multiples of it.
 pub(super) const SIDE_BY_SIDE: usize = order::SIXTEEN;
 
 /// Results of a chunk before they are finished, at most: floats per worker for `max_rows` input rows.
 pub(super) fn results_len(isa: Isa, max_rows: usize) -> usize {
     (max_rows * TALL_CHUNK_PANELS * panel_rows(isa)).max((TALL_ROWS - 1) * FLAT_CHUNK_ROWS)
+}
+
+/// Weight rows whose results with so few input rows have room.
+pub(super) fn flat_rows(n_input_rows: usize) -> usize {
+    (TALL_ROWS - 1) * FLAT_CHUNK_ROWS / n_input_rows.max(1)
 }
 
 /// Weight rows of a chunk for rows of `row_bytes`.
@@ -64,11 +69,7 @@ pub(super) fn share_out(
     let bytes: usize = weights.clone().map(|(n_rows, row_bytes)| n_rows * row_bytes).sum();
     let fair = (total / (CHUNKS_PER_WORKER * worker.n_workers())).max(1);
     let least = (CHUNK_BYTES * total / bytes.max(1)).clamp(1, fair);
-    let most_rows = if is_tall {
-        TALL_CHUNK_PANELS * panel_rows(isa)
-    } else {
-        (TALL_ROWS - 1) * FLAT_CHUNK_ROWS / n_input_rows.max(1)
-    };
+    let most_rows = if is_tall { TALL_CHUNK_PANELS * panel_rows(isa) } else { flat_rows(n_input_rows) };
     let mut in_run = |units: Range<usize>| {
         let mut first = 0;
         for (number, weight) in weights.clone().enumerate() {

@@ -11,6 +11,7 @@ mod head;
 mod linear;
 mod lower;
 mod moe;
+mod routes;
 mod rows;
 mod stage;
 mod step;

@@ -2,81 +2,90 @@
 
 use std::ops::Range;
 
-use super::linear::{InputNumbers, SIDE_BY_SIDE, chunk_rows, input_for, view_rows};
+use super::linear::{CHUNKS_PER_WORKER, InputNumbers, OWN_INPUT_ROWS, input_for, view_rows};
+use super::routes::{Queue, Routes, choose};
 use super::stage::{Moe, Source};
 use super::{Core, Counters, Local};
 use crate::backend::DeviceError;
-use crate::cpu::isa::Isa;
 use crate::cpu::linear::{Input, OutRows, multiply};
-use crate::cpu::memory::{Block, room};
+use crate::cpu::memory::Block;
 use crate::cpu::pool::Worker;
-use crate::tensor::Weight;
+
+/// Experts of a claim where few rows are routed, so that all workers read the router.
+const ROUTER_CHUNK: usize = 16;
 
 /// Room for the expert layers of a plan, used by one after the other.
 pub(super) struct MoeRoom {
     /// Router logits, `[row][expert]`.
     logits: Block<f32>,
+    /// Experts that rows chose, and what weight they have, `[row][choice]`.
+    chosen: Block<u32>,
+    weights: Block<f32>,
     /// `activation(gate) * up`, `[slot][ff]`.
     hidden: Block<f32>,
     /// Results of experts, `[slot][width]`.
     results: Block<f32>,
-    /// Routing of the rows, written by worker 0 between barriers.
+    /// Where the choices go, written by worker 0 between barriers.
     routes: std::sync::RwLock<Routes>,
 }
 
-/// Which rows go where. A slot is a row at one of its experts; slots of one expert lie together.
-#[derive(Default)]
-struct Routes {
-    /// Expert and weight of each row's choices, `[row][choice]`.
-    chosen: Vec<(usize, f32)>,
-    /// Slot of each choice.
-    slot_of: Vec<usize>,
-    /// Row of each slot.
-    row_of: Vec<usize>,
-    /// Slots of each expert.
-    slots: Vec<Range<usize>>,
-    /// For choosing.
-    order: Vec<(f32, usize)>,
-}
-
 impl MoeRoom {
-    /// Floats that `max_rows` rows need: logits, hidden values, results.
-    fn lens<'m>(experts: impl Iterator<Item = &'m crate::graph::Moe>, max_rows: usize) -> [usize; 3] {
-        experts.fold([0; 3], |[logits, hidden, results], moe| {
+    /// Numbers that `max_rows` rows need: logits, choices, hidden values, results.
+    fn lens<'m>(experts: impl Iterator<Item = &'m crate::graph::Moe>, max_rows: usize) -> [usize; 4] {
+        experts.fold([0; 4], |[logits, choices, hidden, results], moe| {
             let n_slots = max_rows * moe.n_used;
             let width = moe.router.cols();
-            [logits.max(max_rows * moe.n_experts()), hidden.max(n_slots * moe.ff()), results.max(n_slots * width)]
+            [
+                logits.max(max_rows * moe.n_experts()),
+                choices.max(n_slots),
+                hidden.max(n_slots * moe.ff()),
+                results.max(n_slots * width),
+            ]
         })
     }
 
     /// Bytes of [`MoeRoom::try_new`].
     pub(super) fn bytes_for<'m>(experts: impl Iterator<Item = &'m crate::graph::Moe>, max_rows: usize) -> u64 {
-        Self::lens(experts, max_rows).into_iter().map(Block::<f32>::bytes_for).sum()
+        let [logits, choices, hidden, results] = Self::lens(experts, max_rows);
+        [logits, choices, choices, hidden, results].into_iter().map(Block::<f32>::bytes_for).sum()
     }
 
     pub(super) fn try_new<'m>(
         experts: impl Iterator<Item = &'m crate::graph::Moe> + Clone,
         max_rows: usize,
     ) -> Result<Self, DeviceError> {
-        let [logits, hidden, results] = Self::lens(experts.clone(), max_rows);
-        let n_slots = experts.clone().map(|moe| max_rows * moe.n_used).max().unwrap_or(0);
+        let [logits, choices, hidden, results] = Self::lens(experts.clone(), max_rows);
         let n_experts = experts.map(crate::graph::Moe::n_experts).max().unwrap_or(0);
         Ok(Self {
             logits: Block::try_new(logits)?,
+            chosen: Block::try_new(choices)?,
+            weights: Block::try_new(choices)?,
             hidden: Block::try_new(hidden)?,
             results: Block::try_new(results)?,
-            routes: std::sync::RwLock::new(Routes {
-                chosen: room(n_slots)?,
-                slot_of: room(n_slots)?,
-                row_of: room(n_slots)?,
-                slots: room(n_experts)?,
-                order: room(n_experts)?,
-            }),
+            routes: std::sync::RwLock::new(Routes::try_new(choices, n_experts)?),
         })
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.logits.bytes() + self.hidden.bytes() + self.results.bytes()
+        let floats = [&self.logits, &self.weights, &self.hidden, &self.results];
+        self.chosen.bytes() + floats.iter().map(|block| block.bytes()).sum::<u64>()
+    }
+
+    /// Chooses the experts of rows whose logits are there.
+    ///
+    /// # Safety
+    /// The choices of these rows are ours to write.
+    unsafe fn choose(&self, moe: &crate::graph::Moe, rows: Range<usize>) {
+        let (n_experts, n_used) = (moe.n_experts(), moe.n_used);
+        for row in rows {
+            // SAFETY: so many numbers a row; the caller's promise.
+            unsafe {
+                let logits = std::slice::from_raw_parts(self.logits.at(row * n_experts), n_experts);
+                let chosen = std::slice::from_raw_parts_mut(self.chosen.at(row * n_used), n_used);
+                let weights = std::slice::from_raw_parts_mut(self.weights.at(row * n_used), n_used);
+                choose(moe.renormalise, logits, chosen, weights);
+            }
+        }
     }
 }
 
@@ -87,43 +96,6 @@ pub(super) struct MoeInputs {
     pub(super) up: InputNumbers,
     /// Hidden values by slot.
     pub(super) down: InputNumbers,
-}
-
-impl Routes {
-    /// Routes `n_rows` rows of router logits and gives each choice a slot.
-    fn route(&mut self, moe: &crate::graph::Moe, logits: &[f32], n_rows: usize) {
-        let n_experts = moe.n_experts();
-        self.chosen.clear();
-        for logits in logits.chunks_exact(n_experts).take(n_rows) {
-            choose(moe, logits, &mut self.order, &mut self.chosen);
-        }
-        self.slots.clear();
-        self.slot_of.clear();
-        self.slot_of.resize(self.chosen.len(), 0);
-        self.row_of.clear();
-        for expert in 0..n_experts {
-            let start = self.row_of.len();
-            for (choice, _) in self.chosen.iter().enumerate().filter(|(_, chosen)| chosen.0 == expert) {
-                self.slot_of[choice] = self.row_of.len();
-                self.row_of.push(choice / moe.n_used);
-            }
-            self.slots.push(start..self.row_of.len());
-        }
-    }
-}
-
-/// The `n_used` best experts of a row with their weights: softmax over all, renormalised where the family wants it.
-/// Ties go to the lowest number; a logit that is not a number makes all weights so.
-fn choose(moe: &crate::graph::Moe, logits: &[f32], order: &mut Vec<(f32, usize)>, chosen: &mut Vec<(usize, f32)>) {
-    order.clear();
-    order.extend(logits.iter().copied().zip(0..));
-    order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let max = order.first().map_or(0.0, |best| best.0);
-    let weigh = |logit: f32| f64::from(logit - max).exp();
-    let best = &order[..moe.n_used];
-    let over = if moe.renormalise { best } else { &order[..] };
-    let sum: f64 = over.iter().map(|(logit, _)| weigh(*logit)).sum();
-    chosen.extend(best.iter().map(|(logit, expert)| (*expert, (weigh(*logit) / sum) as f32)));
 }
 
 impl Core {
@@ -140,56 +112,44 @@ impl Core {
         local: &mut Local,
     ) {
         let (moe, n_rows) = (&*stage.moe, self.step.rows.len());
-        let n_experts = moe.n_experts();
         let room = &self.moe_room;
         let source = Source { x: stage.x, norm: None };
-        worker.claim(&counters[0], n_rows, |row| {
-            let own = std::mem::take(&mut local.inputs);
-            let targets = inputs.router.iter().flatten().map(|&number| &own[number]);
-            targets.clone().for_each(|input| input.begin(1));
-            // SAFETY: a row is claimed once and was written before the last barrier; the inputs are this worker's.
-            unsafe {
-                self.fill(&source, row, 0, targets, local);
-                let out = OutRows::new(room.logits.at(row * n_experts), n_experts, 1, n_experts);
-                let input = input_for(&own, &inputs.router, &moe.router);
-                multiply(self.isa, &moe.router.view(), 0..n_experts, input, 0..1, &mut local.scratch, out);
+        // The slots of a single row all read that row, which every worker prepares for itself.
+        let is_one = n_rows == 1;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if is_one {
+                worker.guarded(|| self.fill_own(&source, &inputs.up, 0..1, local));
             }
-            local.inputs = own;
-        });
-        worker.barrier();
+            self.route(stage, &inputs.router, counters, worker, local);
+        }
+        let begun = inputs.up.iter().filter(|_| !is_one).chain(&inputs.down).flatten();
         if worker.index == 0 {
-            worker.guarded(|| {
-                // SAFETY: written before the barrier.
-                let logits = unsafe { std::slice::from_raw_parts(room.logits.at(0), n_rows * n_experts) };
-                if let Ok(mut routes) = room.routes.write() {
-                    routes.route(moe, logits, n_rows);
-                }
-                for number in inputs.up.iter().chain(&inputs.down).flatten() {
-                    self.inputs[*number].begin(n_rows * moe.n_used);
-                }
-            });
+            worker.guarded(|| begun.for_each(|&number| self.inputs[number].begin(n_rows * moe.n_used)));
         }
         worker.barrier();
         let Ok(routes) = room.routes.read() else { return };
         let n_slots = routes.row_of.len();
-        let up = || inputs.up.iter().flatten().map(|&number| &self.inputs[number]);
-        worker.claim(&counters[1], units(up(), n_slots), |number| {
-            let slots = unit_slots(up(), n_slots, number);
-            // SAFETY: a slot is claimed once; rows were written before the last barrier.
-            unsafe {
-                for slot in slots.clone() {
-                    self.fill(&source, routes.row_of[slot], slot, up(), local);
+        if !is_one {
+            let up = || inputs.up.iter().flatten().map(|&number| &self.inputs[number]);
+            worker.claim(&counters[1], units(up(), n_slots), |number| {
+                let slots = unit_slots(up(), n_slots, number);
+                // SAFETY: a slot is claimed once; rows were written before the last barrier.
+                unsafe {
+                    for slot in slots.clone() {
+                        self.fill(&source, routes.row_of[slot], slot, up(), local);
+                    }
+                    up().for_each(|input| input.settle(slots.clone()));
                 }
-                up().for_each(|input| input.settle(slots.clone()));
-            }
-        });
-        worker.barrier();
+            });
+            worker.barrier();
+        }
         let ff = moe.ff();
-        let queue = Queue::new(self.isa, &routes, ff, moe.gate.row_bytes() + moe.up.row_bytes(), n_slots, worker);
-        worker.claim(&counters[2], queue.n_chunks(), |number| {
-            let (expert, slots, rows) = queue.chunk(number);
-            // SAFETY: a chunk is claimed once; the inputs were filled before the barrier.
-            unsafe { self.expert_hidden(stage, inputs, expert, slots, rows, local) };
+        let row_bytes = moe.gate.row_bytes() + moe.up.row_bytes();
+        let queue = Queue::new(self.isa, &routes, ff, row_bytes, worker.n_workers());
+        queue.serve(worker, &counters[2], |expert, slots, rows| {
+            // SAFETY: a chunk is claimed once; the inputs were filled before the barrier, or by this worker.
+            unsafe { self.expert_hidden(stage, &inputs.up, is_one, expert, slots, rows, local) };
         });
         worker.barrier();
         let down = || inputs.down.iter().flatten().map(|&number| &self.inputs[number]);
@@ -206,13 +166,14 @@ impl Core {
         });
         worker.barrier();
         let width = moe.router.cols();
-        let queue = Queue::new(self.isa, &routes, width, moe.down.row_bytes(), n_slots, worker);
-        worker.claim(&counters[4], queue.n_chunks(), |number| {
-            let (expert, slots, rows) = queue.chunk(number);
+        let queue = Queue::new(self.isa, &routes, width, moe.down.row_bytes(), worker.n_workers());
+        queue.serve(worker, &counters[4], |expert, slots, rows| {
+            let view = view_rows(&moe.down, expert * width + rows.start..expert * width + rows.end);
+            let input = input_for(&self.inputs, &inputs.down, &moe.down);
             // SAFETY: a chunk is claimed once; the inputs were filled before the barrier.
             unsafe {
                 let out = OutRows::new(room.results.at(rows.start), width, slots.end, rows.len());
-                self.expert_product(&moe.down, &inputs.down, expert * width, &rows, slots, local, out);
+                multiply(self.isa, &view, 0..rows.len(), input, slots, &mut local.scratch, out);
             }
         });
         worker.barrier();
@@ -222,7 +183,7 @@ impl Core {
                 let out = self.arena.row_mut(stage.out, row);
                 out.fill(0.0);
                 for choice in row * moe.n_used..(row + 1) * moe.n_used {
-                    let (weight, slot) = (routes.chosen[choice].1, routes.slot_of[choice]);
+                    let (weight, slot) = (*room.weights.at(choice), routes.slot_of[choice]);
                     let result = std::slice::from_raw_parts(room.results.at(slot * width), width);
                     for (out, result) in out.iter_mut().zip(result) {
                         *out += weight * result;
@@ -232,59 +193,111 @@ impl Core {
         });
     }
 
-    /// Gated hidden values `rows` of one expert for its slots.
+    /// Chooses the experts of all rows and gives each choice a slot, which worker 0 does; a barrier is left to do.
+    ///
+    /// # Safety
+    /// As [`Core::experts`].
+    unsafe fn route(
+        &self,
+        stage: &Moe,
+        numbers: &InputNumbers,
+        counters: &Counters,
+        worker: &Worker<'_>,
+        local: &mut Local,
+    ) {
+        let (moe, room, n_rows) = (&*stage.moe, &self.moe_room, self.step.rows.len());
+        let n_experts = moe.n_experts();
+        let source = Source { x: stage.x, norm: None };
+        // A worker takes some rows to all experts, or where there are few rows all of them to some experts.
+        let n_blocks = n_rows.div_ceil(OWN_INPUT_ROWS);
+        let is_shared = n_blocks < CHUNKS_PER_WORKER * worker.n_workers();
+        let n_experts_at_once = if is_shared { ROUTER_CHUNK.min(n_experts) } else { n_experts };
+        let n_parts = n_experts.div_ceil(n_experts_at_once);
+        worker.claim(&counters[0], n_blocks * n_parts, |number| {
+            let (block, part) = (number / n_parts, number % n_parts);
+            let rows = block * OWN_INPUT_ROWS..n_rows.min((block + 1) * OWN_INPUT_ROWS);
+            let experts = part * n_experts_at_once..n_experts.min((part + 1) * n_experts_at_once);
+            // SAFETY: rows and experts are claimed once; rows were written before the last barrier.
+            unsafe {
+                self.fill_own(&source, numbers, rows.clone(), local);
+                let out = OutRows::new(room.logits.at(rows.start * n_experts), n_experts, rows.len(), n_experts);
+                let input = input_for(&local.inputs, numbers, &moe.router);
+                multiply(self.isa, &moe.router.view(), experts, input, 0..rows.len(), &mut local.scratch, out);
+                if !is_shared {
+                    room.choose(moe, rows);
+                }
+            }
+        });
+        worker.barrier();
+        if worker.index == 0 {
+            worker.guarded(|| {
+                // SAFETY: the others wait, or prepare inputs; all logits were written before the barrier.
+                let chosen = unsafe {
+                    if is_shared {
+                        room.choose(moe, 0..n_rows);
+                    }
+                    std::slice::from_raw_parts(room.chosen.at(0), n_rows * moe.n_used)
+                };
+                if let Ok(mut routes) = room.routes.write() {
+                    routes.sort(chosen, n_experts, moe.n_used);
+                }
+            });
+        }
+    }
+
+    /// Brings at most [`OWN_INPUT_ROWS`] rows into the worker's own inputs.
+    ///
+    /// # Safety
+    /// They were written before the last barrier.
+    unsafe fn fill_own(&self, source: &Source, numbers: &InputNumbers, rows: Range<usize>, local: &mut Local) {
+        let own = std::mem::take(&mut local.inputs);
+        let targets = || numbers.iter().flatten().map(|&number| &own[number]);
+        targets().for_each(|input| input.begin(rows.len()));
+        for (target, row) in rows.enumerate() {
+            // SAFETY: the caller's promise; the inputs are this worker's.
+            unsafe { self.fill(source, row, target, targets(), local) };
+        }
+        local.inputs = own;
+    }
+
+    /// Gated hidden values `rows` of one expert for its slots, which read the worker's own row if it `is_one`.
     unsafe fn expert_hidden(
         &self,
         stage: &Moe,
-        inputs: &MoeInputs,
+        numbers: &InputNumbers,
+        is_one: bool,
         expert: usize,
         slots: Range<usize>,
         rows: Range<usize>,
         local: &mut Local,
     ) {
         let (moe, ff, count) = (&*stage.moe, stage.moe.ff(), rows.len());
-        let half = local.results.len() / 2;
-        let (gate_at, up_at) = (local.results.as_mut_ptr(), local.results[half..].as_mut_ptr());
-        let room = half / count;
-        for first in slots.clone().step_by(room) {
-            let part = first..slots.end.min(first + room);
-            for (weight, to) in [(&moe.gate, gate_at), (&moe.up, up_at)] {
-                // Results of slot `first` go to the start.
-                let start = to.wrapping_sub(first * count);
-                // SAFETY: half of the worker's memory holds the results of `room` rows; only those of `part` are written.
+        let Local { inputs: own, scratch, results, .. } = local;
+        let half = results.len() / 2;
+        let (gate, up) = results.split_at_mut(half);
+        let at_once = half / count;
+        for first in slots.clone().step_by(at_once) {
+            let part = first..slots.end.min(first + at_once);
+            let (inputs, input_rows) = if is_one { (&**own, 0..1) } else { (&*self.inputs, part.clone()) };
+            for (weight, to) in [(&moe.gate, &mut *gate), (&moe.up, &mut *up)] {
+                let view = view_rows(weight, expert * ff + rows.start..expert * ff + rows.end);
+                let input = input_for(inputs, numbers, weight);
+                // Results of the first row go to the start.
+                let start = to.as_mut_ptr().wrapping_sub(input_rows.start * count);
+                // SAFETY: half of the worker's memory holds the results of so many rows; only those are written.
                 unsafe {
-                    let out = OutRows::new(start, count, part.end, count);
-                    self.expert_product(weight, &inputs.up, expert * ff, &rows, part.clone(), local, out);
+                    let out = OutRows::new(start, count, input_rows.end, count);
+                    multiply(self.isa, &view, 0..count, input, input_rows.clone(), scratch, out);
                 }
             }
-            for slot in part {
-                let at = (slot - first) * count;
-                // SAFETY: written just now; these columns of the slot's hidden values are ours.
-                unsafe {
-                    let gate = std::slice::from_raw_parts(gate_at.add(at), count);
-                    let up = std::slice::from_raw_parts(up_at.add(at), count);
-                    let out = std::slice::from_raw_parts_mut(self.moe_room.hidden.at(slot * ff + rows.start), count);
-                    self.unit(moe.activation, gate, up, out);
-                }
+            for (index, slot) in part.enumerate() {
+                let at = index * count..(index + 1) * count;
+                let place = self.moe_room.hidden.at(slot * ff + rows.start);
+                // SAFETY: these columns of the slot's hidden values are ours.
+                let out = unsafe { std::slice::from_raw_parts_mut(place, count) };
+                self.unit(moe.activation, &gate[at.clone()], &up[at], out);
             }
         }
-    }
-
-    /// Rows `rows` of an expert whose matrix begins at `base`, for some slots.
-    unsafe fn expert_product(
-        &self,
-        weight: &Weight,
-        numbers: &InputNumbers,
-        base: usize,
-        rows: &Range<usize>,
-        slots: Range<usize>,
-        local: &mut Local,
-        out: OutRows,
-    ) {
-        let view = view_rows(weight, base + rows.start..base + rows.end);
-        let input = input_for(&self.inputs, numbers, weight);
-        // SAFETY: the caller's promises.
-        unsafe { multiply(self.isa, &view, 0..rows.len(), input, slots, &mut local.scratch, out) };
     }
 }
 
@@ -301,79 +314,4 @@ fn units<'i>(inputs: impl Iterator<Item = &'i Input>, n_slots: usize) -> usize {
 fn unit_slots<'i>(inputs: impl Iterator<Item = &'i Input>, n_slots: usize, number: usize) -> Range<usize> {
     let unit = unit(inputs);
     number * unit..n_slots.min((number + 1) * unit)
-}
-
-/// The chunks of all experts that have rows.
-struct Queue<'r> {
-    routes: &'r Routes,
-    n_rows: usize,
-    chunk: usize,
-    per_expert: usize,
-    n_busy: usize,
-}
-
-impl<'r> Queue<'r> {
-    fn new(isa: Isa, routes: &'r Routes, n_rows: usize, row_bytes: usize, n_slots: usize, worker: &Worker<'_>) -> Self {
-        let n_busy = routes.slots.iter().filter(|slots| !slots.is_empty()).count();
-        let mean_rows = n_slots.div_ceil(n_busy.max(1));
-        // A fair share of all experts' rows, not of one's.
-        let share = chunk_rows(isa, n_rows * n_busy.max(1), row_bytes, mean_rows, worker.n_workers());
-        let chunk = share.min(chunk_rows(isa, n_rows, row_bytes, mean_rows, 1).max(SIDE_BY_SIDE));
-        let chunk = chunk.next_multiple_of(SIDE_BY_SIDE).min(n_rows).max(1);
-        Self { routes, n_rows, chunk, per_expert: n_rows.div_ceil(chunk), n_busy }
-    }
-
-    fn n_chunks(&self) -> usize {
-        self.n_busy * self.per_expert
-    }
-
-    /// Expert, slots and weight rows of a chunk.
-    fn chunk(&self, number: usize) -> (usize, Range<usize>, Range<usize>) {
-        let mut busy = self.routes.slots.iter().enumerate().filter(|(_, slots)| !slots.is_empty());
-        let (expert, slots) = busy.nth(number / self.per_expert).expect("chunks are of experts that have rows");
-        let start = number % self.per_expert * self.chunk;
-        (expert, slots.clone(), start..self.n_rows.min(start + self.chunk))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::graph::Activation;
-
-    fn moe(n_used: usize, renormalise: bool) -> crate::graph::Moe {
-        let weight = |rows| Weight::from_f32("w", rows, 1, &vec![0.0; rows]).unwrap();
-        crate::graph::Moe {
-            router: weight(4),
-            gate: weight(8),
-            up: weight(8),
-            down: weight(4),
-            n_used,
-            renormalise,
-            activation: Activation::Silu,
-        }
-    }
-
-    #[test]
-    fn the_best_experts_are_chosen_and_weighed() {
-        let (ln2, mut order, mut chosen) = (2.0_f32.ln(), Vec::new(), Vec::new());
-        choose(&moe(2, true), &[0.0, 2.0 * ln2, ln2, 0.0], &mut order, &mut chosen);
-        choose(&moe(2, false), &[0.0, 2.0 * ln2, 0.0, ln2], &mut order, &mut chosen);
-        choose(&moe(1, true), &[1.0; 4], &mut order, &mut chosen);
-        let expected = [(1, 2.0 / 3.0), (2, 1.0 / 3.0), (1, 0.5), (3, 0.25), (0, 1.0)];
-        assert_eq!(chosen.len(), expected.len());
-        for (chosen, expected) in chosen.iter().zip(expected) {
-            assert!(chosen.0 == expected.0 && (chosen.1 - expected.1).abs() < 1e-6, "{chosen:?} {expected:?}");
-        }
-    }
-
-    #[test]
-    fn slots_of_an_expert_lie_together() {
-        let mut routes = Routes::default();
-        let logits = [0.0, 3.0, 2.0, 0.0, 3.0, 0.0, 2.0, 0.0];
-        routes.route(&moe(2, true), &logits, 2);
-        assert_eq!(routes.slots, [0..1, 1..2, 2..4, 4..4]);
-        assert_eq!(routes.row_of, [1, 0, 0, 1]);
-        assert_eq!(routes.slot_of, [1, 2, 0, 3]);
-    }
 }

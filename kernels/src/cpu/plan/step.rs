@@ -1,10 +1,11 @@
 //! A batch as the stages see it: checked, with rows of one sequence brought together.
 
+use super::attend::{EQUAL_ROWS, n_alike};
 use crate::backend::{Batch, DeviceError, KvStore, Row, Sequence, Want, WantKind};
 use crate::cpu::kv::KvCache;
 use crate::cpu::memory::room;
 
-/// Rows of one sequence with positions one after the other.
+/// Rows of one sequence with positions one after the other; in steps of few rows all see parts of one length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub(super) sequence: Sequence,
@@ -26,8 +27,6 @@ pub(super) struct Step {
     pub(super) spans: Vec<Span>,
     /// Each sequence of the step and its length once the step is done.
     pub(super) lens: Vec<(Sequence, usize)>,
-    /// Most positions that a row sees.
-    pub(super) longest: usize,
 }
 
 /// Bounds that batches are held to.
@@ -52,7 +51,6 @@ impl Step {
             order: room(max_rows)?,
             spans: room(max_rows)?,
             lens: room(max_rows)?,
-            longest: 0,
         })
     }
 
@@ -102,7 +100,6 @@ impl Step {
         self.order.sort_unstable_by_key(|&row| (rows[row].sequence, row));
         self.spans.clear();
         self.lens.clear();
-        self.longest = 0;
         let mut start = 0;
         while start < self.order.len() {
             let sequence = self.rows[self.order[start]].sequence;
@@ -118,12 +115,16 @@ impl Step {
             if !kv.make_writable(sequence, len, len + n_rows) {
                 return refuse(format!("sequence {}: {} positions are not reserved", sequence.0, len + n_rows));
             }
-            for first in (0..n_rows).step_by(bounds.span_rows) {
-                let (position, start) = (len + first, start + first);
-                self.spans.push(Span { sequence, position, start, n_rows: bounds.span_rows.min(n_rows - first) });
+            let mut first = 0;
+            while first < n_rows {
+                let position = len + first;
+                let is_equal = batch.rows.len() <= EQUAL_ROWS;
+                let most = if is_equal { bounds.span_rows.min(n_alike(position)) } else { bounds.span_rows };
+                let n_rows = most.min(n_rows - first);
+                self.spans.push(Span { sequence, position, start: start + first, n_rows });
+                first += n_rows;
             }
             self.lens.push((sequence, len + n_rows));
-            self.longest = self.longest.max(len + n_rows);
             start += n_rows;
         }
         Ok(())
@@ -165,7 +166,7 @@ mod tests {
         let spans: Vec<_> =
             step.spans.iter().map(|span| (span.sequence.0, span.position, span.start, span.n_rows)).collect();
         assert_eq!(spans, [(0, 0, 0, 2), (0, 2, 2, 1), (1, 0, 3, 2)]);
-        assert_eq!((step.lens, step.longest), (vec![(Sequence(0), 3), (Sequence(1), 2)], 3));
+        assert_eq!(step.lens, [(Sequence(0), 3), (Sequence(1), 2)]);
     }
 
     #[test]
