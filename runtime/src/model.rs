@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use farpost_kernels::cpu::isa::Isa;
@@ -11,6 +12,8 @@ use farpost_models::gguf::{Access, File, GgufError, Place, ReadAhead};
 use farpost_models::pack::{self, PackError, Packed};
 use farpost_models::template::{ChatTemplate, TemplateError};
 use farpost_models::tokenizer::{Tokenizer, TokenizerError};
+
+use crate::engine::grammar::Vocabulary;
 
 /// Choices made when a model is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub struct Model {
     packed: PackUse,
     /// Held to be ended.
     _ahead: Option<ReadAhead>,
+    /// Made when a text must have a form for the first time.
+    vocabulary: OnceLock<Option<Vocabulary>>,
     open_ms: f64,
 }
 
@@ -116,7 +121,8 @@ impl Model {
         let tokenizer = tokenizer(&file, &built)?;
         let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
         let open_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { file, tokenizer, template, built, packed, _ahead: ahead, open_ms })
+        let vocabulary = OnceLock::new();
+        Ok(Self { file, tokenizer, template, built, packed, _ahead: ahead, vocabulary, open_ms })
     }
 
     /// What messages call it: the file as it was named.
@@ -166,6 +172,11 @@ impl Model {
             _ => None,
         };
         std::iter::once(&self.file).chain(packed)
+    }
+
+    /// The tokens arranged for parsing; `None` if no token ends a text.
+    pub(crate) fn vocabulary(&self) -> Option<&Vocabulary> {
+        self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer)).as_ref()
     }
 
     /// How long opening took, in milliseconds.

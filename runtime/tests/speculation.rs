@@ -148,7 +148,7 @@ fn a_real_model_gets_the_same_logits_and_writes_the_same_text() {
     let encode = |text: &str| model.tokenizer().encode_prompt(text, Special::AsText);
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/texts");
     let read = |name: &str| encode(&std::fs::read_to_string(texts.join(format!("{name}.txt"))).unwrap());
-    let context = read("quote").repeat(3);
+    let context = read("quote").repeat(4);
     for (isa, most) in equal_sets() {
         let widths: Vec<usize> = [2, 3, 4, 5, 8, 16].into_iter().filter(|width| *width <= most).collect();
         // Where the second part of a context begins, and beyond the window.

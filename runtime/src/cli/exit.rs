@@ -239,6 +239,7 @@ impl From<EngineError> for Failure {
             EngineError::Sampling(_)
             | EngineError::OutOfRange { .. }
             | EngineError::EmptyStop { .. }
+            | EngineError::Grammar { .. }
             | EngineError::EmptyPrompt
             | EngineError::PromptTooLong { .. }
             | EngineError::NoSuchToken { .. }

@@ -100,6 +100,7 @@ impl GenerationArgs {
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             render_special: false,
+            grammar: None,
             speculate: self.speculate.0,
         })
     }

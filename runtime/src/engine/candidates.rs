@@ -54,6 +54,18 @@ impl Candidates {
         self.logits.extend_from_slice(row);
     }
 
+    /// Starts with none.
+    pub(super) fn clear(&mut self) {
+        self.ids.clear();
+        self.logits.clear();
+    }
+
+    /// Adds a token, whose id is above those that are there.
+    pub(super) fn push(&mut self, id: u32, logit: f32) {
+        self.ids.push(id);
+        self.logits.push(logit);
+    }
+
     /// Starts with the `k` best of a row.
     pub(super) fn set_best(&mut self, row: &[f32], k: usize) {
         best((0..).zip(row).map(|(id, &logit)| Candidate { id, logit }), k, &mut self.scratch);

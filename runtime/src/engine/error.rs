@@ -34,6 +34,14 @@ pub enum EngineError {
         /// Which one, from 0.
         number: usize,
     },
+    /// A form that cannot be enforced.
+    #[error("{form}: {reason}")]
+    Grammar {
+        /// Which kind of form.
+        form: &'static str,
+        /// What in it, and why.
+        reason: String,
+    },
     /// Nothing to go on from.
     #[error("the prompt is empty, expected at least one token")]
     EmptyPrompt,

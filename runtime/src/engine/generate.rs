@@ -1,5 +1,6 @@
 //! What is asked of a session and what it tells: options, events, the result and its timings.
 
+use super::grammar::Grammar;
 use super::lookup::Speculate;
 use super::sampler::Logprobs;
 use super::sampling::Sampling;
@@ -17,6 +18,8 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Write out control tokens in the text.
     pub render_special: bool,
+    /// The form that the text must have. It ends when the form is complete and the model ends it; not with `ignore_eos`.
+    pub grammar: Option<Grammar>,
     /// Guess tokens ahead and run them in one step.
     pub speculate: Speculate,
 }

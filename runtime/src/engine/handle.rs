@@ -10,6 +10,7 @@ use farpost_kernels::backend::{Backend, DeviceError, MemoryUse};
 
 use super::dry::Breakers;
 use super::error::EngineError;
+use super::grammar;
 use super::lookup::{self, Drafter, Speculate};
 use super::metrics::Metrics;
 use super::options::{EngineOptions, Sizes};
@@ -67,7 +68,7 @@ impl Engine {
         clock: Clock,
     ) -> Result<(Self, Owner), EngineError> {
         let start = Instant::now();
-        let sizes = options.sizes(model.graph().max_context())?;
+        let sizes = options.sizes(&model)?;
         let mut plan = backend.compile(model.graph(), &sizes.limits)?;
         let kv_tokens = plan.kv().free_tokens();
         if kv_tokens < sizes.context {
@@ -144,6 +145,20 @@ impl Engine {
         submitted
     }
 
+    /// Takes no more requests, if there are none now; false if there are.
+    pub(super) fn close_if_idle(&self) -> bool {
+        let board = &self.inner.board;
+        // First no more may come, then there must be none: `submit` does it the other way round.
+        let was_closed = board.is_closed.swap(true, Ordering::SeqCst);
+        let is_idle = board.n_sent.load(Ordering::SeqCst) == 0
+            && board.n_waiting.load(Ordering::SeqCst) == 0
+            && self.metrics().running == 0;
+        if !is_idle && !was_closed {
+            board.is_closed.store(false, Ordering::SeqCst);
+        }
+        is_idle
+    }
+
     /// Takes no more requests and waits until all are done, but no longer than `most`: what is left then ends with
     /// [`super::Finish::Closed`]. True if all were done.
     pub fn drain(&self, most: Duration) -> bool {
@@ -156,9 +171,6 @@ impl Engine {
 impl Inner {
     fn submit(&self, request: &Request) -> Result<Stream, Refusal> {
         let choices = self.choices(request)?;
-        if self.board.is_closed.load(Ordering::Relaxed) {
-            return Err(Refusal::Closed);
-        }
         self.check_memory(request)?;
         let load = self.board.load();
         if let Some(deadline) = request.deadline {
@@ -168,7 +180,11 @@ impl Inner {
                 return Err(Refusal::Deadline { deadline, estimate });
             }
         }
-        let sent = self.board.n_sent.fetch_add(1, Ordering::Relaxed);
+        let sent = self.board.n_sent.fetch_add(1, Ordering::SeqCst);
+        if self.board.is_closed.load(Ordering::SeqCst) {
+            self.board.n_sent.fetch_sub(1, Ordering::SeqCst);
+            return Err(Refusal::Closed);
+        }
         let waiting = sent + self.board.n_waiting.load(Ordering::Relaxed);
         if waiting >= self.max_waiting {
             self.board.n_sent.fetch_sub(1, Ordering::Relaxed);
@@ -209,6 +225,7 @@ impl Inner {
             Speculate::Lookup { max_draft } if !request.reproducible => Some(Drafter::new(&request.prompt, max_draft)),
             _ => None,
         };
+        let constraint = grammar::constraint(&self.model, options)?;
         let (teller, stream) = stream::pair(&self.model, request);
         let submitted = (self.clock)();
         let job = Arc::new(Job {
@@ -228,7 +245,8 @@ impl Inner {
         let choice = |index: usize| {
             let mut sampling = options.sampling.clone();
             sampling.seed = sampling.seed.wrapping_add(index as u64);
-            let mut sampler = Sampler::new(sampling, self.model.graph().n_vocab(), breakers.clone())?;
+            let sampler = Sampler::new(sampling, self.model.graph().n_vocab(), breakers.clone())?;
+            let mut sampler = sampler.with_constraint(constraint.clone());
             sampler.reserve()?;
             Ok(Choice {
                 job: Arc::clone(&job),

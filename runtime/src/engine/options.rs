@@ -3,6 +3,7 @@
 use farpost_kernels::backend::{Activations, KvType, Limits};
 
 use super::error::EngineError;
+use crate::model::Model;
 
 /// Context of an engine or session that names none, if the model has as much.
 pub(super) const DEFAULT_CONTEXT: usize = 4096;
@@ -64,8 +65,19 @@ pub(super) struct Sizes {
 }
 
 impl EngineOptions {
-    /// The sizes for a model whose graph has `most` positions.
-    pub(super) fn sizes(&self, most: usize) -> Result<Sizes, EngineError> {
+    /// The context for a model.
+    pub(super) fn context_of(&self, model: &Model) -> usize {
+        self.context.unwrap_or(model.graph().max_context().min(DEFAULT_CONTEXT))
+    }
+
+    /// Tokens of the KV cache for a model.
+    pub(super) fn kv_tokens_of(&self, model: &Model) -> usize {
+        self.kv_tokens.unwrap_or(self.context_of(model).saturating_mul(4))
+    }
+
+    /// The sizes for a model.
+    pub(super) fn sizes(&self, model: &Model) -> Result<Sizes, EngineError> {
+        let most = model.graph().max_context();
         let within = |parameter, found, least: usize, most: usize, what: &str| {
             if (least..=most).contains(&found) {
                 return Ok(found);
@@ -76,10 +88,8 @@ impl EngineOptions {
             };
             Err(EngineError::OutOfRange { parameter, found, expected })
         };
-        let context = self.context.unwrap_or(most.min(DEFAULT_CONTEXT));
-        let context = within("context", context, 1, most, ", the context the model was opened for")?;
-        let kv_tokens = self.kv_tokens.unwrap_or(context.saturating_mul(4));
-        let kv_tokens = within("kv_tokens", kv_tokens, context, usize::MAX, ", one context")?;
+        let context = within("context", self.context_of(model), 1, most, ", the context the model was opened for")?;
+        let kv_tokens = within("kv_tokens", self.kv_tokens_of(model), context, usize::MAX, ", one context")?;
         let max_running = within("max_running", self.max_running, 1, 1024, "")?;
         let batch_rows = within("batch_rows", self.batch_rows, 1, usize::MAX, "")?;
         within("inter_token_percent", self.inter_token_percent, 100, usize::MAX, "")?;

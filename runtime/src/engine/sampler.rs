@@ -8,6 +8,7 @@ use farpost_kernels::backend::{Answer, DeviceError, WantKind};
 use super::candidates::{Candidate, Candidates, best};
 use super::dry::{Breakers, Repeats};
 use super::filters::Filters;
+use super::grammar::Constraint;
 use super::mirostat::Surprise;
 use super::penalties;
 use super::random::Random;
@@ -44,8 +45,14 @@ pub enum SampleError {
         /// What was found.
         logit: f32,
     },
+    /// The parser of the text's form gave up.
+    #[error("the form of the text cannot be followed any further: {reason}")]
+    Constraint {
+        /// What it says.
+        reason: String,
+    },
     /// Every token is forbidden.
-    #[error("every token is forbidden by logit_bias, none is left to choose")]
+    #[error("every token is forbidden by logit_bias or the form of the text, none is left to choose")]
     NothingLeft,
     /// The step answered something else than [`Sampler::wants`] asked for.
     #[error("the step answered {found}, expected {expected}")]
@@ -65,6 +72,7 @@ pub struct Sampler {
     breakers: Breakers,
     random: Random,
     surprise: Option<Surprise>,
+    constraint: Option<Constraint>,
     candidates: Candidates,
     filters: Filters,
     repeats: Repeats,
@@ -86,6 +94,7 @@ impl Sampler {
         Ok(Self {
             random: Random::new(sampling.seed),
             surprise: sampling.mirostat.map(Surprise::new),
+            constraint: None,
             sampling,
             n_vocab,
             breakers,
@@ -95,6 +104,11 @@ impl Sampler {
             counts: Vec::new(),
             top: Vec::new(),
         })
+    }
+
+    /// Chooses only what `constraint` allows.
+    pub(super) fn with_constraint(self, constraint: Option<Constraint>) -> Self {
+        Self { constraint, ..self }
     }
 
     /// Takes the memory that choosing needs.
@@ -116,7 +130,7 @@ impl Sampler {
     pub fn wants(&self) -> WantKind {
         let sampling = &self.sampling;
         let told = sampling.logprobs.unwrap_or(0);
-        if sampling.changes_logits() {
+        if sampling.changes_logits() || self.constraint.is_some() {
             WantKind::Logits
         } else if sampling.is_greedy() {
             if sampling.logprobs.is_some() { WantKind::TopK(told.clamp(1, self.n_vocab)) } else { WantKind::Greedy }
@@ -154,9 +168,16 @@ impl Sampler {
         if let Some(place) = softmax::first_unusable(row) {
             return Err(SampleError::Unusable { id: place as u32, logit: row[place] });
         }
+        let is_constrained = self.constraint.is_some();
+        if let Some(constraint) = &mut self.constraint {
+            constraint.advance().map_err(|reason| SampleError::Constraint { reason })?;
+        }
         if self.sampling.changes_logits() {
             self.candidates.set_row(row);
             self.change_logits(prompt, generated);
+            self.keep_allowed();
+        } else if is_constrained {
+            self.set_allowed(row);
         } else if self.sampling.is_greedy() {
             self.candidates.set_best(row, 1);
         } else if self.sampling.top_k > 0 && self.sampling.mirostat.is_none() {
@@ -165,6 +186,9 @@ impl Sampler {
             self.candidates.set_row(row);
         }
         let id = self.draw()?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.push(id).map_err(|reason| SampleError::Constraint { reason })?;
+        }
         let logprobs = self.sampling.logprobs.map(|told| {
             let log_sum_exp = softmax::log_sum_exp(row);
             best((0..).zip(row).map(|(id, &logit)| Candidate { id, logit }), told, &mut self.top);
@@ -172,6 +196,29 @@ impl Sampler {
             logprobs(row[id as usize], top, log_sum_exp)
         });
         Ok(Chosen { id, logprobs })
+    }
+
+    /// Candidates are those that the constraint allows.
+    fn set_allowed(&mut self, row: &[f32]) {
+        let Some(constraint) = &self.constraint else { return };
+        self.candidates.clear();
+        constraint.for_each_allowed(|id| {
+            if let Some(&logit) = row.get(id) {
+                self.candidates.push(id as u32, logit);
+            }
+        });
+    }
+
+    /// Of the candidates stay those that the constraint allows.
+    fn keep_allowed(&mut self) {
+        let Some(constraint) = &self.constraint else { return };
+        let mut is_allowed = vec![false; self.n_vocab];
+        constraint.for_each_allowed(|id| {
+            if let Some(allowed) = is_allowed.get_mut(id) {
+                *allowed = true;
+            }
+        });
+        self.candidates.retain(|candidate| is_allowed.get(candidate.id as usize) == Some(&true));
     }
 
     fn choose_from_best(&mut self, best: &[(u32, f32)], log_sum_exp: f64) -> Result<Chosen, SampleError> {

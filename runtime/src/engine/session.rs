@@ -17,6 +17,7 @@ use farpost_kernels::backend::{
 use super::dry::Breakers;
 use super::error::EngineError;
 use super::generate::{Event, Finish, GenerateOptions, Generated, Timings};
+use super::grammar;
 use super::lookup;
 use super::options::DEFAULT_CONTEXT;
 use super::sampler::Sampler;
@@ -167,7 +168,8 @@ impl Session {
         let dry = &options.sampling.dry;
         let breakers =
             if dry.multiplier > 0.0 { Breakers::of(&dry.sequence_breakers, tokenizer) } else { Breakers::default() };
-        let mut sampler = Sampler::new(options.sampling.clone(), self.model.graph().n_vocab(), breakers)?;
+        let sampler = Sampler::new(options.sampling.clone(), self.model.graph().n_vocab(), breakers)?;
+        let mut sampler = sampler.with_constraint(grammar::constraint(&model, options)?);
         sampler.reserve()?;
         let mut detokenizer = tokenizer.stream_after(prompt).with_special(options.render_special);
         let mut matcher = StopMatcher::new(&options.stop);

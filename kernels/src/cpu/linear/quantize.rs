@@ -71,20 +71,19 @@ fn body(values: &[f32], out: Quantized<'_>) {
     for (block, ((values, codes), ((scale, sum32), sum16))) in blocks.zip(outs).enumerate() {
         let peak = peak_of(values);
         let outlier = if has_outlier(values, peak) { place_of(values, peak) } else { None };
-        let mut put = |values: &[f32; 32], peak: f32| {
-            let sums = block_of(values, peak, codes, scale);
-            *sum16 = sums.map(|sum| *scale * sum as f32);
-            *sum32 = *scale * (sums[0] + sums[1]) as f32;
-            minus16[2 * block..2 * block + 2].copy_from_slice(&sums.map(|sum| -sum));
-            minus32[block] = -(sums[0] + sums[1]);
+        let sums = match outlier {
+            None => block_of(values, peak, codes, scale),
+            Some(place) => {
+                let mut rest = *values;
+                rest[place] = 0.0;
+                block_of(&rest, peak_of(&rest), codes, scale)
+            }
         };
-        let Some(place) = outlier else {
-            put(values, peak);
-            continue;
-        };
-        let mut rest = *values;
-        rest[place] = 0.0;
-        put(&rest, peak_of(&rest));
+        *sum16 = sums.map(|sum| *scale * sum as f32);
+        *sum32 = *scale * (sums[0] + sums[1]) as f32;
+        minus16[2 * block..2 * block + 2].copy_from_slice(&sums.map(|sum| -sum));
+        minus32[block] = -(sums[0] + sums[1]);
+        let Some(place) = outlier else { continue };
         let value = values[place];
         sum16[place / 16] += value;
         *sum32 += value;

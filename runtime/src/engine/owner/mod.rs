@@ -242,8 +242,8 @@ impl Owner {
                     self.end_where(Finish::Superseded, now, is_older);
                 }
                 (0..=choice.siblings.len()).for_each(|_| self.shares.enter(&job.caller));
-                self.board.n_waiting.fetch_add(1, Ordering::Relaxed);
-                self.board.n_sent.fetch_sub(1, Ordering::Relaxed);
+                self.board.n_waiting.fetch_add(1, Ordering::SeqCst);
+                self.board.n_sent.fetch_sub(1, Ordering::SeqCst);
                 self.enqueue(*choice);
             }
         }
@@ -397,7 +397,6 @@ impl Owner {
                 }
             }
         }
-        self.board.n_waiting.store(self.waiting.len(), Ordering::Relaxed);
         let metrics = &mut self.metrics;
         metrics.waiting = self.waiting.len();
         metrics.running = self.running.len();
@@ -405,5 +404,7 @@ impl Owner {
         metrics.kv_free_tokens = self.plan.kv().free_tokens();
         let load = self.load();
         *self.board.shown.lock().unwrap_or_else(PoisonError::into_inner) = (self.metrics, load);
+        // Last: whoever finds none waiting finds those that run now.
+        self.board.n_waiting.store(self.waiting.len(), Ordering::SeqCst);
     }
 }

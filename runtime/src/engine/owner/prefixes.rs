@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use farpost_kernels::backend::{KvStore, Sequence};
 
 /// Tokens of a block. Fewer in common are not worth sharing.
-pub(in crate::engine) const BLOCK: usize = 16;
+pub(in crate::engine) const BLOCK: usize = 8;
 
 /// Hashes of the beginnings of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -188,12 +188,12 @@ mod tests {
             prefixes.holders(&hashing.of(tokens)).map(|(n, holders)| (n, holders.to_vec())).collect()
         };
         let both = vec![Sequence(1), Sequence(2)];
-        assert_eq!(found(&prefixes, &text[..70])[..2], [(64, vec![Sequence(1)]), (48, vec![Sequence(1)])]);
-        assert_eq!(found(&prefixes, &text[..47]), [(32, both.clone()), (16, both)]);
-        assert_eq!(found(&prefixes, &text[..15]), []);
+        assert_eq!(found(&prefixes, &text[..70])[..2], [(64, vec![Sequence(1)]), (56, vec![Sequence(1)])]);
+        assert_eq!(found(&prefixes, &text[..47])[..2], [(40, both.clone()), (32, both)]);
+        assert_eq!(found(&prefixes, &text[..7]), []);
         assert_eq!(found(&prefixes, &text[1..]), []);
         prefixes.leave(Sequence(1));
-        assert_eq!(found(&prefixes, &text)[0], (32, vec![Sequence(2)]));
+        assert_eq!(found(&prefixes, &text)[0], (40, vec![Sequence(2)]));
         prefixes.leave(Sequence(2));
         assert!(prefixes.is_empty());
     }

@@ -1,0 +1,227 @@
+//! Several models under one memory cap: loaded when they are asked for, unloaded when they idle or others need the room.
+//!
+//! What gives way to a model that is to be loaded, in this order: models that idle and are not pinned, least recently used
+//! first; a part of the new model's cache, down to one context; then it is refused, with the bytes needed. Models that
+//! work are never unloaded. Mapped weights are the system's to drop and count for nothing.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use farpost_kernels::backend::{Backend, DeviceError, MemoryUse};
+
+use super::error::EngineError;
+use super::handle::Engine;
+use super::options::EngineOptions;
+use crate::model::{Model, ModelError};
+
+/// Opens a model by its name.
+pub type OpenModel = dyn Fn(&str) -> Result<Model, ModelError> + Send + Sync;
+
+/// Settings of [`Models`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelsOptions {
+    /// Bytes that caches, scratch and repacked weights of all models may take together.
+    pub memory_cap: Option<u64>,
+    /// [`Models::unload_idle`] unloads what was not asked for in this time; `None` keeps all.
+    pub idle: Option<Duration>,
+    /// Settings of each engine.
+    pub engine: EngineOptions,
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its file.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Its engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The cap, with all given way that may.
+    #[error("model '{name}' needs {needed_bytes} bytes, {free_bytes} of the cap of {cap_bytes} are free")]
+    Memory {
+        /// The model.
+        name: String,
+        /// Bytes of the first thing that did not fit.
+        needed_bytes: u64,
+        /// Bytes of the cap that no other model holds.
+        free_bytes: u64,
+        /// The cap.
+        cap_bytes: u64,
+    },
+}
+
+/// A model that is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its name.
+    pub name: String,
+    /// Bytes by kind.
+    pub memory: MemoryUse,
+    /// Whether it stays until it is unloaded by name.
+    pub is_pinned: bool,
+    /// Since it was asked for last.
+    pub unused: Duration,
+}
+
+/// Models by name, each with its engine.
+pub struct Models {
+    open: Box<OpenModel>,
+    backend: Arc<dyn Backend>,
+    options: ModelsOptions,
+    shelf: Mutex<Shelf>,
+    is_loaded: Condvar,
+}
+
+#[derive(Default)]
+struct Shelf {
+    slots: Vec<Slot>,
+    /// One is loaded at a time, so that each sees all the room that is left.
+    is_loading: bool,
+}
+
+struct Slot {
+    name: String,
+    engine: Engine,
+    is_pinned: bool,
+    used: Instant,
+}
+
+impl Models {
+    /// None loaded yet. `open` makes a model of a name.
+    pub fn new(open: Box<OpenModel>, backend: Arc<dyn Backend>, options: ModelsOptions) -> Self {
+        Self { open, backend, options, shelf: Mutex::default(), is_loaded: Condvar::new() }
+    }
+
+    /// The engine of a model, which is loaded if it is not. Ask anew for each request: an engine that was unloaded
+    /// meanwhile refuses with [`super::Refusal::Closed`].
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn get(&self, name: &str) -> Result<Engine, LoadError> {
+        let mut shelf = self.shelf();
+        loop {
+            if let Some(slot) = shelf.slots.iter_mut().find(|slot| slot.name == name) {
+                slot.used = Instant::now();
+                return Ok(slot.engine.clone());
+            }
+            if !shelf.is_loading {
+                break;
+            }
+            shelf = self.is_loaded.wait(shelf).unwrap_or_else(PoisonError::into_inner);
+        }
+        shelf.is_loading = true;
+        drop(shelf);
+        let _loading = Loading(self);
+        let engine = self.load(name)?;
+        let slot = Slot { name: name.to_owned(), engine: engine.clone(), is_pinned: false, used: Instant::now() };
+        self.shelf().slots.push(slot);
+        Ok(engine)
+    }
+
+    /// Keeps a loaded model from giving way, or no longer; false if it is not loaded.
+    pub fn pin(&self, name: &str, is_pinned: bool) -> bool {
+        let mut shelf = self.shelf();
+        let slot = shelf.slots.iter_mut().find(|slot| slot.name == name);
+        slot.map(|slot| slot.is_pinned = is_pinned).is_some()
+    }
+
+    /// Unloads a model, when what it does now is done but within `most`; false if it is not loaded.
+    pub fn unload(&self, name: &str, most: Duration) -> bool {
+        let mut shelf = self.shelf();
+        let Some(place) = shelf.slots.iter().position(|slot| slot.name == name) else { return false };
+        let slot = shelf.slots.swap_remove(place);
+        drop(shelf);
+        slot.engine.drain(most);
+        true
+    }
+
+    /// Unloads what idles for longer than [`ModelsOptions::idle`], but what is pinned; call it from time to time. Returns
+    /// the names.
+    pub fn unload_idle(&self) -> Vec<String> {
+        let Some(idle) = self.options.idle else { return Vec::new() };
+        let mut unloaded = Vec::new();
+        while let Some(name) = self.unload_one(|slot| slot.used.elapsed() >= idle) {
+            unloaded.push(name);
+        }
+        unloaded
+    }
+
+    /// What is loaded, in no order.
+    pub fn loaded(&self) -> Vec<Loaded> {
+        let of = |slot: &Slot| Loaded {
+            name: slot.name.clone(),
+            memory: slot.engine.memory(),
+            is_pinned: slot.is_pinned,
+            unused: slot.used.elapsed(),
+        };
+        self.shelf().slots.iter().map(of).collect()
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unloads the least recently used that idles, is not pinned and may go.
+    fn unload_one(&self, may_go: impl Fn(&Slot) -> bool) -> Option<String> {
+        let mut shelf = self.shelf();
+        let mut places: Vec<usize> = (0..shelf.slots.len())
+            .filter(|&place| !shelf.slots[place].is_pinned && may_go(&shelf.slots[place]))
+            .collect();
+        places.sort_by_key(|&place| shelf.slots[place].used);
+        let place = places.into_iter().find(|&place| shelf.slots[place].engine.close_if_idle())?;
+        let slot = shelf.slots.swap_remove(place);
+        drop(shelf);
+        // It has nothing to do: this waits for its threads to end and its memory to be free.
+        slot.engine.drain(Duration::ZERO);
+        Some(slot.name)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        // Weights are maps in either order: the system takes their memory back where it is short of it.
+        let bytes = |memory: MemoryUse| memory.kv + memory.scratch;
+        let held: u64 = self.loaded().iter().map(|loaded| bytes(loaded.memory)).sum();
+        self.options.memory_cap.map(|cap| cap.saturating_sub(held))
+    }
+
+    fn load(&self, name: &str) -> Result<Engine, LoadError> {
+        let model = Arc::new((self.open)(name)?);
+        let mut options = self.options.engine.clone();
+        loop {
+            let free_bytes = self.free_bytes();
+            options.memory_cap = free_bytes.into_iter().chain(self.options.engine.memory_cap).min();
+            let error = match Engine::open(Arc::clone(&model), Arc::clone(&self.backend), &options) {
+                Ok(engine) => return Ok(engine),
+                Err(error) => error,
+            };
+            let EngineError::Device(DeviceError::OutOfMemory { needed_bytes, .. }) = error else {
+                return Err(error.into());
+            };
+            if self.unload_one(|_| true).is_some() {
+                continue;
+            }
+            let context = options.context_of(&model);
+            let kv_tokens = options.kv_tokens_of(&model);
+            if kv_tokens > context {
+                options.kv_tokens = Some((kv_tokens / 2).max(context));
+                continue;
+            }
+            return match (self.options.memory_cap, free_bytes) {
+                (Some(cap_bytes), Some(free_bytes)) => {
+                    Err(LoadError::Memory { name: name.to_owned(), needed_bytes, free_bytes, cap_bytes })
+                }
+                _ => Err(error.into()),
+            };
+        }
+    }
+}
+
+/// Ends the loading, however it ends.
+struct Loading<'m>(&'m Models);
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.0.shelf().is_loading = false;
+        self.0.is_loaded.notify_all();
+    }
+}

@@ -1,0 +1,137 @@
+//! Texts of a given form: whatever the model would like to write, what comes is of that form.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use farpost::engine::{
+    Engine, EngineOptions, Finish, GenerateOptions, Generated, Grammar, Refusal, Request, Sampling, Session,
+    SessionOptions, Speculate,
+};
+use farpost::{Model, ModelOptions};
+use farpost_firmware_tests::model;
+use farpost_kernels::cpu::Cpu;
+use farpost_models::tokenizer::Special;
+use serde_json::Value;
+
+const SCHEMA: &str = r#"{
+    "type": "object",
+    "properties": {
+        "tool": {"enum": ["light", "valve"]},
+        "level": {"type": "integer", "minimum": 0, "maximum": 100},
+        "rooms": {"type": "array", "items": {"type": "string", "maxLength": 6}, "maxItems": 2}
+    },
+    "required": ["tool", "level", "rooms"],
+    "additionalProperties": false
+}"#;
+
+fn options(grammar: Grammar, seed: u64) -> GenerateOptions {
+    GenerateOptions {
+        sampling: Sampling { seed, temperature: 1.3, ..Sampling::default() },
+        max_tokens: Some(250),
+        grammar: Some(grammar),
+        ..GenerateOptions::default()
+    }
+}
+
+fn run(engine: &Engine, requests: &[Request]) -> Vec<Generated> {
+    let streams: Vec<_> = requests.iter().map(|request| engine.submit(request).unwrap()).collect();
+    streams.into_iter().map(|stream| stream.finish().unwrap().remove(0)).collect()
+}
+
+fn pocket() -> (Arc<Model>, Engine) {
+    let model = Arc::new(Model::pocket().unwrap());
+    let engine = Engine::open(Arc::clone(&model), Arc::new(Cpu::detect()), &EngineOptions::default()).unwrap();
+    (model, engine)
+}
+
+#[test]
+fn whatever_is_drawn_is_what_the_schema_allows() {
+    for name in ["tiny-llama.gguf", "tiny-qwen2.gguf", "tiny-gemma3.gguf"] {
+        let model = Arc::new(Model::open(&model(name), &ModelOptions::default()).unwrap());
+        let engine = Engine::open(Arc::clone(&model), Arc::new(Cpu::detect()), &EngineOptions::default()).unwrap();
+        let prompt = model.tokenizer().encode_prompt("call:", Special::AsText);
+        let requests: Vec<Request> = (0..6)
+            .map(|seed| Request::new(prompt.clone(), options(Grammar::JsonSchema(SCHEMA.to_owned()), seed)))
+            .collect();
+        let mut n_complete = 0;
+        for generated in run(&engine, &requests) {
+            if let Finish::EndToken(_) = generated.finish {
+                let value: Value = serde_json::from_str(&generated.text).expect("it is JSON");
+                let tool = value["tool"].as_str().unwrap();
+                assert!(["light", "valve"].contains(&tool) && (0..=100).contains(&value["level"].as_i64().unwrap()));
+                assert!(value["rooms"].as_array().unwrap().len() <= 2 && value.as_object().unwrap().len() == 3);
+                n_complete += 1;
+            }
+        }
+        println!("{name}: {n_complete} of 6 complete");
+        assert!(n_complete > 0, "{name}");
+    }
+}
+
+#[test]
+fn regular_expressions_and_grammars_are_followed_with_and_without_guesses_in_engine_and_session() {
+    let (model, engine) = pocket();
+    let mut session = Session::open(Arc::clone(&model), &Cpu::detect(), &SessionOptions::default()).unwrap();
+    let prompt = model.tokenizer().encode_prompt("12:34 12:34 12:34 12:34", Special::AsText);
+    let forms = [
+        (Grammar::Regex(r"([0-9][0-9]:[0-9][0-9] ){3}end".to_owned()), 21),
+        (Grammar::Lark("start: \"a\" item \"z\"\nitem: /[0-9]{4}/\n".to_owned()), 6),
+    ];
+    for (grammar, n_bytes) in forms {
+        for seed in 0..4 {
+            let plain = options(grammar.clone(), seed);
+            let ahead = GenerateOptions { speculate: Speculate::lookup(), ..plain.clone() };
+            let requests = [plain.clone(), ahead].map(|options| Request::new(prompt.clone(), options));
+            let told = run(&engine, &requests);
+            let alone = session.generate(&prompt, &plain, &mut |_| ControlFlow::Continue(())).unwrap();
+            assert_eq!(alone.text.len(), n_bytes, "{:?}", alone.text);
+            for generated in &told {
+                assert_eq!((&generated.text, generated.finish), (&alone.text, alone.finish));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_enforced_is_refused_by_name() {
+    let (model, engine) = pocket();
+    let prompt = model.tokenizer().encode_prompt("x", Special::AsText);
+    let refused = |grammar: Grammar| match engine.submit(&Request::new(prompt.clone(), options(grammar, 0))) {
+        Err(Refusal::Invalid(error)) => error.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it is taken"),
+    };
+    let message = refused(Grammar::JsonSchema(r#"{"type": "array", "uniqueItems": true}"#.to_owned()));
+    assert!(message.starts_with("json_schema: ") && message.contains("uniqueItems"), "{message}");
+    let message = refused(Grammar::JsonSchema("{".to_owned()));
+    assert!(message.starts_with("json_schema: it is no JSON: "), "{message}");
+    let message = refused(Grammar::Regex("(".to_owned()));
+    assert!(message.starts_with("regex: "), "{message}");
+    let message = refused(Grammar::Lark("start: missing".to_owned()));
+    assert!(message.starts_with("grammar: ") && message.contains("missing"), "{message}");
+    let forever = GenerateOptions { ignore_eos: true, ..options(Grammar::JsonObject, 0) };
+    assert!(matches!(engine.submit(&Request::new(prompt, forever)), Err(Refusal::Invalid(_))));
+}
+
+#[test]
+fn a_hostile_form_costs_bounded_time() {
+    let (model, engine) = pocket();
+    let prompt = model.tokenizer().encode_prompt("x", Special::AsText);
+    let nested = format!("{}{}", r#"{"type":"array","items":"#.repeat(60), format!("{{}}{}", "}".repeat(60)));
+    let forms = [
+        Grammar::Regex("(a{0,1000}){0,1000}b".to_owned()),
+        Grammar::Regex("(x+x+)+y".to_owned()),
+        Grammar::JsonSchema(nested),
+        Grammar::JsonSchema(r##"{"$ref": "#"}"##.to_owned()),
+    ];
+    for grammar in forms {
+        let start = Instant::now();
+        let options = GenerateOptions { max_tokens: Some(8), ..options(grammar, 1) };
+        if let Ok(stream) = engine.submit(&Request::new(prompt.clone(), options)) {
+            let _ = stream.finish();
+        }
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+    assert!(engine.drain(Duration::from_secs(60)));
+}
