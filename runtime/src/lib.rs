@@ -14,7 +14,7 @@ mod model;
 pub mod server;
 
 pub use library::{Entry, Library, LibraryError};
-pub use model::{Model, ModelError, ModelOptions};
+pub use model::{Model, ModelError, ModelOptions, PackUse};
 
 /// The code in the README is compiled and run.
 #[cfg(all(doctest, feature = "pocket"))]

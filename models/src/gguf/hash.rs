@@ -37,7 +37,7 @@ impl File {
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Option<ContentHash>, GgufError> {
         let (mut hasher, mut done, total) = (Sha256::new(), 0, self.size_bytes());
-        for piece in self.parts().map(Bytes::as_slice).flat_map(|bytes| bytes.chunks(STEP)) {
+        for piece in self.pieces() {
             hasher.update(piece);
             done += piece.len() as u64;
             if progress(done, total).is_break() {
@@ -46,6 +46,11 @@ impl File {
         }
         self.check_unchanged()?;
         Ok(Some(ContentHash(hasher.finalize().into())))
+    }
+
+    /// All bytes of the model in the order in which they are hashed.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts().map(Bytes::as_slice).flat_map(|bytes| bytes.chunks(STEP))
     }
 }
 

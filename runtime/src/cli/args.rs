@@ -4,7 +4,7 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[cfg(feature = "server")]
 use super::serve;
-use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
+use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, pack, quantize, run, synth, tokenize};
 
 /// Runs language models on edge devices.
 ///
@@ -52,6 +52,7 @@ pub enum Command {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Quantize(quantize::Args),
+    Pack(pack::Args),
     Synth(synth::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),

@@ -17,6 +17,11 @@ pub fn forced_isa() -> Option<String> {
     std::env::var("FARPOST_CPU").ok().filter(|name| !name.is_empty())
 }
 
+/// The instruction set to compute with.
+pub fn isa() -> Result<Isa, Failure> {
+    Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))
+}
+
 /// The wrong usage of a variable.
 pub fn refused(error: &IsaError) -> Failure {
     Failure::usage(format_args!("FARPOST_CPU: {error}"))
@@ -24,7 +29,7 @@ pub fn refused(error: &IsaError) -> Failure {
 
 /// The processor, with the instruction set that was asked for.
 pub fn cpu() -> Result<Cpu, Failure> {
-    Ok(Cpu::new(Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))?))
+    Ok(Cpu::new(isa()?))
 }
 
 /// Most memory to take: what was asked for, or what is available; better refused than killed.

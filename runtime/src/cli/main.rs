@@ -20,6 +20,7 @@ mod man;
 mod model;
 #[cfg(all(unix, feature = "server"))]
 mod notify;
+mod pack;
 mod plain;
 mod progress;
 mod prompt;
@@ -59,6 +60,7 @@ fn dispatch(command: &Command, console: &Console) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, console),
         Command::Tokenize(args) => tokenize::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),
+        Command::Pack(args) => pack::run(args, console),
         Command::Synth(args) => synth::run(args, console),
         Command::Doctor(args) => doctor::run(args, console),
         Command::Completions(args) => completions::run(args, console),

@@ -14,6 +14,7 @@ use signal_hook::iterator::{Handle, Signals};
 use super::console::Console;
 use super::exit::{Exit, Failure};
 use super::generation::MemoryArgs;
+use super::pack::PackArgs;
 use super::{amount, device, model, text};
 
 /// Serve a model over HTTP, for clients of OpenAI's API
@@ -24,6 +25,8 @@ use super::{amount, device, model, text};
 pub struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
+    #[command(flatten)]
+    packed: PackArgs,
     /// What requests call the model [default: the name of its file]
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     alias: Option<String>,
@@ -98,7 +101,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let address = server.address();
     let signals = Ending::listen(server.stopper())?;
     let load = || {
-        let model = Arc::new(args.model.load(args.memory.context)?);
+        let model = Arc::new(args.model.load(args.memory.context, args.packed, console)?);
         let name = args.alias.clone().unwrap_or_else(|| args.model.short_name());
         let options = EngineOptions {
             context: args.memory.context.map(|tokens| tokens as usize),

@@ -2,7 +2,7 @@
 
 use crate::program::{Folder, farpost};
 
-pub const COMMANDS: [&str; 12] = [
+pub const COMMANDS: [&str; 13] = [
     "run",
     "chat",
     "serve",
@@ -11,6 +11,7 @@ pub const COMMANDS: [&str; 12] = [
     "inspect",
     "tokenize",
     "quantize",
+    "pack",
     "synth",
     "doctor",
     "completions",
