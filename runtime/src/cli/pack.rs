@@ -157,6 +157,7 @@ pub fn note(model: &Model, console: &Console) {
         PackUse::Unused(why) => {
             console.note(&format!("{why}; reading the model's own file (farpost pack makes it anew)"))
         }
+        PackUse::NotAsked => {}
         other => console.detail(&format!("packed file: {}", words(other))),
     }
 }
