@@ -11,8 +11,8 @@ use crate::tensor::{DType, WeightView};
 /// Rows side by side.
 pub const SIXTEEN: usize = 16;
 
-/// Bytes of the largest block.
-const MAX_BLOCK: usize = 256;
+/// Bytes of the largest block, at least.
+const MAX_BLOCK: usize = 64;
 
 /// How blocks lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,13 +45,13 @@ impl Order {
     }
 }
 
-/// Bytes of a block before its words; `None` for types of which the kernels unpack no words (codebooks, plain numbers).
+/// Bytes of a block before its words; `None` for types without this order. It gains where a block has one scale: those of
+/// many sub-blocks are as much work, or more, whichever way they lie.
 pub(crate) fn odd_bytes(dtype: DType) -> Option<usize> {
     match dtype {
         DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::IQ4_NL => Some(2),
         DType::MXFP4 => Some(1),
-        DType::Q4_1 | DType::Q5_1 | DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => Some(0),
-        DType::TQ2_0 | DType::IQ4_XS | DType::NVFP4 => Some(0),
+        DType::Q4_1 | DType::Q5_1 => Some(0),
         _ => None,
     }
 }

@@ -20,11 +20,12 @@ use super::progress::{Progress, Unit};
 use super::quantize::refuse_to_replace;
 use super::{amount, device, model};
 
-/// Write a model's weights once more, in the order this processor reads fastest for several sequences
+/// Write a model's weights once more, in the order this processor reads fastest
 ///
-/// The packed file lies beside the model; --packed uses it. Results are the same to the bit and no weight is read from
-/// the model's own file. Four sequences and more at once write faster, one or two slower. It is as large as the
-/// model, appears under its name only when it is whole, and is left aside once the model's file was written again.
+/// The packed file lies beside the model and is used in its place from then on: answers are the same to the bit, and are
+/// written faster, several at once most of all. It is as large as the model, appears under its name only when it is
+/// whole, and is left aside once the model's file was written again. Only types with one scale per block have another
+/// order (Q4_0, Q8_0 and the like, not Q4_K).
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The model: a GGUF file, a folder with one, or the name of a model in the model folder
@@ -47,15 +48,15 @@ pub struct Args {
 /// The option of commands that run a model.
 #[derive(clap::Args, Debug, Clone, Copy)]
 pub struct PackArgs {
-    /// Read the weights from the packed file beside the model, where it fits (see 'pack'): faster from four sequences on
+    /// Read the model's own weights even where a packed file lies beside it (see 'pack')
     #[arg(long)]
-    pub packed: bool,
+    pub unpacked: bool,
 }
 
 impl PackArgs {
     /// The processor class whose packed file is looked for.
     pub fn class(self) -> Result<Option<Isa>, Failure> {
-        if !self.packed {
+        if self.unpacked {
             return Ok(None);
         }
         device::isa().map(Some)

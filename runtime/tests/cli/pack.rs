@@ -46,16 +46,16 @@ fn a_packed_model_gives_the_same_answer_and_says_where_it_reads() {
     assert!(again.done().contains(" for avx512, ") && again.text().contains("side by side"), "{}", again.text());
 
     if Isa::Avx512.is_available() {
-        let (own, with) = (run(&path, &[]), run(&path, &["--packed", "--verbose"]));
+        let (own, with) = (run(&path, &["--unpacked"]), run(&path, &["--verbose"]));
         assert_eq!(with.json()["ids"], own.json()["ids"]);
         assert!(with.err.contains(&format!("packed file: used: {packed}")), "{}", with.err);
         fs::remove_file(&packed).unwrap();
-        let absent = run(&path, &["--packed", "--verbose"]);
+        let absent = run(&path, &["--verbose"]);
         assert_eq!(absent.json()["ids"], own.json()["ids"]);
         assert!(absent.err.contains(&format!("packed file: none at {packed}")), "{}", absent.err);
     }
     // Others have none.
-    let args = ["run", "-m", &path, "--raw", "--max-tokens", "1", "--packed", "--verbose", "hello"];
+    let args = ["run", "-m", &path, "--raw", "--max-tokens", "1", "--verbose", "hello"];
     let other = finish(command(&args).env("FARPOST_CPU", "scalar"), b"");
     assert_eq!(other.code, Some(0), "{}", other.err);
     assert!(other.err.contains("packed file: not looked for"), "{}", other.err);
@@ -109,7 +109,7 @@ fn a_stale_packed_file_is_left_aside_with_the_reason() {
     assert!(checked.error(1).contains(stale), "{}", checked.err);
     assert!(checked.err.contains("hint: 'farpost pack' makes it anew"), "{}", checked.err);
     if Isa::Avx512.is_available() {
-        let (own, with) = (run(&path, &[]), run(&path, &["--packed"]));
+        let (own, with) = (run(&path, &["--unpacked"]), run(&path, &[]));
         assert_eq!(with.json()["ids"], own.json()["ids"]);
         assert!(with.err.contains(stale) && with.err.contains("reading the model's own file"), "{}", with.err);
     }

@@ -10,10 +10,11 @@ pub(super) use super::flat_avx512::flat;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
-use super::lanes_avx512::{Panel, Sixteen, Woven};
+use super::lanes_avx512::{Panel, Sixteen};
 use super::scalar::Float;
 use super::transpose::transpose;
 use super::unpack_avx512::{self, Chunk};
+use super::woven_avx512::Woven;
 use crate::order::Order;
 
 pub(crate) struct Avx512;

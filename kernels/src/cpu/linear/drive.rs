@@ -208,10 +208,10 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                 // Minima are there already: they multiply sums that the outliers are part of.
                 E::spill(&weights, &mut plain);
                 for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
-                    input.advance(chunk).outliers_of_chunk(|Outlier { at, value }| {
+                    for Outlier { at, value } in input.advance(chunk).outliers_of_chunk() {
                         let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
                         *sum = (plain.scales[at / F::SUB] * code).mul_add(value, *sum);
-                    });
+                    }
                 }
             }
             for (index, sum) in sums.iter().take(count).enumerate() {
@@ -264,7 +264,7 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: 
         for chunk in 0..job.input.n_chunks() {
             // SAFETY: outliers lie below the columns, which the panel holds; `ROWS <= PANEL_ROWS`.
             unsafe {
-                input.advance(chunk).outliers_of_chunk(|Outlier { at, value }| {
+                for Outlier { at, value } in input.advance(chunk).outliers_of_chunk() {
                     is_any = true;
                     let at = chunk * CHUNK + at;
                     let (words, shift) = (words.add(at / 4 * E::ROWS), 8 * (at % 4) as u32);
@@ -275,7 +275,7 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: 
                         let code = if E::UNSIGNED { as_multiplied::<E, F>(byte) } else { i32::from(byte as i8) };
                         *sum += *scales.add(lane) * code as f32 * value;
                     }
-                });
+                }
             }
         }
         if is_any {

@@ -11,7 +11,6 @@
 //! sixteen rows lie far from the other eight. While a panel is multiplied the next rows of both are fetched, in the order
 //! they lie in memory.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -20,7 +19,8 @@ use super::drive;
 use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
-use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, Woven, groups};
+use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, groups};
+use super::woven_avx512::{self, Woven};
 use crate::cpu::isa::works_in_halves;
 use crate::order::Order;
 
@@ -35,7 +35,7 @@ const APART: usize = 88 << 10;
 const UNPACKING: usize = 5;
 
 /// Sums of a result: sub-block `n` is added to sum `n % SUMS`.
-const SUMS: usize = 8;
+pub(super) const SUMS: usize = 8;
 
 /// Input rows at once: as many integer sums, and what they are multiplied with, fit the registers.
 const AT_ONCE: usize = 8;
@@ -48,43 +48,20 @@ pub(super) const MOST: usize = 16;
 pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     // SAFETY: the caller's promises; parts of the job are jobs.
     unsafe {
-        // Codebooks are looked up as fast for sixteen rows as for one; rows that lie side by side are columns already.
-        let row_by_row = if F::PACKED.is_some() || job.weight.order == Order::Sixteens {
-            0
-        } else if works_in_halves() {
-            2
-        } else {
-            1
-        };
-        if job.input_rows.len() <= row_by_row {
-            return drive::flat::<Avx512, F>(job);
-        }
         let rest = job.rows.end - job.rows.len() % ROWS..job.rows.end;
         let whole = job.rows.start..rest.start;
-        for start in job.input_rows.clone().step_by(MOST) {
-            let input_rows = start..job.input_rows.end.min(start + MOST);
-            let mut pairs = pairs(whole.clone(), job.row_bytes, job.weight.order);
-            let mut rows = pairs.next();
-            if let Some(first) = rows {
-                // Nobody fetched these while multiplying something before.
-                Ahead(first.map(|row| job.row_start(row))).fetch((HALF * job.row_bytes).div_ceil(64));
-            }
-            while let Some(now) = rows {
-                rows = pairs.next();
-                // After the last, what follows in memory: a worker's next job is most likely there.
-                match (F::LAYOUT, job.weight.order) {
-                    (Some(layout), Order::Sixteens) => {
-                        let next = rows.unwrap_or(now.map(|row| row + ROWS));
-                        let blocks = Woven::new(layout, job.row_start(now[0]));
-                        sixteen_rows::<F, _>(job, blocks, now, next, input_rows.clone());
-                    }
-                    _ => {
-                        let next = rows.unwrap_or(now.map(|row| row + HALF));
-                        let blocks = Blocks::new(now.map(|row| job.row_start(row)), job.row_bytes);
-                        sixteen_rows::<F, _>(job, blocks, now, next, input_rows.clone());
-                    }
-                }
-            }
+        // Codebooks are looked up as fast for sixteen rows as for one.
+        let row_by_row = match (F::PACKED, works_in_halves()) {
+            (Some(_), _) => 0,
+            (None, true) => 2,
+            (None, false) => 1,
+        };
+        if job.weight.order == Order::Sixteens {
+            woven_avx512::flat::<F>(job, whole);
+        } else if job.input_rows.len() <= row_by_row {
+            return drive::flat::<Avx512, F>(job);
+        } else {
+            lanes::<F>(job, whole);
         }
         if !rest.is_empty() {
             drive::flat::<Avx512, F>(&Job { rows: rest, input_rows: job.input_rows.clone(), ..*job });
@@ -92,12 +69,33 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     }
 }
 
-/// Whole sixteens of `rows`, eight and eight: where each eight begins. Those that lie side by side are one stream.
-fn pairs(rows: Range<usize>, row_bytes: usize, order: Order) -> impl Iterator<Item = [usize; 2]> {
-    let at_once = match order {
-        Order::Rows => (2 * APART / row_bytes.max(1)).max(ROWS) / ROWS * ROWS,
-        Order::Sixteens => ROWS,
-    };
+/// Products of weight rows, which are whole sixteens.
+///
+/// # Safety
+/// As [`flat`].
+#[inline(always)]
+unsafe fn lanes<F: Format>(job: &Job<'_>, whole: Range<usize>) {
+    for start in job.input_rows.clone().step_by(MOST) {
+        let input_rows = start..job.input_rows.end.min(start + MOST);
+        let mut pairs = pairs(whole.clone(), job.row_bytes);
+        let mut rows = pairs.next();
+        if let Some(first) = rows {
+            // Nobody fetched these while multiplying something before.
+            Ahead(first.map(|row| job.row_start(row))).fetch((HALF * job.row_bytes).div_ceil(64));
+        }
+        while let Some(now) = rows {
+            rows = pairs.next();
+            // After the last, what follows in memory: a worker's next job is most likely there.
+            let next = rows.unwrap_or(now.map(|row| row + HALF));
+            // SAFETY: the caller's promises.
+            unsafe { sixteen_rows::<F>(job, now, next, input_rows.clone()) };
+        }
+    }
+}
+
+/// Whole sixteens of `rows`, eight and eight: where each eight begins.
+fn pairs(rows: Range<usize>, row_bytes: usize) -> impl Iterator<Item = [usize; 2]> {
+    let at_once = (2 * APART / row_bytes.max(1)).max(ROWS) / ROWS * ROWS;
     rows.clone().step_by(at_once).flat_map(move |start| {
         let half = (rows.end - start).min(at_once) / 2;
         (start..start + half).step_by(HALF).map(move |row| [row, row + half])
@@ -107,14 +105,9 @@ fn pairs(rows: Range<usize>, row_bytes: usize, order: Order) -> impl Iterator<It
 /// # Safety
 /// As [`flat`]; there are eight rows from each of `rows` on, and at most [`MOST`] input rows.
 #[inline(always)]
-unsafe fn sixteen_rows<F: Format, B: Sixteen>(
-    job: &Job<'_>,
-    blocks: B,
-    rows: [usize; 2],
-    next: [usize; 2],
-    input_rows: Range<usize>,
-) {
+unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, rows: [usize; 2], next: [usize; 2], input_rows: Range<usize>) {
     let panel = Panel { codes: job.panel.values.at(0), scales: job.panel.scales.at(0), mins: job.panel.mins.at(0) };
+    let blocks = Blocks::new(rows.map(|row| job.row_start(row)), job.row_bytes);
     let count = input_rows.len();
     let n_blocks = job.cols() / F::LEN;
     let per_chunk = CHUNK / F::LEN;
@@ -165,20 +158,52 @@ unsafe fn sixteen_rows<F: Format, B: Sixteen>(
             }
             ahead.skip(n_subs * per_sub);
             ahead.fetch(at_end);
-            outliers::<F>(job, panel, chunk, input_rows.start, &mut of_outliers[..count]);
+            outliers::<F>(job, panel, Codes::Panel(panel.codes), chunk, input_rows.start, &mut of_outliers[..count]);
         }
         for (index, sums) in sums.iter().take(count).enumerate() {
-            let sum = _mm512_add_ps(sum_of_eight(sums), of_outliers[index]);
-            let [first, second] = rows.map(|row| job.out.at(input_rows.start + index, row));
-            _mm256_storeu_ps(first, _mm512_castps512_ps256(sum));
-            _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(sum));
+            put(job, input_rows.start + index, rows, sums, of_outliers[index]);
         }
     }
 }
 
+/// Writes the results of sixteen rows with an input row.
+///
+/// # Safety
+/// As [`sixteen_rows`].
+#[inline(always)]
+pub(super) unsafe fn put(
+    job: &Job<'_>,
+    input_row: usize,
+    rows: [usize; 2],
+    sums: &[__m512; SUMS],
+    of_outliers: __m512,
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let sum = _mm512_add_ps(sum_of_eight(sums), of_outliers);
+        let [first, second] = rows.map(|row| job.out.at(input_row, row));
+        _mm256_storeu_ps(first, _mm512_castps512_ps256(sum));
+        _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(sum));
+    }
+}
+
+/// Adds the products of codes with those of every input row from a column on.
+///
+/// No function, as only functions that are compiled with the instructions may name their registers.
+macro_rules! multiply {
+    ($inputs:expr, $at:expr, $codes:expr, $products:expr) => {
+        for (index, products) in $products.iter_mut().enumerate() {
+            *products = _mm512_dpbusd_epi32(*products, $codes, _mm512_set1_epi32($inputs.four(index, $at)));
+            // No instruction: it keeps the compiler from sorting by input row, which makes chains that wait.
+            std::arch::asm!("/* {0} */", inout(zmm_reg) * products, options(nomem, nostack, preserves_flags));
+        }
+    };
+}
+pub(super) use multiply;
+
 /// A chunk of some input rows.
 #[derive(Clone, Copy)]
-struct Inputs {
+pub(super) struct Inputs {
     codes: *const i8,
     scales: *const f32,
     sums: *const f32,
@@ -191,7 +216,7 @@ struct Inputs {
 
 impl Inputs {
     #[inline(always)]
-    fn new<F: Format>(input: &Input, chunk: usize, start: usize) -> Self {
+    pub(super) fn new<F: Format>(input: &Input, chunk: usize, start: usize) -> Self {
         let row = input.quant_row(start).advance(chunk);
         let n_chunks = input.n_chunks();
         let odd = |stride: usize| [stride, 3 * stride, 5 * stride, 7 * stride];
@@ -202,6 +227,62 @@ impl Inputs {
             minus: if F::SUB == 32 { row.minus32 } else { row.minus16 },
             offset: if F::OFFSET.is_power_of_two() { F::OFFSET.ilog2() } else { u32::from(F::OFFSET) },
             strides: [odd(input.stride()), odd(8 * n_chunks), odd(CHUNK / F::SUB * n_chunks)],
+        }
+    }
+
+    /// Keeps the compiler from making addresses of its own of the strides.
+    #[inline(always)]
+    pub(super) fn opaque(self) -> Self {
+        Self { strides: self.strides.map(|strides| strides.map(opaque)), ..self }
+    }
+
+    /// Sums of a sub-block's products begin with what takes the offset of raw codes back, where minima don't.
+    #[inline(always)]
+    pub(super) unsafe fn begin<const N: usize>(self, sub: usize, has_min: bool, shifts: bool) -> [__m512i; N] {
+        // SAFETY: the caller has the instructions and so many input rows.
+        unsafe {
+            let mut products = [_mm512_setzero_si512(); N];
+            if !has_min {
+                let offset = _mm512_set1_epi32(self.offset.cast_signed());
+                for (index, products) in products.iter_mut().enumerate() {
+                    let minus = _mm512_set1_epi32(*self.minus.add(far(&self.strides[2], index) + sub));
+                    *products =
+                        if shifts { _mm512_sllv_epi32(minus, offset) } else { _mm512_mullo_epi32(minus, offset) };
+                }
+            }
+            products
+        }
+    }
+
+    /// Four codes of an input row from column `at` on.
+    #[inline(always)]
+    pub(super) unsafe fn four(self, index: usize, at: usize) -> i32 {
+        // SAFETY: the caller's promise: they are there.
+        unsafe { self.codes.add(far(&self.strides[0], index) + at).cast::<i32>().read_unaligned() }
+    }
+
+    /// Adds what the products of a sub-block of `len` weights stand for to the sums of results.
+    #[inline(always)]
+    pub(super) unsafe fn add<const N: usize>(
+        self,
+        (sub, len): (usize, usize),
+        scale: __m512,
+        min: Option<__m512>,
+        products: [__m512i; N],
+        sums: *mut __m512,
+    ) {
+        // SAFETY: the caller has the instructions, so many input rows and their sums.
+        unsafe {
+            for (index, product) in products.into_iter().enumerate() {
+                let of_input = _mm512_set1_ps(*self.scales.add(far(&self.strides[1], index) + sub * len / 32));
+                let at = sums.add(SUMS * index + sub % SUMS);
+                let mut sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(scale, of_input), *at);
+                if let Some(min) = min {
+                    let of_row = _mm512_set1_ps(*self.sums.add(far(&self.strides[2], index) + sub));
+                    sum = _mm512_fmadd_ps(min, of_row, sum);
+                }
+                *at = sum;
+            }
         }
     }
 }
@@ -267,65 +348,63 @@ unsafe fn products<const SUB: usize, const MINS: bool, const SHIFTS: bool, const
     mut ahead: Ahead,
     per_sub: usize,
 ) {
-    let offset = _mm512_set1_epi32(inputs.offset.cast_signed());
-    let strides = inputs.strides.map(|strides| strides.map(opaque));
+    let inputs = inputs.opaque();
     // SAFETY: the caller's promises.
     unsafe {
         for sub in 0..n_subs {
             ahead.fetch(per_sub);
-            let mut products = [_mm512_setzero_si512(); N];
-            if !MINS {
-                for (index, products) in products.iter_mut().enumerate() {
-                    let minus = *inputs.minus.add(far(&strides[2], index) + sub);
-                    let minus = _mm512_set1_epi32(minus);
-                    *products =
-                        if SHIFTS { _mm512_sllv_epi32(minus, offset) } else { _mm512_mullo_epi32(minus, offset) };
-                }
-            }
-            let (codes, x) = (panel.codes.add(ROWS * SUB * sub), inputs.codes.add(SUB * sub));
+            let mut products = inputs.begin::<N>(sub, MINS, SHIFTS);
             for step in 0..SUB / 4 {
-                let weights = _mm512_load_si512(codes.add(64 * step).cast());
-                for (index, products) in products.iter_mut().enumerate() {
-                    let four = x.add(far(&strides[0], index) + 4 * step).cast::<i32>().read_unaligned();
-                    *products = _mm512_dpbusd_epi32(*products, weights, _mm512_set1_epi32(four));
-                    // No instruction: it keeps the compiler from sorting by input row, which makes chains that wait.
-                    asm!("/* {0} */", inout(zmm_reg) * products, options(nomem, nostack, preserves_flags));
-                }
+                let weights = _mm512_load_si512(panel.codes.add(ROWS * SUB * sub + 64 * step).cast());
+                multiply!(inputs, SUB * sub + 4 * step, weights, products);
             }
             let scale = _mm512_load_ps(panel.scales.add(ROWS * sub));
-            for (index, product) in products.into_iter().enumerate() {
-                let of_input = _mm512_set1_ps(*inputs.scales.add(far(&strides[1], index) + sub * SUB / 32));
-                let at = sums.add(SUMS * index + sub % SUMS);
-                let mut sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(scale, of_input), *at);
-                if MINS {
-                    let of_row = _mm512_set1_ps(*inputs.sums.add(far(&strides[2], index) + sub));
-                    sum = _mm512_fmadd_ps(_mm512_load_ps(panel.mins.add(ROWS * sub)), of_row, sum);
-                }
-                *at = sum;
-            }
+            let min = if MINS { Some(_mm512_load_ps(panel.mins.add(ROWS * sub))) } else { None };
+            inputs.add((sub, SUB), scale, min, products, sums);
         }
     }
+}
+
+/// Where outliers find the codes of a chunk.
+#[derive(Clone, Copy)]
+pub(super) enum Codes {
+    /// In a panel.
+    Panel(*const u8),
+    /// As they are stored.
+    Woven(Woven),
 }
 
 /// Adds the products of a chunk with the outliers of the input rows. Minima are there already: they multiply sums that
 /// the outliers are part of.
 ///
 /// # Safety
-/// As [`products`], which were added before.
+/// As [`products`], which were added before; the panel has the scales of the chunk.
 #[inline(always)]
-unsafe fn outliers<F: Format>(job: &Job<'_>, panel: Panel, chunk: usize, start: usize, sums: &mut [__m512]) {
+pub(super) unsafe fn outliers<F: Format>(
+    job: &Job<'_>,
+    panel: Panel,
+    codes: Codes,
+    chunk: usize,
+    start: usize,
+    sums: &mut [__m512],
+) {
     for (index, sum) in sums.iter_mut().enumerate() {
         let input = job.input.quant_row(start + index).advance(chunk);
         // SAFETY: the caller's promises; outliers lie below the columns, which the panel holds.
         unsafe {
-            input.outliers_of_chunk(|Outlier { at, value }| {
-                let words = _mm512_load_si512(panel.codes.add(ROWS * (at / 4 * 4)).cast());
-                let down = _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * (at % 4) as i32));
-                let codes = _mm512_and_si512(down, _mm512_set1_epi32(0xFF));
+            for Outlier { at, value } in input.outliers_of_chunk() {
+                let codes = match codes {
+                    Codes::Panel(codes) => {
+                        let words = _mm512_load_si512(codes.add(ROWS * (at / 4 * 4)).cast());
+                        let down = _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * (at % 4) as i32));
+                        _mm512_and_si512(down, _mm512_set1_epi32(0xFF))
+                    }
+                    Codes::Woven(blocks) => blocks.codes_of::<F>(at),
+                };
                 let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(i32::from(F::OFFSET))));
                 let scale = _mm512_load_ps(panel.scales.add(ROWS * (at / F::SUB)));
                 *sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, codes), _mm512_set1_ps(value), *sum);
-            });
+            }
         }
     }
 }
@@ -340,7 +419,7 @@ mod tests {
         fn every_row_is_in_one_eight(first in 0_usize..99, sixteens in 0_usize..99, row_bytes in 0_usize..99_999) {
             let rows = first..first + ROWS * sixteens;
             let mut found: Vec<usize> =
-                pairs(rows.clone(), row_bytes, Order::Rows).flatten().flat_map(|row| row..row + HALF).collect();
+                pairs(rows.clone(), row_bytes).flatten().flat_map(|row| row..row + HALF).collect();
             found.sort_unstable();
             prop_assert_eq!(found, rows.collect::<Vec<_>>());
         }

@@ -130,22 +130,39 @@ impl QuantRow {
         unsafe { *self.flags != 0 }
     }
 
-    /// Calls `with` for every outlier of the first chunk, places counted from its start.
+    /// The outliers of the first chunk, places counted from its start.
     ///
     /// # Safety
-    /// The row is filled and goes on for a chunk.
+    /// The row is filled and goes on for a chunk, as long as the iterator is used.
     #[inline(always)]
-    pub(crate) unsafe fn outliers_of_chunk(self, mut with: impl FnMut(Outlier)) {
-        // SAFETY: the caller's promise: a byte of flags a chunk, eight blocks of it.
-        unsafe {
-            let mut flags = *self.flags;
-            while flags != 0 {
-                let block = flags.trailing_zeros() as usize;
-                flags &= flags - 1;
-                let at = 32 * block + usize::from(*self.places.add(block));
-                with(Outlier { at, value: *self.outliers.add(block) });
-            }
+    pub(crate) unsafe fn outliers_of_chunk(self) -> Outliers {
+        // SAFETY: the caller's promise: a byte of flags a chunk.
+        Outliers { row: self, flags: unsafe { *self.flags } }
+    }
+}
+
+/// Outliers of a chunk, in order.
+///
+/// An iterator and no function that calls another: what kernels do in closures is not compiled with their instructions.
+pub(crate) struct Outliers {
+    row: QuantRow,
+    /// A bit for each block that is still to come.
+    flags: u8,
+}
+
+impl Iterator for Outliers {
+    type Item = Outlier;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Outlier> {
+        if self.flags == 0 {
+            return None;
         }
+        let block = self.flags.trailing_zeros() as usize;
+        self.flags &= self.flags - 1;
+        // SAFETY: promised when this was made: the chunk has eight blocks.
+        let (place, value) = unsafe { (*self.row.places.add(block), *self.row.outliers.add(block)) };
+        Some(Outlier { at: 32 * block + usize::from(place), value })
     }
 }
 

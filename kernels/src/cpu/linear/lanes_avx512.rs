@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::format::Format;
-use super::layout::{High, Layout, Planes, Scales, low_of};
+use super::layout::{High, Layout, Planes, Scales};
 use super::packed_lanes_avx512;
 
 /// Rows side by side.
@@ -40,66 +40,20 @@ pub(super) trait Sixteen: Copy {
     unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut());
 }
 
-/// Blocks in the order of [`Order::Sixteens`](crate::order::Order): word by word those of all rows side by side.
-#[derive(Clone, Copy)]
-pub(super) struct Woven {
-    layout: Layout,
-    start: *const u8,
+/// What takes the codes of a block as they are unpacked.
+pub(super) trait Sink {
+    /// Takes four codes of each row, those of the weights from `weight` on.
+    unsafe fn take(&mut self, weight: usize, codes: __m512i);
 }
 
-/// Bytes of a block before its words (see `crate::order`).
-const fn odd<F: Format>() -> usize {
-    low_of::<F>().at % 4
-}
+/// Codes go into a panel.
+pub(super) struct Store(pub(super) *mut u8);
 
-impl Woven {
-    /// Blocks of a type with a layout, which alone has this order.
-    pub(super) fn new(layout: Layout, start: *const u8) -> Self {
-        Self { layout, start }
-    }
-}
-
-impl Sixteen for Woven {
+impl Sink for Store {
     #[inline(always)]
-    fn advance<F: Format>(self, n: usize) -> Self {
-        Self { start: self.start.wrapping_add(n * ROWS * F::BYTES), ..self }
-    }
-
-    #[inline(always)]
-    unsafe fn four_words<F: Format>(self, at: usize) -> [__m512i; 4] {
-        // SAFETY: the caller's promise.
-        unsafe { std::array::from_fn(|word| self.word::<F>(at + 4 * word)) }
-    }
-
-    #[inline(always)]
-    unsafe fn word<F: Format>(self, at: usize) -> __m512i {
-        let start = self.start.wrapping_add(ROWS * at);
-        // SAFETY: the caller's promise: words begin behind the odd bytes.
-        unsafe {
-            match odd::<F>() {
-                1 if at == 0 => _mm512_cvtepu8_epi32(_mm_loadu_si128(start.cast())),
-                2 if at == 0 => _mm512_cvtepu16_epi32(_mm256_loadu_si256(start.cast())),
-                _ => _mm512_loadu_si512(start.cast()),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn half<F: Format>(self, at: usize) -> __m512 {
-        let odd = odd::<F>();
-        // SAFETY: the caller's promise.
-        unsafe {
-            if at < odd || at + 2 == F::BYTES && (F::BYTES - odd) % 4 == 2 {
-                return _mm512_cvtph_ps(_mm256_loadu_si256(self.start.wrapping_add(ROWS * at).cast()));
-            }
-            let (from, rest) = (at - (at - odd) % 4, (at - odd) % 4);
-            if rest == 0 { low_half(self.word::<F>(from)) } else { high_half(self.word::<F>(from)) }
-        }
-    }
-    #[inline(always)]
-    unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut()) {
-        // SAFETY: the caller's promises.
-        unsafe { planes::<F, Self>(self.layout, self, panel, each) };
+    unsafe fn take(&mut self, weight: usize, codes: __m512i) {
+        // SAFETY: the panel has room for a block.
+        unsafe { _mm512_store_si512(self.0.add(ROWS * weight).cast(), codes) };
     }
 }
 
@@ -204,7 +158,10 @@ impl Sixteen for Blocks {
         // SAFETY: the caller's promises.
         unsafe {
             match F::LAYOUT {
-                Some(layout) => planes::<F, Self>(layout, self, panel, each),
+                Some(layout) => {
+                    scales::<F, Self>(layout.scales, self, panel);
+                    planes::<F, Self>(layout, self, &mut Store(panel.codes), each);
+                }
                 None => packed_lanes_avx512::unpack::<F>(self, panel, each),
             }
         }
@@ -213,21 +170,21 @@ impl Sixteen for Blocks {
 
 /// Halves in the low parts of words.
 #[inline(always)]
-unsafe fn low_half(words: __m512i) -> __m512 {
+pub(super) unsafe fn low_half(words: __m512i) -> __m512 {
     // SAFETY: the caller has the instructions.
     unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)) }
 }
 
 /// Halves in the high parts of words.
 #[inline(always)]
-unsafe fn high_half(words: __m512i) -> __m512 {
+pub(super) unsafe fn high_half(words: __m512i) -> __m512 {
     // SAFETY: the caller has the instructions.
     unsafe { low_half(_mm512_srli_epi32::<16>(words)) }
 }
 
 /// Byte `number` of words, as numbers.
 #[inline(always)]
-unsafe fn byte(words: __m512i, number: usize) -> __m512i {
+pub(super) unsafe fn byte(words: __m512i, number: usize) -> __m512i {
     // SAFETY: the caller has the instructions.
     unsafe { _mm512_and_si512(_mm512_srlv_epi32(words, shift(8 * number)), _mm512_set1_epi32(0xFF)) }
 }
@@ -240,23 +197,27 @@ pub(super) const fn groups<F: Format>() -> usize {
     }
 }
 
-/// Unpacks one block of sixteen rows of a type with a layout; calls `each` before every group of codes.
+/// Unpacks the codes of a block of sixteen rows of a type with a layout; calls `each` before every group of codes.
 ///
 /// # Safety
-/// The processor has AVX-512 F, BW, VL and DQ; the blocks are there; the panel has room for a block.
+/// The processor has AVX-512 F, BW, VL and DQ; the blocks are there.
 #[inline(always)]
-unsafe fn planes<F: Format, B: Sixteen>(layout: Layout, blocks: B, panel: Panel, mut each: impl FnMut()) {
+pub(super) unsafe fn planes<F: Format, B: Sixteen>(
+    layout: Layout,
+    blocks: B,
+    sink: &mut impl Sink,
+    mut each: impl FnMut(),
+) {
     let n_bytes = F::LEN * layout.low.bits / 8;
     // SAFETY: the caller's promises.
     unsafe {
-        scales::<F, B>(layout.scales, blocks, panel);
         let highs = highs::<F, B>(layout.high, blocks);
         // Said one by one, so that every place and every shift is a constant.
         macro_rules! group {
             ($($at:literal)*) => {$(
                 if n_bytes > $at {
                     each();
-                    codes::<F, B, $at>(layout, blocks, &highs, panel.codes);
+                    codes::<F, B, $at>(layout, blocks, &highs, sink);
                 }
             )*};
         }
@@ -291,34 +252,50 @@ unsafe fn codes<F: Format, B: Sixteen, const AT: usize>(
     layout: Layout,
     blocks: B,
     highs: &[[__m512i; 4]; 4],
-    out: *mut u8,
+    sink: &mut impl Sink,
 ) {
-    let Layout { low, high, .. } = layout;
+    let low = layout.low;
     // SAFETY: the caller's promises.
     unsafe {
         let lows = blocks.four_words::<F>(low.at + AT);
         for plane in 0..8 / low.bits {
             for (word, lows) in lows.into_iter().enumerate() {
                 let weight = low.weight(AT + 4 * word, plane);
-                let mut codes = bits_of(low, weight, 0, lows);
-                match high {
-                    High::None => {}
-                    High::Word(_) => {
-                        let four = _mm512_srlv_epi32(highs[0][0], shift(weight));
-                        let table = _mm512_loadu_si512(FIFTH_BITS.as_ptr().cast());
-                        codes = _mm512_or_si512(codes, _mm512_permutexvar_epi32(four, table));
-                    }
-                    High::Planes(planes) => {
-                        let place = planes.place(weight).0;
-                        let words = highs[place / 16][place / 4 % 4];
-                        codes = _mm512_or_si512(codes, bits_of(planes, weight, low.bits, words));
-                    }
-                }
-                if let Some(table) = F::TABLE {
-                    let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
-                    codes = _mm512_shuffle_epi8(table, codes);
-                }
-                _mm512_store_si512(out.add(ROWS * weight).cast(), codes);
+                sink.take(weight, codes_of::<F>(layout, weight, lows, highs));
+            }
+        }
+    }
+}
+
+/// The codes of the weights from `weight` on, of which the low bits are in `lows`.
+#[inline(always)]
+unsafe fn codes_of<F: Format>(
+    Layout { low, high, .. }: Layout,
+    weight: usize,
+    lows: __m512i,
+    highs: &[[__m512i; 4]; 4],
+) -> __m512i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let mut codes = bits_of(low, weight, 0, lows);
+        match high {
+            High::None => {}
+            High::Word(_) => {
+                let four = _mm512_srlv_epi32(highs[0][0], shift(weight));
+                let table = _mm512_loadu_si512(FIFTH_BITS.as_ptr().cast());
+                codes = _mm512_or_si512(codes, _mm512_permutexvar_epi32(four, table));
+            }
+            High::Planes(planes) => {
+                let place = planes.place(weight).0;
+                let words = highs[place / 16][place / 4 % 4];
+                codes = _mm512_or_si512(codes, bits_of(planes, weight, low.bits, words));
+            }
+        }
+        match F::TABLE {
+            None => codes,
+            Some(table) => {
+                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+                _mm512_shuffle_epi8(table, codes)
             }
         }
     }
@@ -340,7 +317,7 @@ pub(super) const fn spread_bits(to: u32) -> [u32; 16] {
 
 /// The bits of the weights from `weight` on in the words they are in, moved to bit `to` of their bytes.
 #[inline(always)]
-unsafe fn bits_of(planes: Planes, weight: usize, to: usize, words: __m512i) -> __m512i {
+pub(super) unsafe fn bits_of(planes: Planes, weight: usize, to: usize, words: __m512i) -> __m512i {
     // SAFETY: the caller has the instructions.
     unsafe {
         if planes.bits == 8 {
@@ -358,7 +335,7 @@ unsafe fn bits_of(planes: Planes, weight: usize, to: usize, words: __m512i) -> _
 
 /// Scales and minima of a block.
 #[inline(always)]
-unsafe fn scales<F: Format, B: Sixteen>(stored: Scales, blocks: B, panel: Panel) {
+pub(super) unsafe fn scales<F: Format, B: Sixteen>(stored: Scales, blocks: B, panel: Panel) {
     // SAFETY: the caller's promises.
     unsafe {
         let none = _mm512_setzero_ps();
@@ -455,7 +432,7 @@ unsafe fn scales<F: Format, B: Sixteen>(stored: Scales, blocks: B, panel: Panel)
 
 /// The same shift for all lanes.
 #[inline(always)]
-unsafe fn shift(bits: usize) -> __m512i {
+pub(super) unsafe fn shift(bits: usize) -> __m512i {
     // SAFETY: the caller has the instructions.
     unsafe { _mm512_set1_epi32(bits as i32) }
 }

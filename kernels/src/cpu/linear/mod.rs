@@ -48,6 +48,8 @@ mod unpack_avx2;
 mod unpack_avx512;
 #[cfg(target_arch = "x86_64")]
 mod unpack_bf16;
+#[cfg(target_arch = "x86_64")]
+mod woven_avx512;
 
 use std::ops::Range;
 

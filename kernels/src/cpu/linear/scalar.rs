@@ -1,7 +1,7 @@
 //! The plain product: the truth that every other kernel is tested against.
 
 use super::format::{Format, Unpacked, half_value, unpack_chunk};
-use super::input::{CHUNK, Outlier};
+use super::input::CHUNK;
 use super::job::Job;
 
 /// Products of rows of a block type with every input row.
@@ -18,14 +18,13 @@ pub(crate) unsafe fn blocks<F: Format>(job: &Job<'_>) {
             for chunk in 0..job.input.n_chunks() {
                 unpack_chunk::<F>(&bytes[chunk * (CHUNK / F::LEN) * F::BYTES..], &mut unpacked);
                 let subs = (job.cols() - chunk * CHUNK).min(CHUNK) / F::SUB;
-                let add_outlier = |outlier: Outlier| {
+                // SAFETY: the row is filled; chunks are below `n_chunks`.
+                for outlier in unsafe { input.advance(chunk).outliers_of_chunk() } {
                     let (sub, code) = (outlier.at / F::SUB, unpacked.codes[outlier.at]);
                     let weight = f64::from(unpacked.scales[sub]) * (f64::from(code) - f64::from(F::OFFSET));
                     let min = if F::HAS_MIN { f64::from(unpacked.mins[sub]) } else { 0.0 };
                     total += (weight + min) * f64::from(outlier.value);
-                };
-                // SAFETY: the row is filled; chunks are below `n_chunks`.
-                unsafe { input.advance(chunk).outliers_of_chunk(add_outlier) };
+                }
                 for sub in 0..subs {
                     let at = chunk * CHUNK + sub * F::SUB;
                     // SAFETY: an input row has `n_chunks * CHUNK` codes and a scale per 32 of them.
