@@ -18,6 +18,8 @@ pub enum Isa {
     Neon,
     /// 64-bit Arm with the dot product instructions.
     NeonDot,
+    /// The same with the matrix instructions for int8, for products with two and more rows.
+    NeonI8mm,
 }
 
 /// A forced instruction set that is unknown or not there.
@@ -29,7 +31,8 @@ pub struct IsaError {
 }
 
 impl Isa {
-    const ALL: [Self; 6] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon, Self::NeonDot];
+    const ALL: [Self; 7] =
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon, Self::NeonDot, Self::NeonI8mm];
 
     /// Name used by `FARPOST_CPU` and reports.
     pub fn name(self) -> &'static str {
@@ -40,6 +43,7 @@ impl Isa {
             Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDot => "neon-dot",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -92,6 +96,8 @@ impl Isa {
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot => Self::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Self::NeonDot.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[allow(unreachable_patterns)]
             _ => false,
         }
