@@ -177,7 +177,7 @@ impl Default for Limits {
 pub struct MemoryUse {
     /// Weights read from the map in place.
     pub weights_mapped: u64,
-    /// Weights held in another layout.
+    /// Weights read in place from a map whose blocks lie in another order than in a model file.
     pub weights_packed: u64,
     /// Keys and values.
     pub kv: u64,

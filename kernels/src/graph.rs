@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::order::Order;
 use crate::tensor::{DType, Weight};
 
 /// Names a value of the graph; index into [`Graph::widths`].
@@ -156,6 +157,64 @@ impl Graph {
     pub fn max_context(&self) -> usize {
         self.max_context
     }
+    /// Puts other weights of the same shape and type in place of those that `find` has one for: the same numbers in
+    /// another place or order.
+    ///
+    /// # Errors
+    /// A weight of another shape or type, or one whose rows lie side by side where rows are used one by one.
+    pub fn replace_weights(&mut self, mut find: impl FnMut(&Weight) -> Option<Weight>) -> Result<(), GraphError> {
+        let mut replace = |weight: &mut Weight, part_rows: Option<usize>| {
+            let Some(other) = find(weight) else { return Ok(()) };
+            let shape = |weight: &Weight| (weight.dtype(), weight.rows(), weight.cols());
+            require(shape(weight) == shape(&other), "replacing", || {
+                format!("tensor '{}' is of another shape or type", weight.name())
+            })?;
+            let is_whole = part_rows.is_some_and(|rows| other.order().is_cut_at(0, rows, other.rows()));
+            require(other.order() == Order::Rows || is_whole, "replacing", || {
+                format!("tensor '{}' is in order {}, which its use can't have", weight.name(), other.order().name())
+            })?;
+            *weight = other;
+            Ok(())
+        };
+        for op in &mut self.ops {
+            match op {
+                Op::Embed { table, .. } => {
+                    let rows = table.rows();
+                    replace(table, Some(rows))?;
+                }
+                Op::Norm { weight, .. } => replace(weight, None)?,
+                Op::Linear { weight, bias, .. } | Op::Head { weight, bias, .. } => {
+                    let rows = weight.rows();
+                    replace(weight, Some(rows))?;
+                    bias.as_mut().map_or(Ok(()), |bias| replace(bias, None))?;
+                }
+                Op::Moe { moe, .. } => {
+                    let moe = Arc::make_mut(moe);
+                    let (n_experts, ff, width) = (moe.n_experts(), moe.ff(), moe.router.cols());
+                    replace(&mut moe.router, Some(n_experts))?;
+                    replace(&mut moe.gate, Some(ff))?;
+                    replace(&mut moe.up, Some(ff))?;
+                    replace(&mut moe.down, Some(width))?;
+                }
+                Op::Rope { .. } | Op::Attention { .. } | Op::Glu { .. } | Op::Add { .. } | Op::Scale { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Weights that products read, in order of use, each with the rows of the parts it is used in: all of its own, or
+    /// those of one expert.
+    pub fn products(&self) -> impl Iterator<Item = (&Weight, usize)> {
+        self.ops.iter().flat_map(|op| match op {
+            Op::Linear { weight, .. } | Op::Head { weight, .. } => vec![(weight, weight.rows())],
+            Op::Moe { moe, .. } => {
+                let (ff, width) = (moe.ff(), moe.router.cols());
+                vec![(&moe.router, moe.router.rows()), (&moe.gate, ff), (&moe.up, ff), (&moe.down, width)]
+            }
+            _ => vec![],
+        })
+    }
+
     /// Every stored matrix and vector the graph uses, in order of use.
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {
         self.ops.iter().flat_map(|op| -> Vec<&Weight> {

@@ -1,6 +1,7 @@
 //! Numbers in, numbers out: weight blocks, the op graph of a language model and the devices that run it.
 //!
-//! This crate knows no file, no text and no network. [`tensor`] names types and holds borrowed weights, [`quant`]
+//! This crate knows no file, no text and no network. [`tensor`] names types and holds borrowed weights, [`order`]
+//! says how their blocks lie, [`quant`]
 //! decodes and encodes blocks, [`graph`] describes one model step in coarse ops, [`backend`] says what a device
 //! offers, and [`cpu`] is the device that is always there. [`mod@reference`] is the plain definition that devices are tested
 //! against.
@@ -8,6 +9,7 @@
 pub mod backend;
 pub mod cpu;
 pub mod graph;
+pub mod order;
 pub mod quant;
 pub mod reference;
 pub mod tensor;

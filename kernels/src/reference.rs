@@ -7,7 +7,7 @@ use crate::backend::{
     Answer, Backend, Batch, DeviceError, DeviceInfo, KvStore, Limits, MemoryUse, Output, Plan, Row, Sequence, WantKind,
 };
 use crate::graph::{Activation, Graph, KvLayer, Moe, Op, Rope, RopeStyle, Value};
-use crate::quant;
+use crate::order;
 use crate::tensor::Weight;
 
 /// The backend.
@@ -183,9 +183,8 @@ impl ReferencePlan {
 }
 
 fn decode_row(weight: &Weight, row: usize) -> Vec<f64> {
-    let (mut values, row_bytes) = (vec![0.0_f32; weight.cols()], weight.row_bytes());
-    let bytes = &weight.view().bytes[row * row_bytes..][..row_bytes];
-    quant::decode(weight.dtype(), bytes, &mut values).expect("a weight's rows are whole blocks");
+    let mut values = vec![0.0_f32; weight.cols()];
+    order::decode_row(&weight.view(), row, &mut values).expect("a weight's rows are whole blocks");
     values.into_iter().map(f64::from).collect()
 }
 

@@ -8,6 +8,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::order::Order;
+
 /// Element type of a stored tensor. Ids are the ones GGUF files use.
 #[allow(missing_docs, non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -214,7 +216,7 @@ pub struct WeightError {
     found: usize,
 }
 
-/// A row-major matrix of stored weights: `rows` x `cols`, a vector being one row.
+/// A row-major matrix of stored weights: `rows` x `cols`, a vector being one row. Its blocks may lie in another order.
 ///
 /// Invariant: `bytes.len() == rows * dtype.row_bytes(cols)`.
 #[derive(Clone, Debug)]
@@ -224,6 +226,7 @@ pub struct Weight {
     rows: usize,
     cols: usize,
     bytes: Bytes,
+    order: Order,
 }
 
 impl Weight {
@@ -231,7 +234,7 @@ impl Weight {
     pub fn new(name: &str, dtype: DType, rows: usize, cols: usize, bytes: Bytes) -> Result<Self, WeightError> {
         let expected = dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows));
         if expected == Some(bytes.len()) {
-            return Ok(Self { name: name.into(), dtype, rows, cols, bytes });
+            return Ok(Self { name: name.into(), dtype, rows, cols, bytes, order: Order::Rows });
         }
         Err(WeightError {
             name: name.to_owned(),
@@ -249,13 +252,22 @@ impl Weight {
         Self::new(name, DType::F32, rows, cols, bytes.into())
     }
 
-    /// Rows `range` as a weight of their own, sharing the bytes; `None` if out of range.
+    /// The same bytes, said to lie in `order`; `None` if weights of the type can't.
+    pub fn in_order(self, order: Order) -> Option<Self> {
+        order.holds(self.dtype).then_some(Self { order, ..self })
+    }
+
+    /// Rows `range` as a weight of their own, sharing the bytes; `None` if out of range, or in the midst of rows that lie
+    /// side by side.
     ///
     /// This is how a fused Q/K/V matrix or one expert of a 3-D tensor is addressed.
     pub fn slice_rows(&self, range: Range<usize>) -> Option<Self> {
+        if !self.order.is_cut_at(range.start, range.end, self.rows) {
+            return None;
+        }
         let row_bytes = self.row_bytes();
         let bytes = self.bytes.slice(range.start.checked_mul(row_bytes)?..range.end.checked_mul(row_bytes)?)?;
-        Some(Self { name: Arc::clone(&self.name), dtype: self.dtype, rows: range.len(), cols: self.cols, bytes })
+        Some(Self { name: Arc::clone(&self.name), rows: range.len(), bytes, ..*self })
     }
 
     /// Name in the file, for messages.
@@ -278,6 +290,11 @@ impl Weight {
         self.cols
     }
 
+    /// How its blocks lie.
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.dtype.row_bytes(self.cols).expect("`new` checked that a row is whole blocks")
@@ -285,7 +302,13 @@ impl Weight {
 
     /// Borrowed view for kernels.
     pub fn view(&self) -> WeightView<'_> {
-        WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: self.bytes.as_slice() }
+        WeightView {
+            dtype: self.dtype,
+            rows: self.rows,
+            cols: self.cols,
+            bytes: self.bytes.as_slice(),
+            order: self.order,
+        }
     }
 
     /// The shared bytes.
@@ -294,7 +317,7 @@ impl Weight {
     }
 }
 
-/// Bytes of one weight matrix, borrowed: row-major, `cols` a multiple of the block,
+/// Bytes of one weight matrix, borrowed: `cols` a multiple of the block,
 /// `bytes.len() == rows * row_bytes`. Made by [`Weight::view`], which keeps that promise.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightView<'m> {
@@ -306,6 +329,8 @@ pub struct WeightView<'m> {
     pub cols: usize,
     /// The blocks.
     pub bytes: &'m [u8],
+    /// How they lie.
+    pub order: Order,
 }
 
 #[cfg(test)]

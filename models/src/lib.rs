@@ -5,6 +5,7 @@
 
 pub mod families;
 pub mod gguf;
+pub mod pack;
 #[cfg(feature = "pocket")]
 pub mod pocket;
 pub mod quantize;

@@ -1,13 +1,15 @@
 //! A model: an opened file with its tokenizer, chat template and graph. Knows no device.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::graph::Graph;
 use farpost_models::families::{self, Built, Config, FamilyError};
-use farpost_models::gguf::{Access, File, GgufError, Place};
+use farpost_models::gguf::{Access, File, GgufError, Place, ReadAhead};
+use farpost_models::pack::{self, PackError, Packed};
 use farpost_models::template::{ChatTemplate, TemplateError};
 use farpost_models::tokenizer::{Tokenizer, TokenizerError};
 
@@ -21,6 +23,24 @@ pub struct ModelOptions {
     pub context: Option<usize>,
     /// Map the file or copy it into memory.
     pub access: Access,
+    /// Read the weights from the packed file for this processor class, where one lies beside the model and fits.
+    pub pack_for: Option<Isa>,
+    /// Where the files are not in the system's cache and take no more bytes than this, a thread reads them in one go
+    /// while the model is already used; it ends with the model at the latest. `None` reads what is used when it is used.
+    pub read_ahead_bytes: Option<u64>,
+}
+
+/// What became of a model's packed file.
+#[derive(Debug)]
+pub enum PackUse {
+    /// None was asked for, there are none for the class, or the model was copied into memory.
+    NotAsked,
+    /// There is no file at this path.
+    Absent(PathBuf),
+    /// There is one that does not fit: the weights are read from the model.
+    Unused(PackError),
+    /// Weights are read from it.
+    Used(Packed),
 }
 
 /// Why a file is no model that can be used.
@@ -53,6 +73,9 @@ pub struct Model {
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, TemplateError>,
     built: Built,
+    packed: PackUse,
+    /// Held to be ended.
+    _ahead: Option<ReadAhead>,
     /// Made when a text must have a form for the first time.
     vocabulary: OnceLock<Option<Vocabulary>>,
     open_ms: f64,
@@ -82,14 +105,24 @@ impl Model {
     /// # Errors
     /// Those of [`Model::from_file`].
     pub fn check(file: &File, options: &ModelOptions) -> Result<(), ModelError> {
-        parts(file, options).map(|_| ())
+        let built = families::build(file, &families::Options { context: options.context })?;
+        tokenizer(file, &built).map(|_| ())
     }
 
     fn new(file: File, options: &ModelOptions, start: Instant) -> Result<Self, ModelError> {
-        let (tokenizer, built) = parts(&file, options)?;
+        let mut built = families::build(&file, &families::Options { context: options.context })?;
+        let packed = packed(&file, &mut built.graph, options);
+        let weights = match &packed {
+            PackUse::Used(packed) => packed.file(),
+            _ => &file,
+        };
+        // Before the vocabulary, which takes its time.
+        let ahead = options.read_ahead_bytes.and_then(|most| weights.read_ahead(most));
+        let tokenizer = tokenizer(&file, &built)?;
         let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
         let open_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { file, tokenizer, template, built, vocabulary: OnceLock::new(), open_ms })
+        let vocabulary = OnceLock::new();
+        Ok(Self { file, tokenizer, template, built, packed, _ahead: ahead, vocabulary, open_ms })
     }
 
     /// What messages call it: the file as it was named.
@@ -127,6 +160,20 @@ impl Model {
         &self.built.config
     }
 
+    /// What became of the packed file.
+    pub fn packed(&self) -> &PackUse {
+        &self.packed
+    }
+
+    /// The files it lies in: its own, and the packed one where that is used.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        let packed = match &self.packed {
+            PackUse::Used(packed) => Some(packed.file()),
+            _ => None,
+        };
+        std::iter::once(&self.file).chain(packed)
+    }
+
     /// The tokens arranged for parsing; `None` if no token ends a text.
     pub(crate) fn vocabulary(&self) -> Option<&Vocabulary> {
         self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer)).as_ref()
@@ -138,10 +185,9 @@ impl Model {
     }
 }
 
-/// What a file is made into, vocabulary and weights checked to belong together.
-fn parts(file: &File, options: &ModelOptions) -> Result<(Tokenizer, Built), ModelError> {
+/// The tokenizer, checked to belong to the weights.
+fn tokenizer(file: &File, built: &Built) -> Result<Tokenizer, ModelError> {
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
-    let built = families::build(file, &families::Options { context: options.context })?;
     let (n_tokens, n_logits) = (tokenizer.n_vocab(), built.graph.n_vocab());
     if n_tokens > n_logits {
         return Err(ModelError::Vocabulary {
@@ -150,7 +196,19 @@ fn parts(file: &File, options: &ModelOptions) -> Result<(Tokenizer, Built), Mode
             n_logits,
         });
     }
-    Ok((tokenizer, built))
+    Ok(tokenizer)
+}
+
+/// Puts the weights of the packed file, if it fits, in the place of the model's.
+fn packed(file: &File, graph: &mut Graph, options: &ModelOptions) -> PackUse {
+    let class = options.pack_for.filter(|&isa| options.access == Access::Map && pack::is_for(isa));
+    let Some((isa, path)) = class.and_then(|isa| Some((isa, pack::path_for(file, isa)?))) else {
+        return PackUse::NotAsked;
+    };
+    if !path.exists() {
+        return PackUse::Absent(path);
+    }
+    pack::open(&path, file, graph, isa).map_or_else(PackUse::Unused, PackUse::Used)
 }
 
 impl fmt::Debug for Model {
@@ -183,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_context_asked_for_is_the_graphs() {
-        let options = ModelOptions { context: Some(77), access: Access::Copy };
+        let options = ModelOptions { context: Some(77), access: Access::Copy, ..ModelOptions::default() };
         let model = Model::open(&model("tiny-llama.gguf"), &options).unwrap();
         assert_eq!(model.graph().max_context(), 77);
     }

@@ -22,7 +22,7 @@ fn models(memory_cap: Option<u64>, idle: Option<Duration>) -> Models {
 }
 
 fn bytes(models: &Models) -> u64 {
-    models.loaded().iter().map(|loaded| loaded.memory.kv + loaded.memory.scratch + loaded.memory.weights_packed).sum()
+    models.loaded().iter().map(|loaded| loaded.memory.kv + loaded.memory.scratch).sum()
 }
 
 fn names(models: &Models) -> Vec<String> {

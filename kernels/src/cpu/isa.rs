@@ -52,6 +52,11 @@ impl Isa {
         Self::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name))
     }
 
+    /// Every set there are kernels for, on whatever processor.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter()
+    }
+
     /// Sets this processor has, the slowest first; never empty.
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()

@@ -4,6 +4,7 @@
 use super::isa::Isa;
 use super::linear::{Input, InputKind, OutRows, Scratch, input_kind, multiply};
 use crate::backend::DeviceError;
+use crate::order::Order;
 use crate::tensor::{DType, WeightView};
 
 /// Two chunks, the second not whole.
@@ -32,7 +33,7 @@ fn check(isa: Isa, dtype: DType, kind: InputKind) -> Result<(), DeviceError> {
     // Any byte or half may be a scale: exponents are kept in the middle of their range.
     let words = (0..(ROWS * row_bytes).div_ceil(8)).map(|_| next() & 0xBFBF_BFBF_BFBF_BFBF | 0x2020_2020_2020_2020);
     let bytes: Vec<u8> = words.collect::<Vec<_>>().into_iter().flat_map(u64::to_le_bytes).collect();
-    let view = WeightView { dtype, rows: ROWS, cols: COLS, bytes: &bytes[..ROWS * row_bytes] };
+    let view = WeightView { dtype, rows: ROWS, cols: COLS, bytes: &bytes[..ROWS * row_bytes], order: Order::Rows };
     // Whole numbers, which every kind of input holds exactly, so that what differs comes from the products; eighths, which
     // only a second code holds.
     let steps = if kind == InputKind::Q16x32 { 8.0 } else { 1.0 };

@@ -179,8 +179,7 @@ impl File {
 
     /// The tensor called `name`, with its dimensions.
     pub fn find(&self, name: &str) -> Option<&Tensor> {
-        let place = self.by_name.binary_search_by(|&number| self.tensors[number as usize].name().cmp(name)).ok()?;
-        Some(&self.tensors[self.by_name[place] as usize])
+        Some(&self.tensors[self.number_of(name)?])
     }
 
     /// Where the description of `tensor`, one of this file's, begins; for messages.
@@ -206,13 +205,6 @@ impl File {
         self.maps().try_for_each(Map::check_unchanged)
     }
 
-    /// Asks the system to read all tensor data ahead; a hint, it may do nothing.
-    pub fn prefetch(&self) {
-        for map in self.maps() {
-            map.prefetch();
-        }
-    }
-
     /// Gives the memory of all mapped pages back to the system; they are read again when they are needed.
     ///
     /// For work that goes through a file once. Reading on from other threads meanwhile is fine.
@@ -228,9 +220,31 @@ impl File {
         self.maps().any(|map| map.identity() == there)
     }
 
+    /// What tells the state of each mapped part from another, as it was when opened.
+    pub fn identities(&self) -> impl Iterator<Item = Identity> {
+        self.maps().map(Map::identity)
+    }
+
+    /// Where the model lies: its file, or for a split one the name its parts have in common.
+    pub(crate) fn whole_path(&self) -> Option<PathBuf> {
+        let path = self.path()?;
+        Some(if self.n_parts() > 1 { split::common_path(path)? } else { path.to_owned() })
+    }
+
+    /// Number of the tensor called `name` among [`File::tensors`].
+    pub(crate) fn number_of(&self, name: &str) -> Option<usize> {
+        let place = self.by_name.binary_search_by(|&number| self.tensors[number as usize].name().cmp(name)).ok()?;
+        Some(self.by_name[place] as usize)
+    }
+
     /// The bytes of each part.
     pub(super) fn parts(&self) -> impl Iterator<Item = &Bytes> {
         self.parts.iter().map(|part| &part.bytes)
+    }
+
+    /// The maps, to be kept by others.
+    pub(super) fn shared_maps(&self) -> impl Iterator<Item = &Arc<Map>> {
+        self.parts.iter().filter_map(|part| part.map.as_ref())
     }
 
     fn maps(&self) -> impl Iterator<Item = &Map> {

@@ -3,6 +3,7 @@
 //! Computed only on demand: it reads the whole file. Of a split model it is the hash of its parts one after the other.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use farpost_kernels::tensor::Bytes;
 use sha2::{Digest, Sha256};
@@ -26,19 +27,30 @@ const STEP: usize = 8 << 20;
 impl File {
     /// Hashes all bytes of the model. Refused if the file changed since it was opened.
     pub fn content_hash(&self) -> Result<ContentHash, GgufError> {
-        self.content_hash_with(&mut |_, _| {})
+        let hash = self.content_hash_with(&mut |_, _| ControlFlow::Continue(()))?;
+        Ok(hash.expect("nobody breaks off"))
     }
 
-    /// [`File::content_hash`] with a callback that gets the bytes done and the bytes in all.
-    pub fn content_hash_with(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<ContentHash, GgufError> {
+    /// [`File::content_hash`] with a callback that gets the bytes done and the bytes in all; `None` if it breaks off.
+    pub fn content_hash_with(
+        &self,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Option<ContentHash>, GgufError> {
         let (mut hasher, mut done, total) = (Sha256::new(), 0, self.size_bytes());
-        for piece in self.parts().map(Bytes::as_slice).flat_map(|bytes| bytes.chunks(STEP)) {
+        for piece in self.pieces() {
             hasher.update(piece);
             done += piece.len() as u64;
-            progress(done, total);
+            if progress(done, total).is_break() {
+                return Ok(None);
+            }
         }
         self.check_unchanged()?;
-        Ok(ContentHash(hasher.finalize().into()))
+        Ok(Some(ContentHash(hasher.finalize().into())))
+    }
+
+    /// All bytes of the model in the order in which they are hashed.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts().map(Bytes::as_slice).flat_map(|bytes| bytes.chunks(STEP))
     }
 }
 
@@ -56,8 +68,13 @@ mod tests {
         let bytes = Writer::new().start("m", Vec::new()).unwrap().finish().unwrap();
         let file = File::from_bytes("m", bytes.clone().into()).unwrap();
         let mut seen = Vec::new();
-        let hash = file.content_hash_with(&mut |done, total| seen.push((done, total))).unwrap();
+        let mut progress = |done, total| {
+            seen.push((done, total));
+            ControlFlow::Continue(())
+        };
+        let hash = file.content_hash_with(&mut progress).unwrap().unwrap();
         assert_eq!(hash.0, <[u8; 32]>::from(Sha256::digest(&bytes)));
+        assert_eq!(file.content_hash_with(&mut |_, _| ControlFlow::Break(())).unwrap(), None);
         assert_eq!(seen, [(bytes.len() as u64, bytes.len() as u64)]);
     }
 }

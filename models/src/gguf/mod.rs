@@ -3,6 +3,7 @@
 //! [`File`] gives metadata and tensors as views of the map; nothing is copied. What is checked, and how a file that
 //! shrinks under the map is survived, is told in `docs/gguf.md`.
 
+mod ahead;
 mod cursor;
 mod error;
 mod file;
@@ -19,6 +20,7 @@ mod split;
 mod value;
 mod write;
 
+pub use ahead::ReadAhead;
 pub(crate) use error::Shortened;
 pub use error::{GgufError, Problem};
 pub use file::{Access, File, Tensor};

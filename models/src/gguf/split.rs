@@ -158,6 +158,13 @@ fn numbered_stem(path: &Path) -> Option<(PathBuf, (u64, u64))> {
     Some((path.with_file_name(stem), (five(number)?, five(count)?)))
 }
 
+/// The path of a part without its number: `NAME.gguf`.
+pub(super) fn common_path(path: &Path) -> Option<PathBuf> {
+    let mut name = numbered_stem(path)?.0.into_os_string();
+    name.push(".gguf");
+    Some(name.into())
+}
+
 fn part_path(stem: &Path, number: u64, count: u64) -> PathBuf {
     let mut name = stem.as_os_str().to_owned();
     name.push(format!("-{number:05}-of-{count:05}.gguf"));

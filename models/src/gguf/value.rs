@@ -168,7 +168,7 @@ impl<'a> Value<'a> {
     }
 
     /// What it is, for messages: "a u32 of 7", "a string", "an array of 4 f32".
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
             Self::String(_) => "a string".to_owned(),
             Self::Array(array) => format!("an array of {} {}", array.len(), array.element()),

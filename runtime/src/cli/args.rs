@@ -2,7 +2,9 @@
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, quantize, run, synth, tokenize};
+#[cfg(feature = "server")]
+use super::serve;
+use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, pack, quantize, run, synth, tokenize};
 
 /// Runs language models on edge devices.
 ///
@@ -43,11 +45,14 @@ pub struct Global {
 pub enum Command {
     Run(Box<run::Args>),
     Chat(Box<chat::Args>),
+    #[cfg(feature = "server")]
+    Serve(Box<serve::Args>),
     Eval(eval::Args),
     Bench(Box<bench::Args>),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Quantize(quantize::Args),
+    Pack(pack::Args),
     Synth(synth::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),

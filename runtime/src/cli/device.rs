@@ -17,9 +17,24 @@ pub fn forced_isa() -> Option<String> {
     std::env::var("FARPOST_CPU").ok().filter(|name| !name.is_empty())
 }
 
+/// The instruction set to compute with.
+pub fn isa() -> Result<Isa, Failure> {
+    Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))
+}
+
 /// The wrong usage of a variable.
 pub fn refused(error: &IsaError) -> Failure {
     Failure::usage(format_args!("FARPOST_CPU: {error}"))
+}
+
+/// The processor, with the instruction set that was asked for.
+pub fn cpu() -> Result<Cpu, Failure> {
+    Ok(Cpu::new(isa()?))
+}
+
+/// Most memory to take: what was asked for, or what is available; better refused than killed.
+pub fn memory_cap(memory: &MemoryArgs) -> Option<u64> {
+    memory.memory_cap.or_else(|| Machine::look().most_bytes())
 }
 
 /// A session of `model` on the processor.
@@ -29,15 +44,13 @@ pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Sess
 
 /// The same, running at most `batch_rows` tokens of a prompt in one step.
 pub fn open_with(model: Model, memory: &MemoryArgs, batch_rows: usize, console: &Console) -> Result<Session, Failure> {
-    let isa = Isa::choose(forced_isa().as_deref()).map_err(|error| refused(&error))?;
     let options = SessionOptions {
         context: memory.context.map(|tokens| tokens as usize),
         threads: console.threads(),
         kv_type: memory.kv_type.0,
         activations: memory.activations.0,
         batch_rows,
-        // Better refused than killed.
-        memory_cap: memory.memory_cap.or_else(|| Machine::look().most_bytes()),
+        memory_cap: memory_cap(memory),
     };
-    Ok(Session::open(Arc::new(model), &Cpu::new(isa), &options)?)
+    Ok(Session::open(Arc::new(model), &cpu()?, &options)?)
 }

@@ -12,6 +12,7 @@ use super::console::Console;
 use super::exit::Failure;
 use super::generation::{ActivationsChoice, KvChoice, MemoryArgs};
 use super::interrupt::Interrupt;
+use super::pack::PackArgs;
 use super::progress::{Progress, Unit};
 use super::{amount, device, model, text};
 
@@ -23,6 +24,8 @@ use super::{amount, device, model, text};
 pub struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
+    #[command(flatten)]
+    packed: PackArgs,
     /// The text
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
@@ -43,7 +46,7 @@ const STEP_ROWS: usize = 128;
 /// Measures with progress.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let text = text::of_file(&args.file)?;
-    let model = args.model.load(None)?;
+    let model = args.model.load(None, args.packed, console)?;
     let ids = model.tokenizer().encode_prompt(&text, Special::AsText);
     let interrupt = Interrupt::listen()?;
     let most = u32::try_from(model.graph().max_context()).unwrap_or(u32::MAX);

@@ -11,6 +11,7 @@ use farpost::engine::{EngineError, SamplingError};
 use farpost_kernels::backend::DeviceError;
 use farpost_models::families::FamilyError;
 use farpost_models::gguf::GgufError;
+use farpost_models::pack::PackError;
 use farpost_models::quantize::QuantizeError;
 use farpost_models::template::TemplateError;
 use farpost_models::tokenizer::TokenizerError;
@@ -170,6 +171,18 @@ impl From<QuantizeError> for Failure {
             QuantizeError::UnknownMixture { .. } | QuantizeError::OntoInput { .. } => Self::usage(error),
             QuantizeError::Gguf(error) => error.into(),
             QuantizeError::Tensor { .. } | QuantizeError::TooLarge { .. } => Self::new(Exit::Model, error),
+        }
+    }
+}
+
+impl From<PackError> for Failure {
+    fn from(error: PackError) -> Self {
+        match error {
+            PackError::Stopped { .. } => Self::interrupted(),
+            PackError::NoOrder { .. } | PackError::NoFile { .. } | PackError::OntoModel { .. } => Self::usage(error),
+            PackError::Gguf(error) => error.into(),
+            PackError::Stale { .. } => Self::new(Exit::Failed, error).hint("'farpost pack' makes it anew"),
+            _ => Self::new(Exit::Failed, error),
         }
     }
 }

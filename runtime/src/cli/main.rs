@@ -18,6 +18,9 @@ mod interrupt;
 mod machine;
 mod man;
 mod model;
+#[cfg(all(unix, feature = "server"))]
+mod notify;
+mod pack;
 mod plain;
 mod progress;
 mod prompt;
@@ -25,6 +28,8 @@ mod quantize;
 mod reply;
 mod run;
 mod sampling;
+#[cfg(feature = "server")]
+mod serve;
 mod synth;
 mod text;
 mod tokenize;
@@ -48,11 +53,14 @@ fn dispatch(command: &Command, console: &Console) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run::run(args, console),
         Command::Chat(args) => chat::run(args, console),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(args, console),
         Command::Eval(args) => eval::run(args, console),
         Command::Bench(args) => bench::run(args, console),
         Command::Inspect(args) => inspect::run(args, console),
         Command::Tokenize(args) => tokenize::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),
+        Command::Pack(args) => pack::run(args, console),
         Command::Synth(args) => synth::run(args, console),
         Command::Doctor(args) => doctor::run(args, console),
         Command::Completions(args) => completions::run(args, console),

@@ -4,7 +4,10 @@ use farpost::Library;
 use farpost::{Model, ModelOptions};
 use farpost_models::gguf::File;
 
+use super::console::Console;
 use super::exit::Failure;
+use super::machine::Machine;
+use super::pack::{self, PackArgs};
 
 /// The option that names a model.
 #[derive(clap::Args, Debug)]
@@ -23,10 +26,29 @@ impl ModelArgs {
         }
     }
 
-    /// Opens the model, to be run with so much context.
-    pub fn load(&self, context: Option<u32>) -> Result<Model, Failure> {
-        let options = ModelOptions { context: context.map(|tokens| tokens as usize), ..ModelOptions::default() };
-        Ok(Model::from_file(self.open()?, &options)?)
+    /// Opens the model, to be run with so much context; with its packed file where that fits.
+    pub fn load(&self, context: Option<u32>, packed: PackArgs, console: &Console) -> Result<Model, Failure> {
+        let options = ModelOptions {
+            context: context.map(|tokens| tokens as usize),
+            pack_for: packed.class()?,
+            read_ahead_bytes: Machine::look().most_bytes(),
+            ..ModelOptions::default()
+        };
+        let model = Model::from_file(self.open()?, &options)?;
+        pack::note(&model, console);
+        Ok(model)
+    }
+
+    /// What to call the model: the name of its file, without folders, ending and number of its part.
+    #[cfg(feature = "server")]
+    pub fn short_name(&self) -> String {
+        let Some(name) = &self.model else { return "pocket".to_owned() };
+        let path = Library::of_user().resolve(name).unwrap_or_else(|_| name.into());
+        let stem = path.file_stem().map_or_else(|| name.clone(), |stem| stem.to_string_lossy().into_owned());
+        match stem.rsplit_once("-of-").and_then(|(before, _)| before.rsplit_once('-')) {
+            Some((whole, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => whole.to_owned(),
+            _ => stem,
+        }
     }
 
     /// True if no other model is named.

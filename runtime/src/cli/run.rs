@@ -7,6 +7,7 @@ use super::console::Console;
 use super::exit::Failure;
 use super::generation::GenerationArgs;
 use super::interrupt::Interrupt;
+use super::pack::PackArgs;
 use super::prompt::PromptArgs;
 use super::reply::Reply;
 use super::sampling::SamplingArgs;
@@ -20,6 +21,8 @@ use super::{amount, device, model};
 pub struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
+    #[command(flatten)]
+    packed: PackArgs,
     #[command(flatten)]
     prompt: PromptArgs,
     #[command(flatten)]
@@ -35,7 +38,7 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let options = args.generation.options(&args.sampling, args.model.is_built_in())?;
     let text = args.prompt.text()?;
-    let model = args.model.load(args.generation.memory.context)?;
+    let model = args.model.load(args.generation.memory.context, args.packed, console)?;
     let prompt = args.prompt.ids(&text, &model)?;
     let interrupt = Interrupt::listen()?;
     let mut session = device::open(model, &args.generation.memory, console)?;

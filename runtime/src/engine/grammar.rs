@@ -79,6 +79,9 @@ mod enforced {
         }
     }
 
+    /// What may stand between the parts of a JSON text: without a bound a small model may go on with spaces for good.
+    const WHITESPACE: &str = r"\x0A\x20{0,12}|\x20{1,2}";
+
     /// A form, and how much of it was written.
     pub(crate) struct Constraint {
         matcher: Matcher,
@@ -91,7 +94,12 @@ mod enforced {
         /// A form that cannot be enforced, with what in it.
         pub(crate) fn new(vocabulary: &Vocabulary, grammar: &Grammar) -> Result<Self, EngineError> {
             let json = |text: &str| {
-                serde_json::from_str(text).map_err(|error| grammar.refuse(format!("it is no JSON: {error}")))
+                let mut schema: serde_json::Value =
+                    serde_json::from_str(text).map_err(|error| grammar.refuse(format!("it is no JSON: {error}")))?;
+                if let Some(schema) = schema.as_object_mut() {
+                    schema.insert("x-guidance".to_owned(), serde_json::json!({ "whitespace_pattern": WHITESPACE }));
+                }
+                Ok::<_, EngineError>(schema)
             };
             let top = match grammar {
                 Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(json(schema)?),

@@ -178,7 +178,8 @@ impl Models {
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        let bytes = |memory: MemoryUse| memory.kv + memory.scratch + memory.weights_packed;
+        // Weights are maps in either order: the system takes their memory back where it is short of it.
+        let bytes = |memory: MemoryUse| memory.kv + memory.scratch;
         let held: u64 = self.loaded().iter().map(|loaded| bytes(loaded.memory)).sum();
         self.options.memory_cap.map(|cap| cap.saturating_sub(held))
     }

@@ -326,9 +326,10 @@ impl Session {
         self.batch.want.clear();
         self.batch.want.extend((0..ids.len()).filter_map(|row| Some(Want { row, kind: want(row)? })));
         let stepped = self.plan.step(&self.batch, &mut self.output);
-        if self.model.file().is_damaged() {
+        let damaged = self.model.files().find(|file| file.is_damaged()).map(|file| file.name().to_owned());
+        if let Some(file) = damaged {
             self.clear();
-            return Err(EngineError::Damaged { file: self.model.name().to_owned() });
+            return Err(EngineError::Damaged { file });
         }
         if let Err(error) = stepped {
             return Err(self.blame(error, start));
@@ -345,7 +346,7 @@ impl Session {
     /// themselves, and then nothing in the cache is right.
     fn blame(&mut self, error: DeviceError, start: usize) -> EngineError {
         let changed = match error {
-            DeviceError::Wrong(_) => self.model.file().check_unchanged().err(),
+            DeviceError::Wrong(_) => self.model.files().find_map(|file| file.check_unchanged().err()),
             _ => None,
         };
         match changed {

@@ -2,8 +2,21 @@
 
 use crate::program::{Folder, farpost};
 
-pub const COMMANDS: [&str; 11] =
-    ["run", "chat", "eval", "bench", "inspect", "tokenize", "quantize", "synth", "doctor", "completions", "man"];
+pub const COMMANDS: [&str; 13] = [
+    "run",
+    "chat",
+    "serve",
+    "eval",
+    "bench",
+    "inspect",
+    "tokenize",
+    "quantize",
+    "pack",
+    "synth",
+    "doctor",
+    "completions",
+    "man",
+];
 
 #[test]
 fn help_texts_are_as_recorded() {

@@ -8,6 +8,7 @@ mod files;
 mod guide;
 mod help;
 mod machine;
+mod pack;
 mod pipes;
 mod program;
 mod run;

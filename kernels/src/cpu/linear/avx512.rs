@@ -10,9 +10,11 @@ pub(super) use super::flat_avx512::flat;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
+use super::lanes_avx512::{Panel, Sixteen, Woven};
 use super::scalar::Float;
 use super::transpose::transpose;
 use super::unpack_avx512::{self, Chunk};
+use crate::order::Order;
 
 pub(crate) struct Avx512;
 
@@ -175,6 +177,19 @@ impl Engine for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn pack<F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize) {
+        // SAFETY: see the impl.
+        unsafe {
+            match (F::LAYOUT, job.weight.order) {
+                (Some(layout), Order::Sixteens) if n_rows == PANEL_ROWS => {
+                    whole_panel::<F>(job, number, Woven::new(layout, job.row_start(row)));
+                }
+                _ => drive::pack::<Self, F>(job, number, row, n_rows),
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
         let mut start = job.input_rows.start;
         while start < job.input_rows.end {
@@ -225,6 +240,27 @@ impl Engine for Avx512 {
     unsafe fn store(values: Self::Floats, out: *mut f32) {
         // SAFETY: see the impl.
         unsafe { _mm512_storeu_ps(out, values) };
+    }
+}
+
+/// Unpacks sixteen weight rows that lie side by side into a panel.
+///
+/// # Safety
+/// The kernels' instructions; the blocks are those of the job's rows.
+#[inline(always)]
+unsafe fn whole_panel<F: Format>(job: &Job<'_>, number: usize, blocks: Woven) {
+    let (codes, scales, mins) = drive::panel::<Avx512, F>(job, number);
+    let subs = F::LEN / F::SUB * PANEL_ROWS;
+    // SAFETY: the caller's promises; the scratch holds all columns.
+    unsafe {
+        for block in 0..job.cols() / F::LEN {
+            let panel = Panel {
+                codes: codes.add(block * F::LEN * PANEL_ROWS),
+                scales: scales.add(block * subs),
+                mins: mins.add(block * subs),
+            };
+            blocks.advance::<F>(block).unpack::<F>(panel, || {});
+        }
     }
 }
 

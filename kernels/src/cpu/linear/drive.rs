@@ -83,6 +83,15 @@ pub(crate) trait Engine {
             }
         }
     }
+    /// Unpacks `n_rows` weight rows, at most [`Engine::ROWS`], into panel `number`; rows that are missing get scales of zero.
+    #[inline(always)]
+    unsafe fn pack<F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize)
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's promise.
+        unsafe { pack::<Self, F>(job, number, row, n_rows) };
+    }
     /// Runs panels (see [`panel`]) of `n_rows` weight rows from `row` on over all input rows of a job.
     unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize);
 
@@ -230,7 +239,7 @@ pub(crate) unsafe fn tall<E: Engine, F: Format>(job: &Job<'_>) {
         unsafe {
             let in_panel = |number: usize| n_rows.saturating_sub(number * E::ROWS).min(E::ROWS);
             for number in 0..E::PANELS {
-                pack::<E, F>(job, number, row + number * E::ROWS, in_panel(number));
+                E::pack::<F>(job, number, row + number * E::ROWS, in_panel(number));
             }
             E::tiles::<F>(job, row, n_rows);
             for number in 0..n_rows.div_ceil(E::ROWS) {
@@ -285,7 +294,7 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: 
 
 /// Unpacks `n_rows` weight rows into a panel; rows that are missing get scales of zero.
 #[inline(always)]
-unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize) {
+pub(super) unsafe fn pack<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: usize, n_rows: usize) {
     const { assert!(E::ROWS <= PANEL_ROWS) };
     let (subs, chunk_bytes) = (CHUNK / F::SUB, CHUNK / F::LEN * F::BYTES);
     let mut rows = [const { Unpacked::new() }; PANEL_ROWS];

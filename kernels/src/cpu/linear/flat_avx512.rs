@@ -20,8 +20,9 @@ use super::drive;
 use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
-use super::lanes_avx512::{Blocks, Panel, ROWS, groups, unpack};
+use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, Woven, groups};
 use crate::cpu::isa::works_in_halves;
+use crate::order::Order;
 
 /// Rows of a stream.
 const HALF: usize = ROWS / 2;
@@ -47,8 +48,8 @@ pub(super) const MOST: usize = 16;
 pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     // SAFETY: the caller's promises; parts of the job are jobs.
     unsafe {
-        // Codebooks are looked up as fast for sixteen rows as for one.
-        let row_by_row = if F::PACKED.is_some() {
+        // Codebooks are looked up as fast for sixteen rows as for one; rows that lie side by side are columns already.
+        let row_by_row = if F::PACKED.is_some() || job.weight.order == Order::Sixteens {
             0
         } else if works_in_halves() {
             2
@@ -62,7 +63,7 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
         let whole = job.rows.start..rest.start;
         for start in job.input_rows.clone().step_by(MOST) {
             let input_rows = start..job.input_rows.end.min(start + MOST);
-            let mut pairs = pairs(whole.clone(), job.row_bytes);
+            let mut pairs = pairs(whole.clone(), job.row_bytes, job.weight.order);
             let mut rows = pairs.next();
             if let Some(first) = rows {
                 // Nobody fetched these while multiplying something before.
@@ -71,7 +72,18 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
             while let Some(now) = rows {
                 rows = pairs.next();
                 // After the last, what follows in memory: a worker's next job is most likely there.
-                sixteen_rows::<F>(job, now, rows.unwrap_or(now.map(|row| row + HALF)), input_rows.clone());
+                match (F::LAYOUT, job.weight.order) {
+                    (Some(layout), Order::Sixteens) => {
+                        let next = rows.unwrap_or(now.map(|row| row + ROWS));
+                        let blocks = Woven::new(layout, job.row_start(now[0]));
+                        sixteen_rows::<F, _>(job, blocks, now, next, input_rows.clone());
+                    }
+                    _ => {
+                        let next = rows.unwrap_or(now.map(|row| row + HALF));
+                        let blocks = Blocks::new(now.map(|row| job.row_start(row)), job.row_bytes);
+                        sixteen_rows::<F, _>(job, blocks, now, next, input_rows.clone());
+                    }
+                }
             }
         }
         if !rest.is_empty() {
@@ -80,9 +92,12 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
     }
 }
 
-/// Whole sixteens of `rows`, eight and eight: where each eight begins.
-fn pairs(rows: Range<usize>, row_bytes: usize) -> impl Iterator<Item = [usize; 2]> {
-    let at_once = (2 * APART / row_bytes.max(1)).max(ROWS) / ROWS * ROWS;
+/// Whole sixteens of `rows`, eight and eight: where each eight begins. Those that lie side by side are one stream.
+fn pairs(rows: Range<usize>, row_bytes: usize, order: Order) -> impl Iterator<Item = [usize; 2]> {
+    let at_once = match order {
+        Order::Rows => (2 * APART / row_bytes.max(1)).max(ROWS) / ROWS * ROWS,
+        Order::Sixteens => ROWS,
+    };
     rows.clone().step_by(at_once).flat_map(move |start| {
         let half = (rows.end - start).min(at_once) / 2;
         (start..start + half).step_by(HALF).map(move |row| [row, row + half])
@@ -92,12 +107,17 @@ fn pairs(rows: Range<usize>, row_bytes: usize) -> impl Iterator<Item = [usize; 2
 /// # Safety
 /// As [`flat`]; there are eight rows from each of `rows` on, and at most [`MOST`] input rows.
 #[inline(always)]
-unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, rows: [usize; 2], next: [usize; 2], input_rows: Range<usize>) {
+unsafe fn sixteen_rows<F: Format, B: Sixteen>(
+    job: &Job<'_>,
+    blocks: B,
+    rows: [usize; 2],
+    next: [usize; 2],
+    input_rows: Range<usize>,
+) {
     let panel = Panel { codes: job.panel.values.at(0), scales: job.panel.scales.at(0), mins: job.panel.mins.at(0) };
     let count = input_rows.len();
     let n_blocks = job.cols() / F::LEN;
     let per_chunk = CHUNK / F::LEN;
-    let blocks = Blocks::new(rows.map(|row| job.row_start(row)), job.row_bytes);
     let mut ahead = Ahead(next.map(|row| job.row_start(row)));
     // While unpacking and while multiplying, as long as each takes: a core has few reads under way at a time.
     let lines = HALF * F::BYTES * per_chunk / 64;
@@ -114,8 +134,7 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, rows: [usize; 2], next: [usize;
             let n_blocks = per_chunk.min(n_blocks - first);
             for block in 0..n_blocks {
                 let subs = block * (F::LEN / F::SUB) * ROWS;
-                unpack::<F>(
-                    blocks.advance((first + block) * F::BYTES),
+                blocks.advance::<F>(first + block).unpack::<F>(
                     Panel {
                         codes: panel.codes.add(block * F::LEN * ROWS),
                         scales: panel.scales.add(subs),
@@ -321,7 +340,7 @@ mod tests {
         fn every_row_is_in_one_eight(first in 0_usize..99, sixteens in 0_usize..99, row_bytes in 0_usize..99_999) {
             let rows = first..first + ROWS * sixteens;
             let mut found: Vec<usize> =
-                pairs(rows.clone(), row_bytes).flatten().flat_map(|row| row..row + HALF).collect();
+                pairs(rows.clone(), row_bytes, Order::Rows).flatten().flat_map(|row| row..row + HALF).collect();
             found.sort_unstable();
             prop_assert_eq!(found, rows.collect::<Vec<_>>());
         }

@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::format::Format;
-use super::layout::{High, Layout, Planes, Scales};
+use super::layout::{High, Layout, Planes, Scales, low_of};
 use super::packed_lanes_avx512;
 
 /// Rows side by side.
@@ -21,6 +21,86 @@ pub(super) struct Blocks {
     starts: [*const u8; 2],
     /// Bytes from one row to the next: once, three, five and seven times.
     strides: [usize; 4],
+}
+
+/// The same block of sixteen rows, wherever their bytes lie.
+///
+/// # Safety
+/// All functions need AVX-512 F, BW, VL and DQ, and the bytes to be there, inside of a block of type `F`.
+pub(super) trait Sixteen: Copy {
+    /// `n` blocks of type `F` further in every row.
+    fn advance<F: Format>(self, n: usize) -> Self;
+    /// Bytes `at .. at + 16` of every row as four words.
+    unsafe fn four_words<F: Format>(self, at: usize) -> [__m512i; 4];
+    /// Bytes `at .. at + 4` of every row; of what lies before the first whole word only that.
+    unsafe fn word<F: Format>(self, at: usize) -> __m512i;
+    /// The half at byte `at` of every row's block.
+    unsafe fn half<F: Format>(self, at: usize) -> __m512;
+    /// Unpacks a block into a panel that has room for it; calls `each` before every group of codes.
+    unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut());
+}
+
+/// Blocks in the order of [`Order::Sixteens`](crate::order::Order): word by word those of all rows side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Woven {
+    layout: Layout,
+    start: *const u8,
+}
+
+/// Bytes of a block before its words (see `crate::order`).
+const fn odd<F: Format>() -> usize {
+    low_of::<F>().at % 4
+}
+
+impl Woven {
+    /// Blocks of a type with a layout, which alone has this order.
+    pub(super) fn new(layout: Layout, start: *const u8) -> Self {
+        Self { layout, start }
+    }
+}
+
+impl Sixteen for Woven {
+    #[inline(always)]
+    fn advance<F: Format>(self, n: usize) -> Self {
+        Self { start: self.start.wrapping_add(n * ROWS * F::BYTES), ..self }
+    }
+
+    #[inline(always)]
+    unsafe fn four_words<F: Format>(self, at: usize) -> [__m512i; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { std::array::from_fn(|word| self.word::<F>(at + 4 * word)) }
+    }
+
+    #[inline(always)]
+    unsafe fn word<F: Format>(self, at: usize) -> __m512i {
+        let start = self.start.wrapping_add(ROWS * at);
+        // SAFETY: the caller's promise: words begin behind the odd bytes.
+        unsafe {
+            match odd::<F>() {
+                1 if at == 0 => _mm512_cvtepu8_epi32(_mm_loadu_si128(start.cast())),
+                2 if at == 0 => _mm512_cvtepu16_epi32(_mm256_loadu_si256(start.cast())),
+                _ => _mm512_loadu_si512(start.cast()),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half<F: Format>(self, at: usize) -> __m512 {
+        let odd = odd::<F>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if at < odd || at + 2 == F::BYTES && (F::BYTES - odd) % 4 == 2 {
+                return _mm512_cvtph_ps(_mm256_loadu_si256(self.start.wrapping_add(ROWS * at).cast()));
+            }
+            let (from, rest) = (at - (at - odd) % 4, (at - odd) % 4);
+            if rest == 0 { low_half(self.word::<F>(from)) } else { high_half(self.word::<F>(from)) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut()) {
+        // SAFETY: the caller's promises.
+        unsafe { planes::<F, Self>(self.layout, self, panel, each) };
+    }
 }
 
 /// Where unpacked blocks go, in the order of a panel. All vectors are aligned.
@@ -45,12 +125,6 @@ impl Blocks {
         self.starts[row / 8].wrapping_add(row % 8 * self.strides[0])
     }
 
-    /// `n` bytes further in every row.
-    #[inline(always)]
-    pub(super) fn advance(self, n: usize) -> Self {
-        Self { starts: self.starts.map(|start| start.wrapping_add(n)), ..self }
-    }
-
     /// Byte `at` of a row's block: addresses that a load can add up by itself.
     #[inline(always)]
     fn row(self, row: usize, at: usize) -> *const u8 {
@@ -68,10 +142,16 @@ impl Blocks {
         };
         start.wrapping_add(far)
     }
+}
 
-    /// Bytes `at .. at + 16` of every row as four words.
+impl Sixteen for Blocks {
     #[inline(always)]
-    pub(super) unsafe fn four_words(self, at: usize) -> [__m512i; 4] {
+    fn advance<F: Format>(self, n: usize) -> Self {
+        Self { starts: self.starts.map(|start| start.wrapping_add(n * F::BYTES)), ..self }
+    }
+
+    #[inline(always)]
+    unsafe fn four_words<F: Format>(self, at: usize) -> [__m512i; 4] {
         // SAFETY: the caller's promise: these bytes are there.
         unsafe {
             let load = |row: usize| _mm_loadu_si128(self.row(row, at).cast());
@@ -94,9 +174,8 @@ impl Blocks {
         }
     }
 
-    /// Bytes `at .. at + 4` of every row.
     #[inline(always)]
-    pub(super) unsafe fn word(self, at: usize) -> __m512i {
+    unsafe fn word<F: Format>(self, at: usize) -> __m512i {
         // SAFETY: the caller's promise: these bytes are there.
         unsafe {
             // Loads with a mask: no slower than a gather, and far faster where processors are guarded against leaks of
@@ -114,11 +193,21 @@ impl Blocks {
         }
     }
 
-    /// The half at byte `at` of every row's block.
     #[inline(always)]
-    pub(super) unsafe fn half<F: Format>(self, at: usize) -> __m512 {
+    unsafe fn half<F: Format>(self, at: usize) -> __m512 {
         // SAFETY: the caller's promise: the word lies inside of the block.
-        unsafe { if at + 4 <= F::BYTES { low_half(self.word(at)) } else { high_half(self.word(at - 2)) } }
+        unsafe { if at + 4 <= F::BYTES { low_half(self.word::<F>(at)) } else { high_half(self.word::<F>(at - 2)) } }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<F: Format>(self, panel: Panel, each: impl FnMut()) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match F::LAYOUT {
+                Some(layout) => planes::<F, Self>(layout, self, panel, each),
+                None => packed_lanes_avx512::unpack::<F>(self, panel, each),
+            }
+        }
     }
 }
 
@@ -143,7 +232,7 @@ unsafe fn byte(words: __m512i, number: usize) -> __m512i {
     unsafe { _mm512_and_si512(_mm512_srlv_epi32(words, shift(8 * number)), _mm512_set1_epi32(0xFF)) }
 }
 
-/// Groups of codes in a block: what of [`unpack`] is done between two calls of `each`.
+/// Groups of codes in a block: what of [`Sixteen::unpack`] is done between two calls of `each`.
 pub(super) const fn groups<F: Format>() -> usize {
     match F::LAYOUT {
         Some(layout) => F::LEN * layout.low.bits / 8 / 16,
@@ -151,24 +240,23 @@ pub(super) const fn groups<F: Format>() -> usize {
     }
 }
 
-/// Unpacks one block of sixteen rows; calls `each` before every group of codes.
+/// Unpacks one block of sixteen rows of a type with a layout; calls `each` before every group of codes.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and DQ; the blocks are there; the panel has room for a block.
 #[inline(always)]
-pub(super) unsafe fn unpack<F: Format>(blocks: Blocks, panel: Panel, mut each: impl FnMut()) {
+unsafe fn planes<F: Format, B: Sixteen>(layout: Layout, blocks: B, panel: Panel, mut each: impl FnMut()) {
+    let n_bytes = F::LEN * layout.low.bits / 8;
     // SAFETY: the caller's promises.
     unsafe {
-        let Some(layout) = F::LAYOUT else { return packed_lanes_avx512::unpack::<F>(blocks, panel, each) };
-        let n_bytes = F::LEN * layout.low.bits / 8;
-        scales::<F>(layout.scales, blocks, panel);
-        let highs = highs(layout.high, blocks);
+        scales::<F, B>(layout.scales, blocks, panel);
+        let highs = highs::<F, B>(layout.high, blocks);
         // Said one by one, so that every place and every shift is a constant.
         macro_rules! group {
             ($($at:literal)*) => {$(
                 if n_bytes > $at {
                     each();
-                    codes::<F, $at>(layout, blocks, &highs, panel.codes);
+                    codes::<F, B, $at>(layout, blocks, &highs, panel.codes);
                 }
             )*};
         }
@@ -178,16 +266,20 @@ pub(super) unsafe fn unpack<F: Format>(blocks: Blocks, panel: Panel, mut each: i
 
 /// All words with high bits: 64 bytes of planes at most.
 #[inline(always)]
-unsafe fn highs(high: High, blocks: Blocks) -> [[__m512i; 4]; 4] {
+unsafe fn highs<F: Format, B: Sixteen>(high: High, blocks: B) -> [[__m512i; 4]; 4] {
     // SAFETY: the caller's promises.
     unsafe {
         let none = [_mm512_setzero_si512(); 4];
         match high {
             High::None => [none; 4],
-            High::Word(at) => [[blocks.word(at); 4], none, none, none],
+            High::Word(at) => [[blocks.word::<F>(at); 4], none, none, none],
             High::Planes(Planes { at, bits, .. }) => {
-                let last = if bits == 2 { [blocks.four_words(at + 32), blocks.four_words(at + 48)] } else { [none; 2] };
-                [blocks.four_words(at), blocks.four_words(at + 16), last[0], last[1]]
+                let last = if bits == 2 {
+                    [blocks.four_words::<F>(at + 32), blocks.four_words::<F>(at + 48)]
+                } else {
+                    [none; 2]
+                };
+                [blocks.four_words::<F>(at), blocks.four_words::<F>(at + 16), last[0], last[1]]
             }
         }
     }
@@ -195,11 +287,16 @@ unsafe fn highs(high: High, blocks: Blocks) -> [[__m512i; 4]; 4] {
 
 /// Codes of which the low bits are in bytes `AT .. AT + 16` of the low planes.
 #[inline(always)]
-unsafe fn codes<F: Format, const AT: usize>(layout: Layout, blocks: Blocks, highs: &[[__m512i; 4]; 4], out: *mut u8) {
+unsafe fn codes<F: Format, B: Sixteen, const AT: usize>(
+    layout: Layout,
+    blocks: B,
+    highs: &[[__m512i; 4]; 4],
+    out: *mut u8,
+) {
     let Layout { low, high, .. } = layout;
     // SAFETY: the caller's promises.
     unsafe {
-        let lows = blocks.four_words(low.at + AT);
+        let lows = blocks.four_words::<F>(low.at + AT);
         for plane in 0..8 / low.bits {
             for (word, lows) in lows.into_iter().enumerate() {
                 let weight = low.weight(AT + 4 * word, plane);
@@ -261,7 +358,7 @@ unsafe fn bits_of(planes: Planes, weight: usize, to: usize, words: __m512i) -> _
 
 /// Scales and minima of a block.
 #[inline(always)]
-unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks, panel: Panel) {
+unsafe fn scales<F: Format, B: Sixteen>(stored: Scales, blocks: B, panel: Panel) {
     // SAFETY: the caller's promises.
     unsafe {
         let none = _mm512_setzero_ps();
@@ -280,14 +377,14 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks, panel: Panel) {
             }
             Scales::HalfAndMin { d, min } => put(0, blocks.half::<F>(d), blocks.half::<F>(min)),
             Scales::Exponent => {
-                let exponents = byte(blocks.word(0), 0);
+                let exponents = byte(blocks.word::<F>(0), 0);
                 let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(exponents, _mm512_set1_epi32(1)));
                 let small = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), exponents);
                 let is_small = _mm512_cmplt_epu32_mask(exponents, _mm512_set1_epi32(2));
                 put(0, _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, is_small, small)), none);
             }
             Scales::Small => {
-                let word = blocks.word(0);
+                let word = blocks.word::<F>(0);
                 for sub in 0..4 {
                     // As the bits of halves, eight exponents lower; the top bit is ignored, but 0x7F without it is zero.
                     let wide = byte(word, sub);
@@ -298,7 +395,7 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks, panel: Panel) {
                 }
             }
             Scales::SixBitPairs => {
-                let [factors, first, second, last] = blocks.four_words(0);
+                let [factors, first, second, last] = blocks.four_words::<F>(0);
                 let (d, dmin) = (low_half(factors), negative(high_half(factors)));
                 let splat = |byte: u8| _mm512_set1_epi8(byte.cast_signed());
                 // The top bits of the last four.
@@ -313,7 +410,7 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks, panel: Panel) {
                 }
             }
             Scales::NibblePairs { d, min } => {
-                let words = blocks.four_words(0);
+                let words = blocks.four_words::<F>(0);
                 let (d, dmin) = (blocks.half::<F>(d), negative(blocks.half::<F>(min)));
                 for sub in 0..16 {
                     let both = byte(words[sub / 4], sub % 4);
@@ -323,8 +420,8 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks, panel: Panel) {
                 }
             }
             Scales::SixBits { at, d } => {
-                let words = [blocks.word(at), blocks.word(at + 4)];
-                let (high, d) = (blocks.word(at + 8), blocks.half::<F>(d));
+                let words = [blocks.word::<F>(at), blocks.word::<F>(at + 4)];
+                let (high, d) = (blocks.word::<F>(at + 8), blocks.half::<F>(d));
                 for sub in 0..16 {
                     let low = byte(_mm512_srlv_epi32(words[sub / 4 % 2], shift(sub / 8 * 4)), sub % 4);
                     let low = _mm512_and_si512(low, _mm512_set1_epi32(15));
@@ -335,14 +432,14 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks, panel: Panel) {
                 }
             }
             Scales::Bytes { at, d } => {
-                let (words, d) = (blocks.four_words(at), blocks.half::<F>(d));
+                let (words, d) = (blocks.four_words::<F>(at), blocks.half::<F>(d));
                 for sub in 0..16 {
                     let up = _mm512_sllv_epi32(words[sub / 4], shift(24 - 8 * (sub % 4)));
                     put(sub, _mm512_mul_ps(whole(_mm512_srai_epi32::<24>(up)), d), none);
                 }
             }
             Scales::Split => {
-                let [first, low, ..] = blocks.four_words(0);
+                let [first, low, ..] = blocks.four_words::<F>(0);
                 let d = low_half(first);
                 for sub in 0..8 {
                     let low = _mm512_and_si512(_mm512_srlv_epi32(low, shift(4 * sub)), _mm512_set1_epi32(15));

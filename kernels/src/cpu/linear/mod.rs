@@ -68,6 +68,7 @@ pub(crate) use neon::sdot;
 pub(crate) use neon_i8mm::smmla;
 
 use super::isa::Isa;
+use crate::order::Order;
 use crate::tensor::{DType, WeightView};
 use job::Job;
 
@@ -178,9 +179,18 @@ fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
     if isa == Isa::Avx2 && dtype.is_quantized() { 4 } else { 16 }
 }
 
+/// The order of blocks that products are fastest with.
+pub fn order_for(isa: Isa, dtype: DType) -> Order {
+    match isa {
+        Isa::Avx512 if Order::Sixteens.holds(dtype) => Order::Sixteens,
+        _ => Order::Rows,
+    }
+}
+
 /// Multiplies weight rows `rows` with input rows `input_rows`: `out[input row][weight row]` becomes their dot product.
 ///
-/// For whole panels let `rows` start and end on multiples of 16 (with AMX of 64) where many input rows are used; any range is right.
+/// For whole panels let `rows` start and end on multiples of 16 (with AMX of 64) where many input rows are used; any range
+/// is right, but for rows that lie side by side, which must stay together.
 ///
 /// # Safety
 /// `isa` is available, `weight.bytes` is `weight.rows` rows of whole blocks (as [`crate::tensor::Weight`] ensures),
@@ -203,6 +213,8 @@ pub unsafe fn multiply(
     assert!(input.cols() == weight.cols && (code_rows > 0) == weight.dtype.is_quantized(), "the input fits the weight");
     assert!(input_rows.end <= input.rows() && out.holds(input_rows.end, rows.end), "results have room");
     assert!(weight.cols <= scratch.max_cols(), "the scratch fits the weight");
+    assert!(weight.order == Order::Rows || weight.order == order_for(isa, weight.dtype), "the kernel reads this order");
+    assert!(weight.order.is_cut_at(rows.start, rows.end, weight.rows), "rows side by side stay together");
     let kernel = if input.is_tiles() {
         assert!(isa == Isa::Amx, "tiles are for AMX");
         tiles_kernel(weight.dtype)

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 
 use super::codebook::{Book, Packed, packed_of};
 use super::format::Format;
-use super::lanes_avx512::{Blocks, Panel, ROWS, spread_bits};
+use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, spread_bits};
 use super::packed_avx512::{joined, negative};
 use super::picks_x86::{Picks, read};
 use super::transpose::transpose;
@@ -132,7 +132,8 @@ unsafe fn trits<F: Format>(blocks: Blocks, panel: Panel, mut each: impl FnMut())
         let mut weight = 0;
         for (first, n_bytes, n_trits) in TQ1_0_RUNS {
             for at in (0..n_bytes).step_by(16) {
-                let words = if n_bytes < 16 { [blocks.word(first + at); 4] } else { blocks.four_words(first + at) };
+                let words =
+                    if n_bytes < 16 { [blocks.word::<F>(first + at); 4] } else { blocks.four_words::<F>(first + at) };
                 for (number, mut bytes) in words.into_iter().enumerate().take(n_bytes.div_ceil(4)) {
                     each();
                     let mut out = panel.codes.add(ROWS * (weight + at + 4 * number));

@@ -1,6 +1,7 @@
 //! Every kernel against the plain one, and the plain one against decoded weights.
 
 use super::*;
+use crate::order::{Order, to_sixteens};
 use crate::quant;
 use proptest::prelude::*;
 
@@ -99,6 +100,7 @@ struct Case {
     rows: usize,
     cols: usize,
     bytes: Vec<u8>,
+    order: Order,
     values: Vec<f32>,
 }
 
@@ -124,12 +126,19 @@ impl Case {
                 values[block * 7 % values.len()] = if block % 2 == 0 { SPIKE } else { -SPIKE };
             }
         }
-        Self { dtype, kind: input_kind(dtype), rows, cols, bytes, values }
+        Self { dtype, kind: input_kind(dtype), rows, cols, bytes, order: Order::Rows, values }
     }
 
     /// The same with finely rounded inputs, which weights of plain numbers have no use for.
     fn fine(self) -> Option<Self> {
         self.dtype.is_quantized().then_some(Self { kind: InputKind::Q16x32, ..self })
+    }
+
+    /// The same with the rows of weights side by side.
+    fn woven(&self) -> Self {
+        let mut bytes = vec![0; self.bytes.len()];
+        to_sixteens(self.dtype, self.cols, &self.bytes, &mut bytes);
+        Self { bytes, order: Order::Sixteens, values: self.values.clone(), ..*self }
     }
 
     fn input(&self, isa: Isa) -> Input {
@@ -148,7 +157,8 @@ impl Case {
     /// All products, the weight rows from `first` on cut into jobs of `per_job`.
     fn multiply(&self, isa: Isa, first: usize, per_job: usize) -> Vec<f32> {
         let input = self.input(isa);
-        let weight = WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes };
+        let weight =
+            WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes, order: self.order };
         let mut scratch = Scratch::try_new(isa, self.cols).unwrap();
         let mut out = vec![f32::NAN; input.rows() * self.rows];
         for row in (0..first).chain((first..self.rows).step_by(per_job)) {
@@ -302,6 +312,41 @@ fn results_are_the_same_to_the_bit_for_one_row_and_for_sixteen() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn words_begin_where_the_kernels_look_for_them() {
+    use crate::order::odd_bytes;
+    for dtype in DType::all() {
+        let odd = with_format!(dtype, F => <F as format::Format>::LAYOUT.map(|layout| layout.low.at % 4), None);
+        assert_eq!(odd_bytes(dtype), odd, "{dtype}");
+    }
+}
+
+#[test]
+fn results_are_the_same_to_the_bit_where_rows_lie_side_by_side() {
+    for isa in Isa::available() {
+        for dtype in DType::all().filter(|&dtype| order_for(isa, dtype) == Order::Sixteens) {
+            for bits in [Bits::Random, Bits::AllOnes, Bits::AllZero, Bits::ZeroScales, Bits::SubnormalScales] {
+                for (number, input_rows) in INPUT_ROWS.into_iter().enumerate() {
+                    let blocks = if dtype.block_len() == 256 { [1, 2, 3, 5] } else { [1, 7, 28, 64] };
+                    let cols = dtype.block_len() * blocks[number % 4];
+                    let rows = [16, 53, 7, 96][(number / 2) % 4];
+                    for kind in [InputKind::Q8x32, InputKind::Q16x32] {
+                        let plain = Case::new(dtype, rows, cols, input_rows, bits, 5 + number as u64);
+                        let plain = Case { kind, ..plain };
+                        let woven = plain.woven();
+                        for per_job in [32, 96] {
+                            let of = |case: &Case| case.multiply(isa, 0, per_job);
+                            let same = of(&woven).iter().zip(&of(&plain)).all(|(a, b)| a.to_bits() == b.to_bits());
+                            assert!(same, "{dtype} {isa} {kind:?} {bits:?} {rows} x {cols}, {input_rows} input rows");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn extreme_codes_and_scales_neither_saturate_nor_trap() {
     for isa in Isa::available().into_iter().skip(1) {
         for dtype in DType::all() {
@@ -428,7 +473,7 @@ fn tiles_cover_blocks_of_both_sides_and_any_range() {
     case.check(Isa::Amx, Bits::Random);
     let whole = case.multiply(Isa::Amx, 0, rows);
     let (input, mut scratch) = (case.input(Isa::Amx), Scratch::try_new(Isa::Amx, cols).unwrap());
-    let weight = WeightView { dtype: case.dtype, rows, cols, bytes: &case.bytes };
+    let weight = WeightView { dtype: case.dtype, rows, cols, bytes: &case.bytes, order: Order::Rows };
     for (range, weight_rows) in [(5..8, 3..77), (15..17, 0..290), (37..555, 64..65)] {
         let mut out = vec![f32::NAN; input_rows * rows];
         // SAFETY: one thread; room for all results.

@@ -24,6 +24,7 @@ use crate::cpu::linear::{Input, InputKind, Scratch};
 use crate::cpu::memory::{Block, room, zeros};
 use crate::cpu::pool::Team;
 use crate::graph::{Graph, KvLayer, Moe, Op};
+use crate::order::Order;
 use crate::tensor::Weight;
 
 /// Kind, rows and columns of an input.
@@ -244,7 +245,8 @@ pub(in crate::cpu) fn compile(
         moe_room: MoeRoom::try_new(expert_layers(&stages), max_rows).map_err(of_all)?,
         step: Step::try_new(max_rows).map_err(of_all)?,
         logits_out: LogitsOut::default(),
-        weights_mapped: mapped_bytes(graph),
+        weights_mapped: weight_bytes(graph, |order| order == Order::Rows),
+        weights_packed: weight_bytes(graph, |order| order != Order::Rows),
         ropes: stages.ropes,
         stages: stages
             .stages
@@ -285,9 +287,13 @@ fn inputs_of(stage: &Stage, inputs: &mut Inputs, max_rows: usize) -> StageInputs
     }
 }
 
-/// Bytes of the weights, one that is used twice (a tied embedding) counted once.
-fn mapped_bytes(graph: &Graph) -> u64 {
+/// Bytes of the weights in some orders, one that is used twice (a tied embedding) counted once.
+fn weight_bytes(graph: &Graph, is_counted: impl Fn(Order) -> bool) -> u64 {
     let mut seen = HashSet::new();
     let mut once = |weight: &Weight| seen.insert((weight.bytes().as_slice().as_ptr(), weight.bytes().len()));
-    graph.weights().filter(|weight| once(weight)).map(|weight| weight.bytes().len() as u64).sum()
+    graph
+        .weights()
+        .filter(|weight| is_counted(weight.order()) && once(weight))
+        .map(|weight| weight.bytes().len() as u64)
+        .sum()
 }

@@ -10,6 +10,7 @@ use crate::cpu::linear::{Input, InputKind, OutRows, input_kind, multiply, panel_
 use crate::cpu::pointwise;
 use crate::cpu::pool::Worker;
 use crate::graph::Activation;
+use crate::order;
 use crate::tensor::{Weight, WeightView};
 
 /// Up to so many rows every worker prepares the input for itself, which is cheaper than a barrier.
@@ -25,7 +26,7 @@ pub(super) const TALL_ROWS: usize = 17;
 /// Chunks per worker that even out differences in speed.
 pub(super) const CHUNKS_PER_WORKER: usize = 4;
 /// Weight rows that few input rows are multiplied with side by side: claims are multiples of it.
-pub(super) const SIDE_BY_SIDE: usize = 16;
+pub(super) const SIDE_BY_SIDE: usize = order::SIXTEEN;
 
 /// Results of a chunk before they are finished, at most: floats per worker for `max_rows` input rows.
 pub(super) fn results_len(isa: Isa, max_rows: usize) -> usize {
@@ -95,6 +96,7 @@ pub(super) fn share_out(
 pub(super) fn view_rows(weight: &Weight, rows: Range<usize>) -> WeightView<'_> {
     let row_bytes = weight.row_bytes();
     let whole = weight.view();
+    assert!(whole.order.is_cut_at(rows.start, rows.end, whole.rows), "rows side by side stay together");
     WeightView { rows: rows.len(), bytes: &whole.bytes[rows.start * row_bytes..rows.end * row_bytes], ..whole }
 }
 

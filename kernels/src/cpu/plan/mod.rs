@@ -98,6 +98,7 @@ struct Core {
     /// Where full rows of logits go, for the results that want them.
     logits_out: head::LogitsOut,
     weights_mapped: u64,
+    weights_packed: u64,
 }
 
 /// A compiled graph.
@@ -211,7 +212,7 @@ impl Plan for CpuPlan {
         let locals = self.locals.iter().map(|local| local.lock().unwrap_or_else(PoisonError::into_inner).bytes());
         MemoryUse {
             weights_mapped: core.weights_mapped,
-            weights_packed: 0,
+            weights_packed: core.weights_packed,
             kv: core.kv.bytes(),
             scratch: core.arena.bytes()
                 + core.inputs.iter().map(Input::bytes).sum::<u64>()

@@ -7,7 +7,7 @@ use crate::cpu::attention;
 use crate::cpu::linear::Input;
 use crate::cpu::pointwise;
 use crate::graph::Value;
-use crate::quant;
+use crate::order;
 
 impl Core {
     /// Runs all ops of a stage on one row.
@@ -22,9 +22,7 @@ impl Core {
                 match op {
                     RowOp::Embed { table, scale, out } => {
                         let out = self.arena.row_mut(*out, index);
-                        let row_bytes = table.row_bytes();
-                        let bytes = &table.view().bytes[row.token as usize * row_bytes..][..row_bytes];
-                        quant::decode(table.dtype(), bytes, out).expect("the step checked the token");
+                        order::decode_row(&table.view(), row.token as usize, out).expect("the step checked the token");
                         if *scale != 1.0 {
                             pointwise::scale_in_place(self.isa, out, *scale);
                         }

@@ -247,8 +247,8 @@ impl<'m> Bench<'m> {
             return Err(Failure::interrupted());
         }
         let stepped = self.plan.step(&self.batch, &mut self.output);
-        if self.model.file().is_damaged() {
-            return Err(EngineError::Damaged { file: self.model.name().to_owned() }.into());
+        if let Some(file) = self.model.files().find(|file| file.is_damaged()) {
+            return Err(EngineError::Damaged { file: file.name().to_owned() }.into());
         }
         stepped.map_err(refused)?;
         course.done += self.batch.rows.len() as u64;

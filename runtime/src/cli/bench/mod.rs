@@ -21,6 +21,7 @@ use super::exit::Failure;
 use super::generation::{ActivationsChoice, KvChoice};
 use super::interrupt::Interrupt;
 use super::machine::Machine;
+use super::pack::PackArgs;
 use super::progress::{Progress, Unit};
 use super::{amount, device, model};
 use compare::{Earlier, compare};
@@ -44,6 +45,8 @@ const DEFAULT_GENERATED: u32 = 64;
 pub struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
+    #[command(flatten)]
+    packed: PackArgs,
     /// Lengths of prompts to run [default: 512 if no test is named]
     #[arg(long, value_name = "LIST", value_delimiter = ',', allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     pp: Vec<u32>,
@@ -122,7 +125,7 @@ impl Args {
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let earlier = args.compare.as_deref().map(Earlier::read).transpose()?;
     let isa = Isa::choose(device::forced_isa().as_deref()).map_err(|error| device::refused(&error))?;
-    let model = args.model.load(None)?;
+    let model = args.model.load(None, args.packed, console)?;
     let workloads = args.workloads(&model)?;
     let machine = Machine::look();
     let counters = Counters::find();

@@ -101,6 +101,7 @@ pub fn json(line: &Line, about: &About<'_>) -> Map<String, Json> {
     set("bf16_macs_per_second", json!(bf16.as_deref().map(median)));
     set("f32_macs_per_second", json!(outcome.roof(|roof| roof.f32_macs_per_second)));
     set("isa", json!(about.isa));
+    set("packed", json!(crate::pack::path_in_use(about.model.packed())));
     set("processor", json!(about.processor));
     set("version", json!(env!("CARGO_PKG_VERSION")));
     object

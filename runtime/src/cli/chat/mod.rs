@@ -15,6 +15,7 @@ use super::console::Console;
 use super::exit::{Exit, Failure};
 use super::generation::GenerationArgs;
 use super::interrupt::Interrupt;
+use super::pack::PackArgs;
 use super::prompt::{ChatArgs, Template};
 use super::reply::Reply;
 use super::sampling::SamplingArgs;
@@ -32,6 +33,8 @@ pub struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
     #[command(flatten)]
+    packed: PackArgs,
+    #[command(flatten)]
     chat: ChatArgs,
     #[command(flatten)]
     generation: GenerationArgs,
@@ -45,7 +48,7 @@ pub struct Args {
 /// Talks until the user leaves.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let options = args.generation.options(&args.sampling, args.model.is_built_in())?;
-    let model = args.model.load(args.generation.memory.context)?;
+    let model = args.model.load(args.generation.memory.context, args.packed, console)?;
     let interrupt = Interrupt::listen_for_answers()?;
     let session = device::open(model, &args.generation.memory, console)?;
     let model = std::sync::Arc::clone(session.model());

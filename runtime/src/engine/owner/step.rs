@@ -47,9 +47,10 @@ impl Owner {
         let time = self.now() - start;
         self.metrics.step_ms += ms(time);
         self.metrics.steps += 1;
-        if self.model.file().is_damaged() {
+        let damaged = self.model.files().find(|file| file.is_damaged()).map(|file| file.name().to_owned());
+        if let Some(file) = damaged {
             self.metrics.failed_steps += 1;
-            return Err(EngineError::Damaged { file: self.model.name().to_owned() });
+            return Err(EngineError::Damaged { file });
         }
         let (found, expected) = (self.output.results.len(), self.batch.want.len());
         let checked = stepped.and_then(|()| match found == expected {
@@ -59,7 +60,7 @@ impl Owner {
         if let Err(error) = checked {
             self.metrics.failed_steps += 1;
             if matches!(error, DeviceError::Wrong(_))
-                && let Err(changed) = self.model.file().check_unchanged()
+                && let Some(changed) = self.model.files().find_map(|file| file.check_unchanged().err())
             {
                 return Err(EngineError::Changed(changed));
             }

@@ -1,0 +1,163 @@
+//! `farpost serve`: a model over HTTP, until a signal ends it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use farpost::engine::{Engine, EngineOptions, Sampling};
+use farpost::server::{Keys, Served, Server, ServerError, ServerOptions, Stopper};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+
+use super::console::Console;
+use super::exit::{Exit, Failure};
+use super::generation::MemoryArgs;
+use super::pack::PackArgs;
+use super::{amount, device, model, text};
+
+/// Serve a model over HTTP, for clients of OpenAI's API
+///
+/// Without --model the built-in model answers. For example:
+/// farpost serve --port 8080
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+    #[command(flatten)]
+    packed: PackArgs,
+    /// What requests call the model [default: the name of its file]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    alias: Option<String>,
+    /// The address to listen on; other machines reach any but 127.0.0.1 and ::1, and then keys are needed
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// The port to listen on; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    port: u16,
+    /// A JSON file of the keys that are asked for; it holds their hashes
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Serve other machines without asking for keys
+    #[arg(long, conflicts_with = "keys")]
+    open: bool,
+    /// A name of this server that clients may use beside its addresses (may be given several times)
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// An origin whose pages may ask, such as https://example.org (may be given several times)
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
+    /// Write at most N answers at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = amount::whole::<usize>(1..=1024))]
+    parallel: usize,
+    /// Let at most N requests wait; one more is refused
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = amount::whole::<usize>(0..))]
+    queue: usize,
+    /// Keep keys and values of N tokens over all answers [default: of four contexts]
+    #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
+    kv_tokens: Option<usize>,
+    /// When told to end, go on with what runs for N seconds at most
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = amount::whole::<u64>(0..=86_400))]
+    drain: u64,
+    #[command(flatten)]
+    memory: MemoryArgs,
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        let (exit, hint) = match &error {
+            ServerError::Exposed { .. } => (Exit::Usage, Some("--keys FILE asks for keys, --open serves everybody")),
+            ServerError::Origin { .. } => (Exit::Usage, None),
+            ServerError::Bind { .. } => (Exit::Failed, Some("--port takes another one, or 0 for any that is free")),
+            ServerError::System(_) | ServerError::Trial(_) => (Exit::Failed, None),
+        };
+        let failure = Self::new(exit, error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// Serves until SIGTERM or Ctrl-C, and then until what runs is done.
+pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    let keys = args.keys.as_ref().map(|path| {
+        Keys::parse(&text::of_file(path)?).map_err(|error| Failure::usage(format_args!("{}: {error}", path.display())))
+    });
+    let options = ServerOptions {
+        address: SocketAddr::new(args.host, args.port),
+        is_open: args.open,
+        keys: keys.transpose()?,
+        hosts: args.allow_host.clone(),
+        origins: args.allow_origin.clone(),
+        drain_timeout: Duration::from_secs(args.drain),
+        logs_json: console.is_json(),
+        is_quiet: console.is_quiet(),
+        ..ServerOptions::default()
+    };
+    let backend = Arc::new(device::cpu()?);
+    let server = Server::bind(options)?;
+    let address = server.address();
+    let signals = Ending::listen(server.stopper())?;
+    let load = || {
+        let model = Arc::new(args.model.load(args.memory.context, args.packed, console)?);
+        let name = args.alias.clone().unwrap_or_else(|| args.model.short_name());
+        let options = EngineOptions {
+            context: args.memory.context.map(|tokens| tokens as usize),
+            kv_tokens: args.kv_tokens,
+            max_running: args.parallel,
+            max_waiting: args.queue,
+            threads: console.threads(),
+            kv_type: args.memory.kv_type.0,
+            activations: args.memory.activations.0,
+            memory_cap: device::memory_cap(&args.memory),
+            ..EngineOptions::default()
+        };
+        let engine = Engine::open(model, backend, &options)?;
+        // The built-in model writes commands: it takes the best, as everywhere.
+        let sampling = if args.model.is_built_in() { Sampling::greedy() } else { Sampling::default() };
+        Ok(Served { name, engine, sampling })
+    };
+    let ready = || {
+        console.note(&format!("ready: http://{address}/v1"));
+        #[cfg(unix)]
+        super::notify::tell("READY=1");
+    };
+    console.note(&format!("listening on http://{address}"));
+    let served = server.run(load, ready);
+    signals.end();
+    served
+}
+
+/// The first signal asks the server to stop in good order, the second ends the program.
+struct Ending {
+    handle: Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Ending {
+    fn listen(stopper: Stopper) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::system("listen for signals", &error);
+        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let handle = signals.handle();
+        let thread = std::thread::Builder::new().name("farpost-signals".to_owned()).spawn(move || {
+            let mut signals = signals.forever();
+            if signals.next().is_some() {
+                #[cfg(unix)]
+                super::notify::tell("STOPPING=1");
+                stopper.stop();
+                if signals.next().is_some() {
+                    std::process::exit(i32::from(Exit::Interrupted.code()));
+                }
+            }
+        });
+        Ok(Self { handle, thread: thread.map_err(failed)? })
+    }
+
+    fn end(self) {
+        self.handle.close();
+        // It does nothing that could panic.
+        let _ = self.thread.join();
+    }
+}

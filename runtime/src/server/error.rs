@@ -1,0 +1,251 @@
+//! Why a request is not served, in no protocol's words: the wire layer puts it into its own.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::{EngineError, Finish, Refusal, SamplingError};
+
+/// A request that is wrong in itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Invalid {
+    /// The parameter that is wrong, if it is one.
+    pub(super) param: Option<String>,
+    pub(super) code: Option<&'static str>,
+    pub(super) message: String,
+}
+
+impl Invalid {
+    /// A parameter with a wrong value; the message says what is wrong, without naming it.
+    pub(super) fn of(param: &str, message: impl std::fmt::Display) -> Self {
+        Self { param: Some(param.to_owned()), code: None, message: format!("{param} {message}") }
+    }
+
+    /// A parameter of the protocol that is not supported.
+    pub(super) fn unsupported(param: &str, message: String) -> Self {
+        Self { code: Some("unsupported_parameter"), ..Self::of(param, message) }
+    }
+
+    /// A parameter that is not of the protocol.
+    pub(super) fn unknown(param: &str, message: String) -> Self {
+        Self { code: Some("unknown_parameter"), ..Self::of(param, message) }
+    }
+
+    /// The body as a whole.
+    pub(super) fn body(message: String) -> Self {
+        Self { param: None, code: None, message }
+    }
+}
+
+/// Why a request is not served.
+#[derive(Clone, Debug)]
+pub(super) enum Problem {
+    Invalid(Invalid),
+    ContextLength {
+        prompt_tokens: usize,
+        max_tokens: Option<usize>,
+        context_tokens: usize,
+    },
+    NoKey,
+    WrongKey,
+    /// The key may not do this.
+    Scope(&'static str),
+    /// A Host or Origin that is not ours.
+    Host(String),
+    Origin(String),
+    NoModel(String),
+    NoRoute(String),
+    Method(String),
+    BodyTimeout,
+    TooLarge {
+        most_bytes: usize,
+    },
+    MediaType(String),
+    QueueFull {
+        waiting: usize,
+        retry_after: Duration,
+    },
+    Superseded,
+    Loading,
+    Draining,
+    /// It would take longer than its deadline.
+    Unreachable {
+        deadline: Duration,
+        estimate: Duration,
+    },
+    /// The deadline passed.
+    Deadline,
+    Memory {
+        needed_bytes: u64,
+        allowed_bytes: u64,
+    },
+    /// Something broke; what exactly stands in the log.
+    Internal(Arc<str>),
+}
+
+impl Problem {
+    /// The HTTP status that all protocols share.
+    pub(super) fn status(&self) -> u16 {
+        match self {
+            Self::Invalid(_) | Self::ContextLength { .. } => 400,
+            Self::NoKey | Self::WrongKey => 401,
+            Self::Scope(_) | Self::Host(_) | Self::Origin(_) => 403,
+            Self::NoModel(_) | Self::NoRoute(_) => 404,
+            Self::Method(_) => 405,
+            Self::BodyTimeout => 408,
+            Self::Superseded => 409,
+            Self::TooLarge { .. } => 413,
+            Self::MediaType(_) => 415,
+            Self::QueueFull { .. } => 429,
+            Self::Internal(_) => 500,
+            Self::Loading | Self::Draining | Self::Unreachable { .. } => 503,
+            Self::Deadline => 504,
+            Self::Memory { .. } => 507,
+        }
+    }
+
+    /// What machines call it.
+    pub(super) fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Invalid(invalid) => return invalid.code,
+            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::NoKey | Self::WrongKey => "invalid_api_key",
+            Self::Scope(_) => "missing_scope",
+            Self::Host(_) => "host_refused",
+            Self::Origin(_) => "origin_refused",
+            Self::NoModel(_) => "model_not_found",
+            Self::NoRoute(_) => "unknown_url",
+            Self::Method(_) => "method_not_allowed",
+            Self::BodyTimeout => "request_timeout",
+            Self::TooLarge { .. } => "request_too_large",
+            Self::MediaType(_) => "unsupported_media_type",
+            Self::QueueFull { .. } => "queue_full",
+            Self::Superseded => "superseded",
+            Self::Loading => "model_loading",
+            Self::Draining => "draining",
+            Self::Unreachable { .. } => "deadline_unreachable",
+            Self::Deadline => "deadline_exceeded",
+            Self::Memory { .. } => "insufficient_memory",
+            Self::Internal(_) => "internal_error",
+        })
+    }
+
+    /// The parameter to blame.
+    pub(super) fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid(invalid) => invalid.param.as_deref(),
+            Self::NoModel(_) => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// Whole seconds after which to try again, at least one.
+    pub(super) fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::QueueFull { retry_after, .. } => Some(retry_after.as_secs_f64().ceil().max(1.0) as u64),
+            Self::Loading | Self::Draining => Some(1),
+            _ => None,
+        }
+    }
+
+    /// The name under which refusals are counted and logged.
+    pub(super) fn reason(&self) -> &'static str {
+        self.code().unwrap_or("invalid_request")
+    }
+
+    /// Why an answer ended that nobody wanted to end so; `None` if it ended well.
+    pub(super) fn of_finish(finish: Finish) -> Option<Self> {
+        match finish {
+            Finish::EndToken(_) | Finish::StopString(_) | Finish::Length => None,
+            Finish::Superseded => Some(Self::Superseded),
+            Finish::Deadline => Some(Self::Deadline),
+            Finish::Closed => Some(Self::Draining),
+            Finish::Cancelled => Some(Self::Internal("the request was cancelled".into())),
+        }
+    }
+
+    /// What an engine fails with.
+    pub(super) fn of_engine(error: &EngineError) -> Self {
+        let invalid = |param: &str, message: String| {
+            Self::Invalid(Invalid { param: Some(param.to_owned()), code: None, message })
+        };
+        match error {
+            EngineError::PromptTooLong { prompt_tokens, context_tokens } => {
+                Self::ContextLength { prompt_tokens: *prompt_tokens, max_tokens: None, context_tokens: *context_tokens }
+            }
+            EngineError::Sampling(SamplingError::OutOfRange { parameter, .. })
+            | EngineError::OutOfRange { parameter, .. } => invalid(parameter, error.to_string()),
+            EngineError::Sampling(SamplingError::NoSuchToken { .. }) => invalid("logit_bias", error.to_string()),
+            EngineError::EmptyStop { .. } => invalid("stop", error.to_string()),
+            EngineError::Grammar { form, .. } => Self::Invalid(Invalid {
+                param: Some(if form.starts_with("json") { "response_format" } else { form }.to_owned()),
+                code: Some("unsupported_schema"),
+                message: error.to_string(),
+            }),
+            EngineError::EmptyPrompt | EngineError::NoSuchToken { .. } => invalid("prompt", error.to_string()),
+            _ => Self::Internal(error.to_string().into()),
+        }
+    }
+}
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::QueueFull { waiting, retry_after } => Self::QueueFull { waiting, retry_after },
+            Refusal::Deadline { deadline, estimate } => Self::Unreachable { deadline, estimate },
+            Refusal::Memory { needed_bytes, allowed_bytes, .. } => Self::Memory { needed_bytes, allowed_bytes },
+            Refusal::Invalid(error) => Self::of_engine(&error),
+            Refusal::Closed => Self::Draining,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(invalid) => f.write_str(&invalid.message),
+            Self::ContextLength { prompt_tokens, max_tokens: None, context_tokens } => {
+                write!(f, "the prompt has {prompt_tokens} tokens, the context holds {context_tokens}")
+            }
+            Self::ContextLength { prompt_tokens, max_tokens: Some(max_tokens), context_tokens } => write!(
+                f,
+                "the prompt has {prompt_tokens} tokens and {max_tokens} more are asked for, the context holds \
+                 {context_tokens}"
+            ),
+            Self::NoKey => f.write_str("no API key was given, expected 'Authorization: Bearer KEY'"),
+            Self::WrongKey => f.write_str("the API key is not known here"),
+            Self::Scope(scope) => write!(f, "the API key lacks the scope '{scope}'"),
+            Self::Host(host) => write!(f, "the Host header is {host:?}, which is no name of this server"),
+            Self::Origin(origin) => write!(f, "pages of {origin:?} may not ask this server"),
+            Self::NoModel(model) => write!(f, "there is no model {model:?} here"),
+            Self::NoRoute(path) => write!(f, "there is nothing at {path:?}"),
+            Self::Method(method) => write!(f, "the method {method} is not allowed here"),
+            Self::BodyTimeout => f.write_str("the body of the request did not come in time"),
+            Self::TooLarge { most_bytes } => write!(f, "the body is larger than {most_bytes} bytes"),
+            Self::MediaType(found) => write!(f, "the content type is {found:?}, expected application/json"),
+            Self::QueueFull { waiting, .. } => write!(f, "the queue is full with {waiting} requests"),
+            Self::Superseded => f.write_str("a newer request with the same supersede_key took its place"),
+            Self::Loading => f.write_str("the model is being loaded"),
+            Self::Draining => f.write_str("the server is shutting down"),
+            Self::Unreachable { deadline, estimate } => write!(
+                f,
+                "the deadline is in {} ms, the answer would take {} ms",
+                deadline.as_millis(),
+                estimate.as_millis()
+            ),
+            Self::Deadline => f.write_str("the deadline passed before the answer was complete"),
+            Self::Memory { needed_bytes, allowed_bytes } => {
+                write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are allowed")
+            }
+            Self::Internal(_) => {
+                f.write_str("something failed in the server; its log has the request id and the cause")
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A request that the engine has taken, followed to its end: its events, and what is counted of it. Dropping it cancels
+//! it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use super::app::App;
+use super::error::Problem;
+use super::guard::Visit;
+use super::metrics::{KeyMetrics, Outcome, Phase};
+use crate::engine::{Engine, Logprobs, Request, Stream, StreamEvent, Timings};
+
+/// What of a request's events a protocol tells.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// A token was chosen.
+    Token { choice: usize, id: u32, logprobs: Option<Logprobs> },
+    /// The text goes on.
+    Text { choice: usize, text: String },
+    /// A choice is complete.
+    Done { choice: usize, is_length: bool },
+    /// Nothing more comes.
+    Broken(Problem),
+}
+
+/// Tokens of a request, over all its choices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: usize,
+    pub(super) cached_tokens: usize,
+    pub(super) completion_tokens: usize,
+}
+
+/// One or more prompts that were asked for together.
+pub(super) struct Following {
+    app: Arc<App>,
+    visit: Visit,
+    streams: Vec<Stream>,
+    /// Choices of each.
+    n: usize,
+    /// The stream that is read next.
+    turn: usize,
+    n_open: usize,
+    usage: Usage,
+    submitted: Instant,
+    phase: Phase,
+    /// When the last token of each choice came.
+    last_tokens: Vec<Option<Instant>>,
+    is_over: bool,
+}
+
+impl Following {
+    /// Hands requests with as many choices each to the engine.
+    ///
+    /// # Errors
+    /// Why one of them was not taken; then none is.
+    pub(super) fn submit(
+        app: &Arc<App>,
+        visit: &Visit,
+        engine: &Engine,
+        requests: &[Request],
+    ) -> Result<Self, Problem> {
+        let submitted = Instant::now();
+        let streams: Vec<Stream> = requests.iter().map(|request| engine.submit(request)).collect::<Result<_, _>>()?;
+        let n = requests.first().map_or(1, |request| request.n);
+        let n_open = n * streams.len();
+        Ok(Self {
+            app: Arc::clone(app),
+            visit: visit.clone(),
+            streams,
+            n,
+            turn: 0,
+            n_open,
+            usage: Usage::default(),
+            submitted,
+            phase: Phase::Queue,
+            last_tokens: vec![None; n_open],
+            is_over: false,
+        })
+    }
+
+    /// Choices in all.
+    pub(super) fn n_choices(&self) -> usize {
+        self.last_tokens.len()
+    }
+
+    /// Whether the first token is there.
+    pub(super) fn has_begun(&self) -> bool {
+        self.phase == Phase::Decode
+    }
+
+    /// Tokens so far, of choices that are complete.
+    pub(super) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// What comes next; `None` when all is said.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Said>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        'events: loop {
+            for _ in 0..self.streams.len() {
+                let turn = self.turn;
+                self.turn = (turn + 1) % self.streams.len();
+                if let Poll::Ready(Some(event)) = self.streams[turn].poll_next(context) {
+                    match self.take(turn, event) {
+                        Some(said) => return Poll::Ready(Some(said)),
+                        None => continue 'events,
+                    }
+                }
+            }
+            return match self.n_open {
+                0 => {
+                    self.end(Outcome::Done);
+                    Poll::Ready(None)
+                }
+                _ => Poll::Pending,
+            };
+        }
+    }
+
+    /// The same, awaited.
+    pub(super) async fn next(&mut self) -> Option<Said> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn metrics(&self) -> &KeyMetrics {
+        self.app.metrics.of(self.visit.caller.place)
+    }
+
+    fn take(&mut self, stream: usize, event: StreamEvent) -> Option<Said> {
+        let first = stream * self.n;
+        let of = |choice: usize| first + choice;
+        match event {
+            StreamEvent::Queued { .. } => None,
+            StreamEvent::Prefill { .. } => {
+                if self.phase == Phase::Queue {
+                    self.phase = Phase::Prefill;
+                }
+                None
+            }
+            StreamEvent::Token { choice, id, logprobs } => {
+                let choice = of(choice);
+                self.count_token(choice);
+                Some(Said::Token { choice, id, logprobs })
+            }
+            StreamEvent::Text { choice, text } => Some(Said::Text { choice: of(choice), text }),
+            StreamEvent::Done { choice, finish, timings } => {
+                self.n_open -= 1;
+                self.count_done(choice, &timings);
+                if let Some(problem) = Problem::of_finish(finish) {
+                    return Some(self.broken(problem));
+                }
+                Some(Said::Done { choice: of(choice), is_length: finish == crate::engine::Finish::Length })
+            }
+            StreamEvent::Failed(error) => Some(self.broken(Problem::of_engine(&error))),
+        }
+    }
+
+    fn broken(&mut self, problem: Problem) -> Said {
+        self.end(Outcome::Failed);
+        self.streams.clear();
+        Said::Broken(problem)
+    }
+
+    fn count_token(&mut self, choice: usize) {
+        let now = Instant::now();
+        if self.phase != Phase::Decode {
+            self.phase = Phase::Decode;
+            self.metrics().first_token.add(now - self.submitted);
+        }
+        if let Some(last) = self.last_tokens[choice].replace(now) {
+            self.metrics().inter_token.add(now - last);
+        }
+    }
+
+    fn count_done(&mut self, choice: usize, timings: &Timings) {
+        let metrics = self.app.metrics.of(self.visit.caller.place);
+        self.usage.completion_tokens += timings.generated_tokens;
+        metrics.generated_tokens.fetch_add(timings.generated_tokens as u64, Ordering::Relaxed);
+        // The choices of a prompt share it.
+        if choice == 0 {
+            self.usage.prompt_tokens += timings.prompt_tokens;
+            self.usage.cached_tokens += timings.cached_tokens;
+            metrics.prompt_tokens.fetch_add(timings.prompt_tokens as u64, Ordering::Relaxed);
+            metrics.prefix_hit_tokens.fetch_add(timings.cached_tokens as u64, Ordering::Relaxed);
+            metrics.queue.add(Duration::from_secs_f64(timings.queue_ms.max(0.0) / 1e3));
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        if !std::mem::replace(&mut self.is_over, true) {
+            self.metrics().count(outcome);
+            self.metrics().whole.add(self.submitted.elapsed());
+        }
+    }
+
+    /// Who asked, and of what server.
+    pub(super) fn context(&self) -> (&App, &Visit) {
+        (&self.app, &self.visit)
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        // All is over if it was read to its end.
+        self.end(Outcome::Cancelled(self.phase));
+    }
+}

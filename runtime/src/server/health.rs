@@ -1,0 +1,73 @@
+//! How the server is: `/healthz`, `/readyz`, `/version` and `/metrics`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::{Value as Json, json};
+
+use super::app::App;
+
+/// Text as Prometheus reads it.
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/healthz", get(|| async { json_response(StatusCode::OK, &json!({ "status": "ok" })) }))
+        .route("/readyz", get(readyz))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics))
+}
+
+/// JSON with a status.
+pub(super) fn json_response(status: StatusCode, json: &Json) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], json.to_string()).into_response()
+}
+
+/// 200 if the model has answered once, its queue moves, and requests are taken.
+async fn readyz(State(app): State<Arc<App>>) -> Response {
+    let state = match app.hosted() {
+        _ if app.is_draining() => "draining",
+        None => "loading",
+        Some(_) if app.is_stalled() => "stalled",
+        Some(_) => "ready",
+    };
+    let status = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json_response(status, &json!({ "status": state }))
+}
+
+async fn version(State(app): State<Arc<App>>) -> Response {
+    let features: Vec<&str> = [("pocket", cfg!(feature = "pocket")), ("server", true)]
+        .into_iter()
+        .filter_map(|(name, is_in)| is_in.then_some(name))
+        .collect();
+    let models: Vec<Json> = app
+        .hosted()
+        .map(|hosted| {
+            json!({
+                "name": hosted.name,
+                "architecture": hosted.engine.model().config().architecture,
+                "size_bytes": hosted.engine.model().file().size_bytes(),
+                "sha256": hosted.hash.get().map(ToString::to_string),
+                "context_tokens": hosted.engine.context(),
+                "loaded": hosted.created,
+            })
+        })
+        .into_iter()
+        .collect();
+    let version = json!({
+        "program": "farpost",
+        "version": env!("CARGO_PKG_VERSION"),
+        "features": features,
+        "backends": [{ "name": "cpu", "state": "ok" }],
+        "models": models,
+    });
+    json_response(StatusCode::OK, &version)
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    ([(header::CONTENT_TYPE, EXPOSITION)], app.metrics.page(&app)).into_response()
+}

@@ -1,0 +1,241 @@
+//! Listening, connections, and how they end: each has its limits, and all end in good order when the server is to stop.
+
+use std::net::{SocketAddr, TcpListener};
+use std::ops::ControlFlow;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::app::{App, Hosted, Served};
+use super::guard::{self, Ends};
+use super::options::{ServerError, ServerOptions};
+use super::patient::Patient;
+use super::{health, wire};
+use crate::engine::{GenerateOptions, Request, Sampling};
+
+/// Bytes of a request's head, at most.
+const MOST_HEAD: usize = 16 << 10;
+/// Header fields of a request, at most.
+const MOST_HEADERS: usize = 64;
+/// What has been answered may take so long to be sent when all else is done.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// A server that listens and is not run yet.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    app: Arc<App>,
+    stop: watch::Sender<bool>,
+}
+
+/// Tells a server to stop, from any thread.
+#[derive(Clone, Debug)]
+pub struct Stopper(watch::Sender<bool>);
+
+impl Stopper {
+    /// No more connections and requests are taken; what runs goes on for a while.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Server {
+    /// Checks the settings and begins to listen.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn bind(options: ServerOptions) -> Result<Self, ServerError> {
+        options.check()?;
+        let wanted = options.address;
+        let bound = TcpListener::bind(wanted).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        });
+        let (listener, address) = bound.map_err(|source| ServerError::Bind { address: wanted, source })?;
+        Ok(Self { listener, address, app: Arc::new(App::new(options)), stop: watch::Sender::new(false) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Tells it to stop.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
+    /// Loads the model and serves it, until it is told to stop and all is done. `ready` is called when it is loaded.
+    ///
+    /// # Errors
+    /// What `load` fails with; a model that gives no answer; threads that can't be started.
+    pub fn run<E: From<ServerError> + Send>(
+        self,
+        load: impl FnOnce() -> Result<Served, E> + Send,
+        ready: impl FnOnce() + Send,
+    ) -> Result<(), E> {
+        let Self { listener, app, stop, .. } = self;
+        let system = |error: std::io::Error| E::from(ServerError::System(error));
+        // The model has the processors; connections wait most of the time.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("farpost-server")
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(system)?;
+        let stopped = stop.subscribe();
+        std::thread::scope(|scope| {
+            let loader = std::thread::Builder::new().name("farpost-load".to_owned()).spawn_scoped(scope, || {
+                let _stops = StopAfterPanic(&stop);
+                let loaded = load().and_then(|served| Ok(host(&app, served)?));
+                match loaded {
+                    Ok(hosted) => {
+                        ready();
+                        // Whoever asks for its version before that gets it without the hash.
+                        let mut go_on = |_: u64, _: u64| match app.is_draining() {
+                            true => ControlFlow::Break(()),
+                            false => ControlFlow::Continue(()),
+                        };
+                        if let Ok(Some(hash)) = hosted.engine.model().file().content_hash_with(&mut go_on) {
+                            // It is set here only.
+                            let _ = hosted.hash.set(hash);
+                        }
+                        Ok(())
+                    }
+                    Err(error) => {
+                        stop.send_replace(true);
+                        Err(error)
+                    }
+                }
+            });
+            let loader = loader.map_err(system)?;
+            let served = runtime.block_on(accept(listener, Arc::clone(&app), stopped));
+            let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            loaded.and(served.map_err(system))
+        })
+    }
+}
+
+/// Without its loader a server would wait for ever.
+struct StopAfterPanic<'s>(&'s watch::Sender<bool>);
+
+impl Drop for StopAfterPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.send_replace(true);
+        }
+    }
+}
+
+/// Tries the model and shows it to clients.
+fn host(app: &App, served: Served) -> Result<Arc<Hosted>, ServerError> {
+    let hosted = Arc::new(Hosted::new(served));
+    let options = GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(1), ..GenerateOptions::default() };
+    let trial = hosted.engine.submit(&Request::new(vec![0], options)).map_err(|refusal| refusal.to_string());
+    let tried = trial.and_then(|stream| stream.finish().map_err(|error| error.to_string()));
+    tried.map_err(ServerError::Trial)?;
+    app.host(Arc::clone(&hosted));
+    Ok(hosted)
+}
+
+fn router(app: &Arc<App>) -> Router {
+    let routes = wire::or_refuse(wire::routes().merge(health::routes()));
+    routes.layer(from_fn_with_state(Arc::clone(app), guard::guard)).with_state(Arc::clone(app))
+}
+
+async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiver<bool>) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let places = Arc::new(Semaphore::new(app.options.max_connections));
+    let router = router(&app);
+    // Closed when the last connection has dropped its end.
+    let (open, mut all_closed) = mpsc::channel::<()>(1);
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let stop = stopped.wait_for(|stopped| *stopped);
+        let Some((place, accepted)) = unless(stop, next).await else { break };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Too many files are open, or the client is gone already; neither ends the server.
+                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset)
+                {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                continue;
+            }
+        };
+        let (router, open, stopped) = (router.clone(), open.clone(), stopped.clone());
+        let (head_timeout, write_timeout) = (app.options.head_timeout, app.options.write_timeout);
+        tokio::spawn(async move {
+            connection(stream, peer, router, head_timeout, write_timeout, stopped).await;
+            drop((place, open));
+        });
+    }
+    drop((listener, open));
+    app.drain();
+    finish(&app).await;
+    // What is written still has to reach its reader.
+    let _ = tokio::time::timeout(LAST_WRITES, all_closed.recv()).await;
+    Ok(())
+}
+
+/// Waits until the engine has done what it has taken, or its time is over.
+async fn finish(app: &Arc<App>) {
+    let Some(hosted) = app.hosted().cloned() else { return };
+    let most = app.options.drain_timeout;
+    // A panic of it would have been caught by the engine.
+    let _ = tokio::task::spawn_blocking(move || hosted.engine.drain(most)).await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    head_timeout: Duration,
+    write_timeout: Duration,
+    mut stopped: watch::Receiver<bool>,
+) {
+    // Tokens are small, and each is waited for.
+    let _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else { return };
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Ends { local, peer });
+        router.call(request)
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MOST_HEAD).max_headers(MOST_HEADERS);
+    let connection = http.serve_connection(Patient::new(TokioIo::new(stream), write_timeout), service);
+    let mut connection = pin!(connection);
+    // What goes wrong on a connection is its client's to see.
+    if unless(stopped.wait_for(|stopped| *stopped), connection.as_mut()).await.is_none() {
+        connection.as_mut().graceful_shutdown();
+        let _ = connection.await;
+    }
+}
+
+/// What `work` gives, unless `stop` is done before.
+async fn unless<T>(stop: impl Future, work: impl Future<Output = T>) -> Option<T> {
+    let (mut stop, mut work) = (pin!(stop), pin!(work));
+    std::future::poll_fn(|context| match stop.as_mut().poll(context) {
+        Poll::Ready(_) => Poll::Ready(None),
+        Poll::Pending => work.as_mut().poll(context).map(Some),
+    })
+    .await
+}

@@ -1,0 +1,138 @@
+//! How a server listens, whom it serves and what it bears; checked before it starts.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::keys::Keys;
+
+/// Settings of a [`super::Server`].
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Where to listen; port 0 takes a free one. By default 127.0.0.1, port 8080.
+    pub address: SocketAddr,
+    /// Listen on an address that other machines reach, though no keys are asked for.
+    pub is_open: bool,
+    /// Who may ask for what; `None` asks for no keys.
+    pub keys: Option<Keys>,
+    /// Names by which clients may call this server in their Host header, beside loopback and its own addresses.
+    pub hosts: Vec<String>,
+    /// Origins, such as `https://example.org`, whose pages may ask, beside those of this server itself.
+    pub origins: Vec<String>,
+    /// Bytes of a request's body, at most.
+    pub max_body_bytes: usize,
+    /// Connections at once, at most; further ones wait.
+    pub max_connections: usize,
+    /// Within this time the head of a request must be there.
+    pub head_timeout: Duration,
+    /// Within this time its body must be there.
+    pub body_timeout: Duration,
+    /// A client that takes nothing for so long is gone.
+    pub write_timeout: Duration,
+    /// Silence on a stream that has not begun, until a comment says that it lives.
+    pub ping_interval: Duration,
+    /// After this time without a step, though there is work, the server is not ready.
+    pub stall_timeout: Duration,
+    /// When it is told to stop, what runs may go on for so long.
+    pub drain_timeout: Duration,
+    /// Log lines as JSON objects.
+    pub logs_json: bool,
+    /// Log no requests, only what goes wrong.
+    pub is_quiet: bool,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            is_open: false,
+            keys: None,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            max_body_bytes: 8 << 20,
+            max_connections: 512,
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+            logs_json: false,
+            is_quiet: false,
+        }
+    }
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Other machines could reach it, and it would ask nobody for a key.
+    #[error("{address} is reached from other machines, and no keys are asked for")]
+    Exposed {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address can't be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An origin that is none.
+    #[error("{origin:?} is no origin, expected one such as https://example.org")]
+    Origin {
+        /// As it was given.
+        origin: String,
+    },
+    /// Threads could not be started, or the network not be used.
+    #[error("cannot run the server: {0}")]
+    System(#[from] std::io::Error),
+    /// The model gave no answer when it was tried.
+    #[error("the model does not answer: {0}")]
+    Trial(String),
+}
+
+impl ServerOptions {
+    pub(super) fn check(&self) -> Result<(), ServerError> {
+        if !self.address.ip().is_loopback() && self.keys.is_none() && !self.is_open {
+            return Err(ServerError::Exposed { address: self.address });
+        }
+        let is_origin = |origin: &str| {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            host.is_some_and(|host| !host.is_empty() && !host.contains('/'))
+        };
+        match self.origins.iter().find(|origin| !is_origin(origin)) {
+            Some(origin) => Err(ServerError::Origin { origin: origin.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_machines_are_served_with_keys_or_on_purpose_only() {
+        let at = |address: &str, is_open: bool, keys: Option<Keys>| {
+            ServerOptions { address: address.parse().unwrap(), is_open, keys, ..ServerOptions::default() }.check()
+        };
+        for address in ["127.0.0.1:0", "127.1.2.3:1", "[::1]:80"] {
+            assert!(at(address, false, None).is_ok(), "{address}");
+        }
+        for address in ["0.0.0.0:0", "[::]:80", "192.168.1.2:80", "10.0.0.1:80"] {
+            assert!(matches!(at(address, false, None), Err(ServerError::Exposed { .. })), "{address}");
+            assert!(at(address, true, None).is_ok() && at(address, false, Some(Keys::default())).is_ok());
+        }
+    }
+
+    #[test]
+    fn origins_are_checked() {
+        let with = |origin: &str| ServerOptions { origins: vec![origin.to_owned()], ..ServerOptions::default() };
+        assert!(with("https://example.org").check().is_ok() && with("http://localhost:3000").check().is_ok());
+        for origin in ["example.org", "*", "https://", "https://example.org/"] {
+            assert!(with(origin).check().is_err(), "{origin}");
+        }
+    }
+}

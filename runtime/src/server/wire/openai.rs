@@ -1,0 +1,177 @@
+//! The protocol of OpenAI's clients: chat completions, completions, models. `docs/server.md` lists what is supported.
+
+mod answer;
+mod chat;
+mod completions;
+mod narrate;
+mod params;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde_json::{Value as Json, json};
+
+use super::body;
+use crate::server::app::{App, Hosted};
+use crate::server::error::{Invalid, Problem};
+use crate::server::following::Following;
+use crate::server::guard::{Blame, Visit};
+use crate::server::health::json_response;
+use crate::server::json::Fields;
+use crate::server::sse;
+use answer::Style;
+use params::Asked;
+
+type Shared = State<Arc<App>>;
+type Visitor = Extension<Visit>;
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    let text = |style: &'static Style| {
+        post(move |app: Shared, visit: Visitor, request: Request| answer(app, visit, request, style))
+    };
+    let tokens =
+        |told: Told| post(move |app: Shared, visit: Visitor, request: Request| tell(app, visit, request, told));
+    Router::new()
+        .route("/v1/chat/completions", text(&chat::STYLE))
+        .route("/v1/completions", text(&completions::STYLE))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+        .route("/tokenize", tokens(tokens::tokenize))
+        .route("/detokenize", tokens(tokens::detokenize))
+}
+
+/// A refusal in the shape of this protocol.
+pub(super) fn refuse(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json_response(status, &error(problem));
+    if let Some(seconds) = problem.retry_after() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response.extensions_mut().insert(Blame(problem.clone()));
+    response
+}
+
+/// What a client is told of a problem.
+fn error(problem: &Problem) -> Json {
+    let kind = match problem.status() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        409 => "conflict",
+        429 => "rate_limit_error",
+        500 => "internal_error",
+        503 => "overloaded",
+        504 => "deadline_exceeded",
+        507 => "insufficient_memory",
+        _ => "invalid_request_error",
+    };
+    json!({
+        "error": {
+            "message": problem.to_string(),
+            "type": kind,
+            "param": problem.param(),
+            "code": problem.code(),
+        }
+    })
+}
+
+async fn models(State(app): Shared, Extension(visit): Visitor) -> Response {
+    let hosted = app.hosted().filter(|hosted| visit.caller.may_ask(&hosted.name));
+    let data: Vec<Json> = hosted.map(|hosted| describe(hosted)).into_iter().collect();
+    json_response(StatusCode::OK, &json!({ "object": "list", "data": data }))
+}
+
+/// The name of a model in a path, unless it is no text.
+type Name = Result<Path<String>, PathRejection>;
+
+async fn model(State(app): Shared, Extension(visit): Visitor, name: Name) -> Response {
+    let Ok(Path(name)) = name else { return refuse(&Problem::NoModel(String::new())) };
+    match app.model(&name, &visit.caller) {
+        Ok(hosted) => json_response(StatusCode::OK, &describe(&hosted)),
+        Err(problem) => refuse(&problem),
+    }
+}
+
+fn describe(hosted: &Hosted) -> Json {
+    json!({ "id": hosted.name, "object": "model", "created": hosted.created, "owned_by": "farpost" })
+}
+
+/// What was asked for, once the engine has taken it.
+struct Taken {
+    following: Following,
+    hosted: Arc<Hosted>,
+    asked: Asked,
+}
+
+/// One request for text, as a whole or as events.
+async fn answer(State(app): Shared, Extension(visit): Visitor, request: Request, style: &'static Style) -> Response {
+    let body = match body::read(&app, request).await {
+        Ok(body) => body,
+        Err(problem) => return refuse(&problem),
+    };
+    // Reading JSON, rendering a template and making tokens of text.
+    let taken = aside(move || take(&app, &visit, &body, style)).await;
+    let told = match taken {
+        Ok(Taken { following, hosted, asked }) if asked.is_stream => {
+            let chunks = narrate::Chunks::new(style, &hosted, &asked, following.n_choices());
+            return sse::response(following, chunks);
+        }
+        Ok(Taken { following, hosted, asked }) => answer::whole(following, style, &hosted, &asked).await,
+        Err(problem) => Err(problem),
+    };
+    match told {
+        Ok(json) => json_response(StatusCode::OK, &json),
+        Err(problem) => refuse(&problem),
+    }
+}
+
+/// The model that a request names.
+fn named(app: &App, visit: &Visit, fields: &mut Fields) -> Result<Arc<Hosted>, Problem> {
+    let name = fields.string("model")?;
+    let name = name.ok_or_else(|| Invalid::of("model", "is missing, expected the name of a model".to_owned()))?;
+    app.model(&name, &visit.caller)
+}
+
+/// What a request that needs no engine is told.
+type Told = fn(&App, &Visit, &Bytes) -> Result<Json, Problem>;
+
+/// One request that needs no engine.
+async fn tell(State(app): Shared, Extension(visit): Visitor, request: Request, answer: Told) -> Response {
+    let told = match body::read(&app, request).await {
+        Ok(body) => aside(move || answer(&app, &visit, &body)).await,
+        Err(problem) => Err(problem),
+    };
+    match told {
+        Ok(json) => json_response(StatusCode::OK, &json),
+        Err(problem) => refuse(&problem),
+    }
+}
+
+/// Does what can take long on a thread of its own: a connection must not wait for another's.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(Problem::Internal(format!("a panic: {panic}").into())))
+}
+
+/// Reads a request and hands it to the engine. All that can be wrong with it shows here.
+fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style) -> Result<Taken, Problem> {
+    let mut fields = Fields::new(crate::server::json::object(body)?);
+    let hosted = named(app, visit, &mut fields)?;
+    let mut asked = Asked::read(&mut fields, &hosted)?;
+    asked.options.sampling.logprobs = (style.logprobs)(&mut fields)?;
+    let prompts = (style.prompts)(&mut fields, &hosted)?;
+    fields.finish()?;
+    let requests = asked.requests(prompts, &hosted, visit)?;
+    let following = Following::submit(app, visit, &hosted.engine, &requests)?;
+    Ok(Taken { following, hosted, asked })
+}

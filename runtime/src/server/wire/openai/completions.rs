@@ -1,0 +1,88 @@
+//! Completions: texts or token ids to go on from, as they are.
+
+use farpost_models::tokenizer::Special;
+use serde_json::{Map, Value as Json, json};
+
+use super::answer::{Style, TokenTold, rounded};
+use crate::server::app::Hosted;
+use crate::server::error::{Invalid, Problem};
+use crate::server::json::{Fields, kind};
+
+/// Prompts that a request may have.
+const MOST_PROMPTS: usize = 64;
+/// Alternatives that may be asked for.
+const MOST_TOP: i64 = 5;
+
+pub(super) static STYLE: Style = Style {
+    id: "cmpl",
+    object: "text_completion",
+    chunk_object: "text_completion",
+    prompts,
+    logprobs: |fields| fields.count("logprobs", 0, MOST_TOP),
+    choice: |index, text, finish_reason, tokens| piece(index, text, &finish_reason.into(), tokens),
+    role: None,
+    text: |index, text, tokens| piece(index, text, &Json::Null, tokens),
+    last: |index, finish_reason, tokens| piece(index, "", &finish_reason.into(), tokens),
+};
+
+fn prompts(fields: &mut Fields, hosted: &Hosted) -> Result<Vec<Vec<u32>>, Problem> {
+    fields.refuse_unsupported(&["suffix", "best_of"])?;
+    if fields.flag("echo")? == Some(true) {
+        return Err(Invalid::unsupported("echo", "is true, which is not supported".to_owned()).into());
+    }
+    let tokenizer = hosted.engine.model().tokenizer();
+    let refuse = |message: String| Err(Invalid::of("prompt", message).into());
+    // What a client sends is text; control tokens can be given as ids.
+    let encode = |text: &str| tokenizer.encode_prompt(text, Special::AsText);
+    let prompts = match fields.take("prompt") {
+        None => return refuse("is missing, expected a string, token ids, or an array of either".to_owned()),
+        Some(Json::String(text)) => vec![encode(&text)],
+        Some(Json::Array(items)) if items.first().is_some_and(Json::is_number) => vec![ids("prompt", &items)?],
+        Some(Json::Array(items)) if items.len() <= MOST_PROMPTS => {
+            let mut prompts = Vec::with_capacity(items.len());
+            for (place, item) in items.iter().enumerate() {
+                prompts.push(match item {
+                    Json::String(text) => encode(text),
+                    Json::Array(items) => ids(&format!("prompt[{place}]"), items)?,
+                    other => return refuse(format!("has {} as entry {place}, expected a string or ids", kind(other))),
+                });
+            }
+            prompts
+        }
+        Some(Json::Array(items)) => {
+            return refuse(format!("has {} entries, expected at most {MOST_PROMPTS}", items.len()));
+        }
+        Some(other) => return refuse(format!("is {}, expected a string or an array", kind(&other))),
+    };
+    if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
+        return refuse("is empty, expected a token or more".to_owned());
+    }
+    Ok(prompts)
+}
+
+/// Token ids; the engine checks that they are of its vocabulary.
+pub(super) fn ids(param: &str, items: &[Json]) -> Result<Vec<u32>, Problem> {
+    let id = |(place, item): (usize, &Json)| {
+        let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| Invalid::of(param, format!("has {item} as entry {place}, expected the id of a token")).into())
+    };
+    items.iter().enumerate().map(id).collect()
+}
+
+fn piece(index: usize, text: &str, finish_reason: &Json, tokens: Option<&[TokenTold]>) -> Json {
+    json!({ "text": text, "index": index, "logprobs": logprobs(tokens), "finish_reason": finish_reason })
+}
+
+/// Four lists of equal length.
+fn logprobs(tokens: Option<&[TokenTold]>) -> Json {
+    let Some(tokens) = tokens else { return Json::Null };
+    let top = |token: &TokenTold| -> Map<String, Json> {
+        token.top.iter().map(|(text, _, logprob)| (text.clone(), rounded(*logprob).into())).collect()
+    };
+    json!({
+        "tokens": tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(|token| rounded(token.logprob)).collect::<Vec<_>>(),
+        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+        "text_offset": tokens.iter().map(|token| token.offset).collect::<Vec<_>>(),
+    })
+}

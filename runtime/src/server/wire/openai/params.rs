@@ -1,0 +1,245 @@
+//! Fields that chat completions and completions share, with their ranges, and requests made of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value as Json;
+
+use crate::engine::{GenerateOptions, Grammar, MOST_CHOICES, Mirostat, Priority, Request, Sampling, fresh_seed};
+use crate::server::app::Hosted;
+use crate::server::error::{Invalid, Problem};
+use crate::server::guard::Visit;
+use crate::server::json::{Fields, Range, kind};
+
+/// Stop strings that a request may have.
+const MOST_STOPS: usize = 16;
+
+/// What a request asks for, but for its prompt.
+pub(super) struct Asked {
+    pub(super) is_stream: bool,
+    pub(super) wants_usage: bool,
+    pub(super) n: usize,
+    pub(super) options: GenerateOptions,
+    priority: Priority,
+    deadline: Option<Duration>,
+    supersede: Option<String>,
+    reproducible: bool,
+}
+
+impl Asked {
+    pub(super) fn read(fields: &mut Fields, hosted: &Hosted) -> Result<Self, Problem> {
+        let is_stream = fields.flag("stream")?.unwrap_or(false);
+        let wants_usage = wants_usage(fields, is_stream)?;
+        let n = fields.count("n", 1, MOST_CHOICES as i64)?.unwrap_or(1);
+        let options = GenerateOptions {
+            sampling: sampling(fields, &hosted.sampling)?,
+            max_tokens: max_tokens(fields)?,
+            stop: stops(fields)?,
+            grammar: form(fields)?,
+            ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
+            ..GenerateOptions::default()
+        };
+        let priority = match fields.string("priority")? {
+            None => Priority::default(),
+            Some(name) => Priority::ALL.into_iter().find(|lane| lane.name() == name).ok_or_else(|| {
+                Invalid::of("priority", format!("is {name:?}, expected \"low\", \"normal\" or \"high\""))
+            })?,
+        };
+        let deadline = fields.whole("deadline_ms", 1, i64::MAX)?;
+        let supersede = fields.string("supersede_key")?;
+        let reproducible = fields.flag("reproducible")?.unwrap_or(false);
+        without_effect(fields)?;
+        let deadline = deadline.map(|ms| Duration::from_millis(ms.unsigned_abs()));
+        Ok(Self { is_stream, wants_usage, n, options, priority, deadline, supersede, reproducible })
+    }
+
+    /// Whether tokens are told with their log-probabilities.
+    pub(super) fn tells_tokens(&self) -> bool {
+        self.options.sampling.logprobs.is_some()
+    }
+
+    /// One request of the engine for each prompt.
+    pub(super) fn requests(
+        &self,
+        prompts: Vec<Vec<u32>>,
+        hosted: &Hosted,
+        visit: &Visit,
+    ) -> Result<Vec<Request>, Problem> {
+        let context_tokens = hosted.engine.context();
+        let mut requests = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let (prompt_tokens, max_tokens) = (prompt.len(), self.options.max_tokens);
+            if prompt_tokens.saturating_add(max_tokens.unwrap_or(0)) > context_tokens {
+                return Err(Problem::ContextLength { prompt_tokens, max_tokens, context_tokens });
+            }
+            requests.push(Request {
+                n: self.n,
+                priority: self.priority,
+                deadline: self.deadline,
+                caller: visit.caller.id().to_owned(),
+                supersede: self.supersede.clone(),
+                reproducible: self.reproducible,
+                ..Request::new(prompt, self.options.clone())
+            });
+        }
+        Ok(requests)
+    }
+}
+
+fn wants_usage(fields: &mut Fields, is_stream: bool) -> Result<bool, Problem> {
+    let Some(options) = fields.take("stream_options") else { return Ok(false) };
+    let mut options = Fields::of("stream_options".to_owned(), options)?;
+    let wants_usage = options.flag("include_usage")?;
+    options.finish()?;
+    if !is_stream {
+        return Err(Invalid::of("stream_options", "is only allowed with \"stream\": true".to_owned()).into());
+    }
+    Ok(wants_usage.unwrap_or(false))
+}
+
+/// The form that the text must have: `response_format`, or `regex` or `grammar`, which are not of the protocol.
+fn form(fields: &mut Fields) -> Result<Option<Grammar>, Problem> {
+    let format = match fields.take("response_format") {
+        None => None,
+        Some(format) => response_format(Fields::of("response_format".to_owned(), format)?)?,
+    };
+    let regex = fields.string("regex")?.map(Grammar::Regex);
+    let lark = fields.string("grammar")?.map(Grammar::Lark);
+    let mut forms = [format, regex, lark].into_iter().flatten();
+    match (forms.next(), forms.next()) {
+        (_, Some(second)) => {
+            let message = "is one form more than a text can have, expected one of response_format, regex, grammar";
+            Err(Invalid::of(second.name(), message.to_owned()).into())
+        }
+        (first, None) => Ok(first),
+    }
+}
+
+fn response_format(mut format: Fields) -> Result<Option<Grammar>, Problem> {
+    let grammar = match format.string("type")?.as_deref() {
+        Some("text") => None,
+        Some("json_object") => Some(Grammar::JsonObject),
+        Some("json_schema") => {
+            let name = format.name("json_schema");
+            let missing = || Invalid::of(&name, "is missing, expected an object with a schema".to_owned());
+            let mut wrapped = Fields::of(name.clone(), format.take("json_schema").ok_or_else(missing)?)?;
+            // A schema is enforced whether or not it is asked to be strict; what can't be is refused.
+            wrapped.flag("strict")?;
+            wrapped.string("name")?;
+            wrapped.string("description")?;
+            let name = wrapped.name("schema");
+            let schema = wrapped.take("schema");
+            wrapped.finish()?;
+            let missing = || Invalid::of(&name, "is missing, expected a JSON schema".to_owned());
+            Some(Grammar::JsonSchema(schema.ok_or_else(missing)?.to_string()))
+        }
+        found => {
+            let found = found.map_or("missing".to_owned(), |found| format!("{found:?}"));
+            let message = format!("is {found}, expected \"text\", \"json_object\" or \"json_schema\"");
+            return Err(Invalid::of(&format.name("type"), message).into());
+        }
+    };
+    format.finish()?;
+    Ok(grammar)
+}
+
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, Problem> {
+    let new = fields.count("max_completion_tokens", 1, i64::MAX)?;
+    let old = fields.count("max_tokens", 1, i64::MAX)?;
+    match (new, old) {
+        (Some(new), Some(old)) if new != old => {
+            Err(Invalid::of("max_tokens", format!("is {old}, max_completion_tokens is {new}, expected the same"))
+                .into())
+        }
+        _ => Ok(new.or(old)),
+    }
+}
+
+fn stops(fields: &mut Fields) -> Result<Vec<String>, Problem> {
+    let refuse = |param: &str, message: String| Err(Invalid::of(param, message).into());
+    let list = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Json::String(stop)) => vec![Json::String(stop)],
+        Some(Json::Array(list)) if list.len() <= MOST_STOPS => list,
+        Some(Json::Array(list)) => {
+            return refuse("stop", format!("has {} entries, expected at most {MOST_STOPS}", list.len()));
+        }
+        Some(other) => return refuse("stop", format!("is {}, expected a string or an array of them", kind(&other))),
+    };
+    let mut stops = Vec::with_capacity(list.len());
+    for (place, stop) in list.into_iter().enumerate() {
+        match stop {
+            Json::String(stop) if !stop.is_empty() => stops.push(stop),
+            Json::String(_) => {
+                return refuse("stop", format!("has an empty entry {place}, expected a character or more"));
+            }
+            other => return refuse("stop", format!("has {} as entry {place}, expected a string", kind(&other))),
+        }
+    }
+    Ok(stops)
+}
+
+fn sampling(fields: &mut Fields, default: &Sampling) -> Result<Sampling, Problem> {
+    let mut sampling = default.clone();
+    let set = |to: &mut f32, value: Option<f32>| *to = value.unwrap_or(*to);
+    set(&mut sampling.temperature, fields.number("temperature", Range::Within(0.0, 2.0))?);
+    set(&mut sampling.top_p, fields.number("top_p", Range::Above(0.0, 1.0))?);
+    set(&mut sampling.presence_penalty, fields.number("presence_penalty", Range::Within(-2.0, 2.0))?);
+    set(&mut sampling.frequency_penalty, fields.number("frequency_penalty", Range::Within(-2.0, 2.0))?);
+    let repetition = fields.number("repetition_penalty", Range::Within(0.01, 10.0))?;
+    set(&mut sampling.repetition_penalty, repetition);
+    // Those of the protocol look at what was written, the one beside it at the prompt, too.
+    sampling.penalise_prompt = repetition.is_some();
+    sampling.penalty_last_n = None;
+    sampling.top_k = fields.count("top_k", 0, i64::MAX)?.unwrap_or(sampling.top_k);
+    set(&mut sampling.min_p, fields.number("min_p", Range::Within(0.0, 1.0))?);
+    set(&mut sampling.typical_p, fields.number("typical_p", Range::Above(0.0, 1.0))?);
+    set(&mut sampling.dry.multiplier, fields.number("dry_multiplier", Range::Within(0.0, 100.0))?);
+    set(&mut sampling.dry.base, fields.number("dry_base", Range::Within(1.0, 16.0))?);
+    if let Some(length) = fields.count("dry_allowed_length", 1, i64::MAX)? {
+        sampling.dry.allowed_length = length;
+    }
+    set(&mut sampling.xtc.probability, fields.number("xtc_probability", Range::Within(0.0, 1.0))?);
+    set(&mut sampling.xtc.threshold, fields.number("xtc_threshold", Range::Within(0.0, 0.5))?);
+    let tau = fields.number("mirostat_tau", Range::Above(0.0, 100.0))?;
+    let eta = fields.number("mirostat_eta", Range::Above(0.0, 1.0))?;
+    sampling.mirostat = match (tau, eta) {
+        (None, Some(_)) => return Err(Invalid::of("mirostat_eta", "needs mirostat_tau".to_owned()).into()),
+        (tau, eta) => tau.map(|tau| Mirostat { tau, eta: eta.unwrap_or(Mirostat::default().eta) }),
+    };
+    // Any seed is as good as any other: negative ones are large ones.
+    sampling.seed = fields.whole("seed", i64::MIN, i64::MAX)?.map_or_else(fresh_seed, i64::cast_unsigned);
+    sampling.logit_bias = logit_bias(fields)?;
+    Ok(sampling)
+}
+
+fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, Problem> {
+    let refuse = |message: String| Err(Invalid::of("logit_bias", message).into());
+    let biases = match fields.take("logit_bias") {
+        None => return Ok(BTreeMap::new()),
+        Some(Json::Object(biases)) => biases,
+        Some(other) => return refuse(format!("is {}, expected an object", kind(&other))),
+    };
+    let mut map = BTreeMap::new();
+    for (token, bias) in biases {
+        let Ok(id) = token.parse() else { return refuse(format!("has the key {token:?}, expected the id of a token")) };
+        let Some(bias) = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias)) else {
+            return refuse(format!("gives token {id} {bias}, expected a number, -100 to 100"));
+        };
+        map.insert(id, bias as f32);
+    }
+    Ok(map)
+}
+
+/// What is part of the protocol and changes no answer by definition.
+fn without_effect(fields: &mut Fields) -> Result<(), Problem> {
+    fields.string("user")?;
+    fields.take("metadata");
+    if fields.flag("store")? == Some(true) {
+        return Err(Invalid::unsupported("store", "is true, but nothing is stored here".to_owned()).into());
+    }
+    match fields.string("service_tier")?.as_deref() {
+        None | Some("auto" | "default") => Ok(()),
+        Some(other) => Err(Invalid::of("service_tier", format!("is {other:?}, expected \"auto\"")).into()),
+    }
+}

@@ -1,0 +1,232 @@
+//! Chat completions: the answer, what is refused and how, and every field in and out of its range.
+
+use serde_json::{Value as Json, json};
+
+use crate::http::{post, post_text};
+use crate::program::{Running, serve};
+
+pub const PATH: &str = "/v1/chat/completions";
+
+/// A request of the built-in model with further fields.
+pub fn ask(more: Json) -> Json {
+    let mut request = json!({
+        "model": "pocket",
+        "messages": [{ "role": "user", "content": "turn on the porch light at nine" }],
+    });
+    for (name, value) in more.as_object().unwrap() {
+        request[name] = value.clone();
+    }
+    request
+}
+
+#[track_caller]
+fn refused(server: &Running, more: Json, param: &str) -> String {
+    let error = post(server.address, PATH, &ask(more)).error(400);
+    assert_eq!((&error["type"], &error["param"]), (&"invalid_request_error".into(), &param.into()), "{error}");
+    error["message"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_built_in_model_answers_with_a_tool_call() {
+    let server = serve(&[]);
+    let reply = post(server.address, PATH, &ask(json!({})));
+    let answer = reply.json(200);
+    let names: Vec<&String> = answer.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["id", "object", "created", "model", "system_fingerprint", "choices", "usage"]);
+    assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!((&answer["object"], &answer["model"]), (&"chat.completion".into(), &"pocket".into()));
+    let choice = &answer["choices"][0];
+    assert_eq!(answer["choices"].as_array().map(Vec::len), Some(1));
+    assert_eq!((&choice["index"], &choice["finish_reason"]), (&0.into(), &"stop".into()));
+    assert_eq!((&choice["message"]["role"], &choice["message"]["refusal"]), (&"assistant".into(), &Json::Null));
+    let text = choice["message"]["content"].as_str().unwrap();
+    let call: Json = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    assert!(call["tool"].is_string() && text.contains("porch"), "{text}");
+    let usage = &answer["usage"];
+    let count = |name: &str| usage[name].as_u64().unwrap();
+    assert_eq!(count("total_tokens"), count("prompt_tokens") + count("completion_tokens"));
+    assert!(count("prompt_tokens") > 5 && count("completion_tokens") > 5, "{usage}");
+    for name in ["x-request-id", "openai-processing-ms", "x-farpost-version"] {
+        assert!(reply.header(name).is_some(), "{name}");
+    }
+}
+
+#[test]
+fn messages_are_checked_and_their_places_named() {
+    let server = serve(&[]);
+    let messages = |messages: Json| json!({ "messages": messages });
+    let user = json!({ "role": "user", "content": "close valve 3" });
+    for ok in [
+        json!([{ "role": "developer", "content": "be brief" }, user]),
+        json!([{ "role": "user", "content": [{ "type": "text", "text": "close" }, { "type": "text", "text": "it" }] }]),
+        json!([user, { "role": "assistant", "content": "{}" }, user]),
+        json!([{ "role": "user", "content": "hi", "name": null }]),
+    ] {
+        post(server.address, PATH, &ask(messages(ok))).json(200);
+    }
+    let image = json!([user, { "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "x" } }] }]);
+    let message = refused(&server, messages(image), "messages[1].content[0].type");
+    assert_eq!(message, "messages[1].content[0].type is \"image_url\", this model takes \"text\" only");
+    refused(&server, messages(json!([])), "messages");
+    refused(&server, messages(json!("hi")), "messages");
+    refused(&server, messages(json!([1])), "messages[0]");
+    refused(&server, messages(json!([{ "role": "wizard", "content": "x" }])), "messages[0].role");
+    refused(&server, messages(json!([{ "content": "x" }])), "messages[0].role");
+    refused(&server, messages(json!([{ "role": "user" }])), "messages[0].content");
+    refused(&server, messages(json!([{ "role": "user", "content": 7 }])), "messages[0].content");
+    let message =
+        refused(&server, messages(json!([{ "role": "user", "content": "x", "nam": "y" }])), "messages[0].nam");
+    assert!(message.ends_with("did you mean name?"), "{message}");
+}
+
+#[test]
+fn every_field_has_its_range() {
+    let server = serve(&[]);
+    let good = [
+        json!({ "temperature": 0, "top_p": 1, "n": 2, "seed": -5, "max_tokens": 3, "max_completion_tokens": 3 }),
+        json!({ "temperature": 2, "top_p": 0.001, "presence_penalty": -2, "frequency_penalty": 2.0, "stop": "x" }),
+        json!({ "stop": ["a", "b"], "logit_bias": { "5": -100, "6": 100 }, "user": "u", "metadata": { "a": "b" } }),
+        json!({ "store": false, "service_tier": "auto", "response_format": { "type": "text" }, "tools": null }),
+        json!({ "top_k": 3, "min_p": 0.1, "typical_p": 0.9, "repetition_penalty": 1.1, "priority": "high" }),
+        json!({ "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "xtc_probability": 0.1 }),
+        json!({ "mirostat_tau": 5, "deadline_ms": 60_000, "supersede_key": "k", "reproducible": true, "top_logprobs": null }),
+    ];
+    for more in good {
+        let reply = post(server.address, PATH, &ask(more.clone()));
+        assert_eq!(reply.status, 200, "{more}: {}", reply.body);
+    }
+    let bad = [
+        json!({ "temperature": 2.1 }),
+        json!({ "temperature": "hot" }),
+        json!({ "top_p": 0 }),
+        json!({ "n": 0 }),
+        json!({ "n": 65 }),
+        json!({ "seed": 1.5 }),
+        json!({ "max_tokens": 0 }),
+        json!({ "max_completion_tokens": -1 }),
+        json!({ "presence_penalty": 2.5 }),
+        json!({ "frequency_penalty": -3 }),
+        json!({ "stop": "" }),
+        json!({ "stop": ["a", ""] }),
+        json!({ "stop": 5 }),
+        json!({ "logit_bias": { "x": 1 } }),
+        json!({ "logit_bias": { "1": 101 } }),
+        json!({ "logit_bias": { "99999999": 1 } }),
+        json!({ "top_logprobs": 3 }),
+        json!({ "store": true }),
+        json!({ "service_tier": "flex" }),
+        json!({ "stream_options": { "include_usage": true } }),
+        json!({ "priority": "urgent" }),
+        json!({ "mirostat_eta": 0.1 }),
+        json!({ "stream": "yes" }),
+        json!({ "tools": [] }),
+        json!({ "tool_choice": "auto" }),
+        json!({ "parallel_tool_calls": false }),
+        json!({ "reasoning_effort": "low" }),
+        json!({ "functions": [] }),
+    ];
+    for more in bad {
+        let param = more.as_object().unwrap().keys().next().unwrap().clone();
+        refused(&server, more, &param);
+    }
+    refused(&server, json!({ "response_format": { "type": "yaml" } }), "response_format.type");
+    refused(&server, json!({ "response_format": { "type": "json_schema" } }), "response_format.json_schema");
+    refused(&server, json!({ "response_format": { "type": "text", "strict": true } }), "response_format.strict");
+    refused(&server, json!({ "regex": "a", "grammar": "start: \"a\"" }), "grammar");
+    refused(&server, json!({ "max_tokens": 3, "max_completion_tokens": 4 }), "max_tokens");
+    let message = refused(&server, json!({ "temprature": 1 }), "temprature");
+    assert_eq!(message, "temprature is no field that is known here, did you mean temperature?");
+}
+
+#[test]
+fn texts_have_the_form_that_is_asked_for() {
+    let server = serve(&[]);
+    let text = |more: Json| {
+        let answer = post(server.address, PATH, &ask(more)).json(200);
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let schema = json!({
+        "type": "object", "additionalProperties": false, "required": ["room", "on"],
+        "properties": { "room": { "enum": ["hall", "attic"] }, "on": { "type": "boolean" } },
+    });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "light", "strict": true, "schema": schema } });
+    for seed in 0..10 {
+        let text = text(json!({ "response_format": format, "temperature": 2, "seed": seed }));
+        let value: Json = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert!(value["room"] == "hall" || value["room"] == "attic", "{value}");
+        assert!(value["on"].is_boolean() && value.as_object().map(serde_json::Map::len) == Some(2), "{value}");
+    }
+    let object = text(json!({ "response_format": { "type": "json_object" } }));
+    assert!(serde_json::from_str::<Json>(&object).is_ok_and(|value| value.is_object()), "{object}");
+    assert!(["on", "off"].contains(&text(json!({ "regex": "on|off" })).as_str()));
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "unevaluatedItems": 1 } } });
+    let error = post(server.address, PATH, &ask(json!({ "response_format": format }))).error(400);
+    assert_eq!((&error["code"], &error["param"]), (&"unsupported_schema".into(), &"response_format".into()));
+    assert!(error["message"].as_str().unwrap().contains("unevaluatedItems"), "{error}");
+    refused(&server, json!({ "regex": "(" }), "regex");
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_is_told_with_both_numbers() {
+    let server = serve(&[]);
+    let error = post(server.address, PATH, &ask(json!({ "max_tokens": 250 }))).error(400);
+    assert_eq!(error["code"], "context_length_exceeded");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("250 more are asked for, the context holds 256"), "{message}");
+    let long = json!({ "messages": [{ "role": "user", "content": "very ".repeat(400) }] });
+    let error = post(server.address, PATH, &ask(long)).error(400);
+    assert_eq!(error["code"], "context_length_exceeded");
+}
+
+#[test]
+fn unknown_models_and_broken_json_are_told() {
+    let server = serve(&[]);
+    let error = post(server.address, PATH, &ask(json!({ "model": "gpt-9" }))).error(404);
+    assert_eq!((&error["code"], &error["param"]), (&"model_not_found".into(), &"model".into()));
+    refused(&server, json!({ "model": null }), "model");
+    for body in
+        ["", "{", "[]", "{\"model\": \"pocket\", \"model\": \"pocket\"}", "{\"a\": 1e999}", "{\"a\": \"\\ud800\"}"]
+    {
+        let error = post_text(server.address, PATH, body).error(400);
+        assert_eq!((&error["param"], &error["type"]), (&Json::Null, &"invalid_request_error".into()), "{body}");
+    }
+    let error = post_text(server.address, PATH, "{\n  \"model\": x}").error(400);
+    assert!(error["message"].as_str().unwrap().contains("line 2 column 12"), "{error}");
+    let with_mark = format!("\u{FEFF}{}", ask(json!({})));
+    assert_eq!(post_text(server.address, PATH, &with_mark).status, 200);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer_and_choices_differ() {
+    let server = serve(&[]);
+    let answers = |seed: i64| {
+        let request = ask(json!({ "seed": seed, "n": 3, "temperature": 2, "max_tokens": 12, "ignore_eos": true }));
+        let answer = post(server.address, PATH, &request).json(200);
+        let choices = answer["choices"].as_array().unwrap().clone();
+        assert_eq!(choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(choices.iter().all(|choice| choice["finish_reason"] == "length"));
+        choices.iter().map(|choice| choice["message"]["content"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let first = answers(7);
+    assert_eq!(first, answers(7));
+    assert_ne!(first, answers(-7));
+    assert!(first[0] != first[1] || first[1] != first[2]);
+}
+
+#[test]
+fn log_probabilities_are_told_with_bytes() {
+    let server = serve(&[]);
+    let answer = post(server.address, PATH, &ask(json!({ "logprobs": true, "top_logprobs": 2 }))).json(200);
+    let choice = &answer["choices"][0];
+    let tokens = choice["logprobs"]["content"].as_array().unwrap();
+    let bytes = |token: &Json| serde_json::from_value::<Vec<u8>>(token["bytes"].clone()).unwrap();
+    let text: Vec<u8> = tokens.iter().flat_map(bytes).collect();
+    assert_eq!(String::from_utf8(text).unwrap(), choice["message"]["content"].as_str().unwrap());
+    for token in tokens {
+        assert!(token["logprob"].as_f64().unwrap() <= 0.0);
+        assert_eq!(token["top_logprobs"].as_array().map(Vec::len), Some(2));
+        assert_eq!(token["top_logprobs"][0]["token"], token["token"], "the likeliest was taken");
+    }
+    let answer = post(server.address, PATH, &ask(json!({}))).json(200);
+    assert_eq!(answer["choices"][0]["logprobs"], Json::Null);
+}

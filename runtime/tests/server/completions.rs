@@ -1,0 +1,123 @@
+//! Completions: texts and token ids as prompts, several at once.
+
+use serde_json::{Value as Json, json};
+
+use crate::http::{chunks, post};
+use crate::program::{model, serve};
+
+const PATH: &str = "/v1/completions";
+
+fn ask(prompt: Json, more: Json) -> Json {
+    let mut request = json!({ "model": "tiny-llama", "prompt": prompt, "max_tokens": 6, "temperature": 0 });
+    for (name, value) in more.as_object().unwrap() {
+        request[name] = value.clone();
+    }
+    request
+}
+
+#[test]
+fn prompts_are_texts_or_ids_one_or_many() {
+    let server = serve(&["--model", &model("tiny-llama.gguf")]);
+    let texts = |prompt: Json| {
+        let answer = post(server.address, PATH, &ask(prompt, json!({}))).json(200);
+        assert_eq!(answer["object"], "text_completion");
+        assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"));
+        let choices = answer["choices"].as_array().unwrap().clone();
+        choices.iter().map(|choice| choice["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let one = texts(json!("the first"));
+    let other = texts(json!([5, 9, 12]));
+    assert_eq!((one.len(), other.len()), (1, 1));
+    assert_eq!(texts(json!(["the first", [5, 9, 12]])), [one[0].clone(), other[0].clone()]);
+    assert_eq!(texts(json!(["the first"])), one);
+    let answer = post(server.address, PATH, &ask(json!(["a b", "c d"]), json!({ "n": 2 }))).json(200);
+    let indices: Vec<u64> =
+        answer["choices"].as_array().unwrap().iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [0, 1, 2, 3]);
+    for (wrong, param) in [
+        (json!(null), "prompt"),
+        (json!([]), "prompt"),
+        (json!([[]]), "prompt"),
+        (json!([1, "x"]), "prompt"),
+        (json!(["x", 1]), "prompt"),
+        (json!([[1.5]]), "prompt[0]"),
+        (json!([99_999_999]), "prompt"),
+        (json!({}), "prompt"),
+    ] {
+        let error = post(server.address, PATH, &ask(wrong.clone(), json!({}))).error(400);
+        assert_eq!(error["param"], param, "{wrong}: {error}");
+    }
+    for more in [json!({ "echo": true }), json!({ "suffix": "x" }), json!({ "best_of": 2 }), json!({ "messages": [] })]
+    {
+        let param = more.as_object().unwrap().keys().next().unwrap().clone();
+        let error = post(server.address, PATH, &ask(json!("x"), more)).error(400);
+        assert_eq!(error["param"], param.as_str(), "{error}");
+    }
+}
+
+#[test]
+fn pieces_of_a_stream_are_the_whole_text_with_its_log_probabilities() {
+    let server = serve(&["--model", &model("tiny-llama.gguf")]);
+    let more = json!({ "logprobs": 2 });
+    let whole = post(server.address, PATH, &ask(json!("the first"), more)).json(200);
+    let chunks =
+        chunks(&post(server.address, PATH, &ask(json!("the first"), json!({ "logprobs": 2, "stream": true }))));
+    let text: String = chunks.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(text, whole["choices"][0]["text"].as_str().unwrap());
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let told: Vec<Json> = chunks
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["logprobs"][name].as_array())
+            .flatten()
+            .cloned()
+            .collect();
+        assert_eq!(Json::from(told), whole["choices"][0]["logprobs"][name], "{name}");
+        assert_eq!(whole["choices"][0]["logprobs"][name].as_array().map(Vec::len), Some(6));
+    }
+}
+
+#[test]
+fn a_model_without_a_template_does_not_chat() {
+    let server = serve(&["--model", &model("tiny-llama.gguf")]);
+    let request = json!({ "model": "tiny-llama", "messages": [{ "role": "user", "content": "hi" }] });
+    let error = post(server.address, "/v1/chat/completions", &request).error(400);
+    assert_eq!(error["param"], "model");
+    assert!(error["message"].as_str().unwrap().contains("ask /v1/completions"), "{error}");
+}
+
+#[test]
+fn texts_become_tokens_and_tokens_texts() {
+    let server = serve(&["--model", &model("gemma-3-270m-q4_k_m.gguf"), "--alias", "g"]);
+    let tokens = |request: Json| post(server.address, "/tokenize", &request).json(200);
+    let told = tokens(json!({ "model": "g", "prompt": "The capital of France", "return_token_strs": true }));
+    let ids = told["tokens"].as_array().unwrap();
+    assert_eq!(
+        (told["count"].as_u64(), told["token_strs"].as_array().map(Vec::len)),
+        (Some(ids.len() as u64), Some(ids.len()))
+    );
+    let bare = tokens(json!({ "model": "g", "prompt": "The capital of France", "add_special_tokens": false }));
+    assert_eq!(bare["tokens"].as_array().unwrap()[..], ids[1..], "the first one begins a text");
+    let back = post(server.address, "/detokenize", &json!({ "model": "g", "tokens": bare["tokens"] })).json(200);
+    assert_eq!(back["prompt"], "The capital of France");
+    for (request, param) in [
+        (json!({ "model": "g" }), "prompt"),
+        (json!({ "model": "g", "prompt": "x", "messages": [] }), "prompt"),
+        (json!({ "model": "g", "prompt": "x", "text": "y" }), "text"),
+    ] {
+        assert_eq!(post(server.address, "/tokenize", &request).error(400)["param"], param);
+    }
+    for tokens in [json!(null), json!("x"), json!([-1]), json!([9_999_999])] {
+        let error = post(server.address, "/detokenize", &json!({ "model": "g", "tokens": tokens })).error(400);
+        assert_eq!(error["param"], "tokens");
+    }
+}
+
+#[test]
+fn what_a_user_writes_is_no_control_token() {
+    let server = serve(&[]);
+    let count = |text: &str| {
+        let request = json!({ "model": "pocket", "messages": [{ "role": "user", "content": text }] });
+        post(server.address, "/tokenize", &request).json(200)["count"].as_u64().unwrap()
+    };
+    assert!(count("<|USER|>") > count("") + 1);
+}

@@ -1,0 +1,88 @@
+//! The server as a library: in this process, with settings that the program does not offer.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use farpost::engine::{Engine, EngineOptions, Sampling};
+use farpost::kernels::cpu::Cpu;
+use farpost::server::{Served, Server, ServerError, ServerOptions};
+use farpost::{Model, ModelOptions};
+use serde_json::json;
+
+use crate::http::{connect, get, post_request, raw};
+use crate::program::PATIENCE;
+
+/// Runs a server while `test` asks it.
+fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnOnce(SocketAddr)) {
+    let options = ServerOptions { address: ([127, 0, 0, 1], 0).into(), is_quiet: true, ..options };
+    let server = Server::bind(options).unwrap();
+    let (address, stopper) = (server.address(), server.stopper());
+    let (sender, ready) = mpsc::channel();
+    let load = move || -> Result<Served, ServerError> {
+        let path = farpost_firmware_tests::model("gemma-3-270m-q4_k_m.gguf");
+        let model = Arc::new(Model::open(&path, &ModelOptions::default()).unwrap());
+        let engine = Engine::open(model, Arc::new(Cpu::detect()), &engine).unwrap();
+        Ok(Served { name: "g".to_owned(), engine, sampling: Sampling::default() })
+    };
+    let server = std::thread::spawn(move || server.run(load, move || sender.send(()).unwrap()));
+    ready.recv_timeout(PATIENCE).unwrap();
+    test(address);
+    stopper.stop();
+    server.join().unwrap().unwrap();
+}
+
+#[test]
+fn whoever_waits_sees_that_the_connection_lives() {
+    let options = ServerOptions {
+        ping_interval: Duration::from_millis(20),
+        drain_timeout: Duration::ZERO,
+        ..ServerOptions::default()
+    };
+    let engine = EngineOptions { max_running: 1, context: Some(1024), ..EngineOptions::default() };
+    with_server(options, engine, |address| {
+        let request = json!({ "model": "g", "prompt": "Once", "ignore_eos": true, "stream": true });
+        let request = post_request("/v1/completions", &request.to_string(), "");
+        let read_until = |stream: &mut std::net::TcpStream, part: &str| {
+            let (mut seen, mut buffer) = (String::new(), [0; 1024]);
+            while !seen.contains(part) {
+                let n = stream.read(&mut buffer).unwrap();
+                assert!(n > 0, "{seen}");
+                seen.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+            }
+            seen
+        };
+        let mut running = connect(address);
+        running.write_all(request.as_bytes()).unwrap();
+        read_until(&mut running, "data: ");
+        let mut waiting = connect(address);
+        waiting.write_all(request.as_bytes()).unwrap();
+        let seen = read_until(&mut waiting, ": ping\n\n");
+        assert!(!seen.contains("data: "), "{seen}");
+        // Its turn comes when the other goes away.
+        drop(running);
+        read_until(&mut waiting, "data: ");
+    });
+}
+
+#[test]
+fn slow_clients_are_not_waited_for_and_others_are_served() {
+    let options = ServerOptions {
+        head_timeout: Duration::from_millis(50),
+        body_timeout: Duration::from_millis(50),
+        max_connections: 2,
+        ..ServerOptions::default()
+    };
+    with_server(options, EngineOptions::default(), |address| {
+        let mut silent = connect(address);
+        silent.write_all(b"GET /healthz HT").unwrap();
+        let mut rest = Vec::new();
+        let _ = silent.read_to_end(&mut rest);
+        assert!(!rest.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
+        let half = "Content-Type: application/json\r\nContent-Length: 100\r\n";
+        let reply = raw(address, (crate::http::head("POST", "/v1/completions", half) + "{").as_bytes());
+        assert_eq!(reply.error(408)["code"], "request_timeout");
+        assert_eq!(get(address, "/healthz").status, 200);
+    });
+}

@@ -1,0 +1,98 @@
+//! How a server ends and does not begin: drained in good order, at once when told twice, and with exit codes.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::json;
+
+use crate::http::{chunks, connect, get, parse, post_request};
+use crate::program::{command, model, serve};
+use crate::streams::wait_until;
+
+const PATH: &str = "/v1/completions";
+
+/// Begins a long stream and reads its first bytes.
+fn begin(server: &crate::program::Running, max_tokens: usize) -> (TcpStream, Vec<u8>) {
+    let request = json!({ "model": "g", "prompt": "Once upon a time", "ignore_eos": true, "stream": true, "max_tokens": max_tokens });
+    let mut stream = connect(server.address);
+    stream.write_all(post_request(PATH, &request.to_string(), "").as_bytes()).unwrap();
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&seen).contains("data: ") {
+        let n = stream.read(&mut buffer).unwrap();
+        assert!(n > 0, "{}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&buffer[..n]);
+    }
+    (stream, seen)
+}
+
+fn slow(more: &[&str]) -> crate::program::Running {
+    let path = model("gemma-3-270m-q4_k_m.gguf");
+    serve(&[&["--model", &path, "--alias", "g", "--context", "2048"], more].concat())
+}
+
+#[test]
+fn what_runs_is_finished_and_nothing_new_is_taken() {
+    let mut server = slow(&[]);
+    // Open before the end, used after it.
+    let mut idle = connect(server.address);
+    let (mut stream, mut seen) = begin(&server, 60);
+    server.signal("TERM");
+    wait_until(|| TcpStream::connect(server.address).is_err());
+    let mut bytes = Vec::new();
+    let _ = idle.write_all(crate::http::head("GET", "/readyz", "").as_bytes());
+    let _ = idle.read_to_end(&mut bytes);
+    assert!(bytes.is_empty() || parse(&bytes).status == 503);
+    stream.read_to_end(&mut seen).unwrap();
+    let chunks = chunks(&parse(&seen));
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn what_is_not_done_in_time_is_told_so() {
+    let mut server = slow(&["--drain", "0"]);
+    let (mut stream, mut seen) = begin(&server, 1900);
+    server.signal("TERM");
+    stream.read_to_end(&mut seen).unwrap();
+    let reply = parse(&seen);
+    let events = crate::http::events(&reply.body);
+    let last: serde_json::Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!((&last["error"]["code"], &last["error"]["type"]), (&"draining".into(), &"overloaded".into()));
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut server = slow(&[]);
+    let (_stream, _) = begin(&server, 1900);
+    server.signal("INT");
+    wait_until(|| TcpStream::connect(server.address).is_err());
+    server.signal("INT");
+    assert_eq!(server.ended().code(), Some(130));
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_again() {
+    let server = slow(&["--parallel", "1", "--queue", "1"]);
+    let (_running, _) = begin(&server, 1900);
+    let request = json!({ "model": "g", "prompt": "and then", "max_tokens": 4 }).to_string();
+    let mut waiting = connect(server.address);
+    waiting.write_all(post_request(PATH, &request, "").as_bytes()).unwrap();
+    wait_until(|| get(server.address, "/metrics").body.contains("farpost_queue_depth{model=\"g\"} 1\n"));
+    let reply = crate::http::raw(server.address, post_request(PATH, &request, "").as_bytes());
+    let error = reply.error(429);
+    assert_eq!((&error["type"], &error["code"]), (&"rate_limit_error".into(), &"queue_full".into()));
+    assert!(reply.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
+}
+
+#[test]
+fn a_server_that_can_not_begin_says_why() {
+    let output = command(&["--model", "/nonexistent.gguf"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let server = serve(&[]);
+    let port = server.address.port().to_string();
+    let output = command(&["--port", &port]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains(&format!("cannot listen on 127.0.0.1:{port}")) && err.contains("hint: --port"), "{err}");
+}

@@ -1,0 +1,13 @@
+//! `farpost serve` from outside: the real program, asked over plain sockets, so that every byte of an answer counts.
+
+#![allow(clippy::needless_pass_by_value, reason = "JSON is written where it is used")]
+
+mod access;
+mod chat;
+mod completions;
+mod embedded;
+mod endings;
+mod http;
+mod program;
+mod status;
+mod streams;

@@ -1,0 +1,138 @@
+//! Routes beside those for text: health, version, metrics, models; and what is said where there is nothing.
+
+use serde_json::{Value as Json, json};
+
+use crate::chat::{PATH, ask};
+use crate::http::{get, head, post, raw};
+use crate::program::{TempFile, serve, start};
+
+#[test]
+fn health_version_and_models_are_told() {
+    let mut server = start(&[]);
+    assert_eq!(get(server.address, "/healthz").json(200), json!({ "status": "ok" }));
+    server.wait_for("ready: ");
+    assert_eq!(get(server.address, "/readyz").json(200), json!({ "status": "ready" }));
+    let version = get(server.address, "/version").json(200);
+    assert_eq!((&version["program"], &version["version"]), (&"farpost".into(), &env!("CARGO_PKG_VERSION").into()));
+    assert_eq!(version["models"][0]["name"], "pocket");
+    crate::streams::wait_until(|| {
+        let version = get(server.address, "/version").json(200);
+        version["models"][0]["sha256"].as_str().is_some_and(|hash| hash.len() == 64)
+    });
+    let models = get(server.address, "/v1/models").json(200);
+    let model = models["data"][0].clone();
+    assert_eq!(
+        (&models["object"], &model["id"], &model["object"]),
+        (&"list".into(), &"pocket".into(), &"model".into())
+    );
+    assert_eq!(get(server.address, "/v1/models/pocket").json(200), model);
+    assert_eq!(get(server.address, "/v1/models/other").error(404)["code"], "model_not_found");
+    let fingerprint = post(server.address, PATH, &ask(json!({}))).json(200)["system_fingerprint"].clone();
+    assert!(fingerprint.as_str().is_some_and(|text| text.starts_with("fp_")), "{fingerprint}");
+}
+
+#[test]
+fn errors_have_one_shape_everywhere() {
+    let server = serve(&[]);
+    for path in ["/nothing", "/v1", "/v1/models/", "//v1/models", "/v1/chat/completions/", "/v1/models/a/b"] {
+        let error = get(server.address, path).error(404);
+        assert_eq!((&error["type"], &error["code"]), (&"not_found_error".into(), &"unknown_url".into()), "{path}");
+    }
+    let reply = get(server.address, PATH);
+    assert_eq!((&reply.error(405)["code"], reply.header("allow")), (&"method_not_allowed".into(), Some("POST")));
+    let reply = post(server.address, "/healthz", &json!({}));
+    assert_eq!((&reply.error(405)["param"], reply.header("allow")), (&Json::Null, Some("GET,HEAD")));
+    let reply = raw(server.address, head("HEAD", "/v1/models", "").as_bytes());
+    assert_eq!((reply.status, reply.body.as_str()), (200, ""));
+    let text = "Content-Type: text/plain\r\nContent-Length: 2\r\n";
+    assert_eq!(
+        raw(server.address, (head("POST", PATH, text) + "{}").as_bytes()).error(415)["code"],
+        "unsupported_media_type"
+    );
+    let large = "Content-Type: application/json; charset=utf-8\r\nContent-Length: 99999999\r\n";
+    assert_eq!(raw(server.address, head("POST", PATH, large).as_bytes()).error(413)["code"], "request_too_large");
+    let chunked = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
+    let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, " ".repeat(1 << 20));
+    let request = head("POST", PATH, chunked) + &chunk.repeat(9) + "0\r\n\r\n";
+    assert_eq!(raw(server.address, request.as_bytes()).error(413)["code"], "request_too_large");
+    let header = format!("X: {}\r\n", "y".repeat(20_000));
+    assert_eq!(raw(server.address, head("GET", "/healthz", &header).as_bytes()).status, 431);
+    let both = "Content-Length: 2\r\nContent-Length: 3\r\n";
+    assert_eq!(raw(server.address, (head("POST", PATH, both) + "{}").as_bytes()).status, 400);
+}
+
+#[test]
+fn bodies_come_in_chunks_byte_by_byte_and_after_a_go_ahead() {
+    let server = serve(&[]);
+    let body = ask(json!({})).to_string();
+    let chunks: String = body.chars().map(|c| format!("{:x}\r\n{c}\r\n", c.len_utf8())).collect();
+    let chunked = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
+    raw(server.address, (head("POST", PATH, chunked) + &chunks + "0\r\n\r\n").as_bytes()).json(200);
+    let more = format!("Content-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {}\r\n", body.len());
+    let mut stream = crate::http::connect(server.address);
+    use std::io::{Read, Write};
+    stream.write_all(head("POST", PATH, &more).as_bytes()).unwrap();
+    let mut go_ahead = [0; 25];
+    stream.read_exact(&mut go_ahead).unwrap();
+    assert_eq!(&go_ahead, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(body.as_bytes()).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    crate::http::parse(&bytes).json(200);
+}
+
+#[test]
+fn request_ids_are_kept_and_made() {
+    let server = serve(&[]);
+    let with = |id: &str| {
+        let reply = raw(server.address, head("GET", "/healthz", &format!("X-Request-Id: {id}\r\n")).as_bytes());
+        reply.header("x-request-id").unwrap().to_owned()
+    };
+    assert_eq!(with("my-id_1.2"), "my-id_1.2");
+    let made = [with("a b"), with(&"x".repeat(65))];
+    assert!(made.iter().all(|id| id.starts_with("req_")) && made[0] != made[1], "{made:?}");
+}
+
+#[test]
+fn metrics_agree_with_a_counted_run() {
+    let server = serve(&[]);
+    let usage: Vec<Json> =
+        (0..3).map(|_| post(server.address, PATH, &ask(json!({}))).json(200)["usage"].clone()).collect();
+    post(server.address, PATH, &ask(json!({ "n": 0 }))).error(400);
+    let reply = get(server.address, "/metrics");
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let value = |line: &str| {
+        let found =
+            reply.body.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse::<f64>().ok());
+        found.unwrap_or_else(|| panic!("{line} is missing in {}", reply.body))
+    };
+    let sum = |name: &str| usage.iter().map(|usage| usage[name].as_f64().unwrap()).sum::<f64>();
+    let labels = "{model=\"pocket\",key=\"\"}";
+    assert_eq!(value(&format!("farpost_prompt_tokens_total{labels}")), sum("prompt_tokens"));
+    assert_eq!(value(&format!("farpost_generated_tokens_total{labels}")), sum("completion_tokens"));
+    assert_eq!(value("farpost_requests_total{model=\"pocket\",key=\"\",outcome=\"done\"}"), 3.0);
+    assert_eq!(value("farpost_refused_total{reason=\"invalid_request\"}"), 1.0);
+    for name in ["time_to_first_token", "queue", "request"] {
+        assert_eq!(value(&format!("farpost_{name}_seconds_count{labels}")), 3.0, "{name}");
+    }
+    for line in reply.body.lines() {
+        let is_comment = line.starts_with("# HELP farpost_") || line.starts_with("# TYPE farpost_");
+        let is_sample =
+            || line.rsplit_once(' ').is_some_and(|(name, n)| name.starts_with("farpost_") && n.parse::<f64>().is_ok());
+        assert!(is_comment || is_sample(), "{line}");
+    }
+}
+
+#[test]
+fn logs_hold_ids_and_no_prompts() {
+    let keys = TempFile::new("logs.json", crate::access::KEYS);
+    let mut server = serve(&["--json", "--keys", keys.path()]);
+    let key = format!("Authorization: Bearer {}\r\nX-Request-Id: find-me\r\n", crate::access::KITCHEN);
+    let request = crate::http::post_request(PATH, &ask(json!({})).to_string(), &key);
+    raw(server.address, request.as_bytes()).json(200);
+    let line: Json = serde_json::from_str(&server.wait_for("find-me")).unwrap();
+    assert_eq!((&line["path"], &line["status"], &line["key"]), (&PATH.into(), &200.into(), &"kitchen".into()));
+    server.signal("TERM");
+    let said = server.said();
+    assert!(!said.contains("porch") && !said.contains(crate::access::KITCHEN), "{said}");
+}
