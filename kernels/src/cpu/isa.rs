@@ -143,6 +143,13 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "for emulated processors: firmware-tests/aarch64 says in FARPOST_TEST_ISA which set each has"]
+    fn the_best_set_is_the_one_the_processor_is_known_for() {
+        let expected = std::env::var("FARPOST_TEST_ISA").expect("FARPOST_TEST_ISA is set");
+        assert_eq!(Isa::detect().name(), expected, "of {:?}", Isa::available());
+    }
+
+    #[test]
     fn a_set_that_is_not_there_is_refused_with_the_list() {
         let error = Isa::choose(Some("mmx")).unwrap_err().to_string();
         assert!(error.starts_with("instruction set 'mmx' is not available on this processor, expected one of: scalar"));
