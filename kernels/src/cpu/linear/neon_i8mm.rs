@@ -50,7 +50,8 @@ pub(crate) unsafe fn smmla(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x
 unsafe fn steps(rows: [*const i8; 2]) -> [int8x16_t; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        let [first, second] = rows.map(|row| vreinterpretq_s64_s8(vld1q_s8(row)));
+        // No `map` here nor below: it stays a call, around which all sums are stored and loaded again.
+        let (first, second) = (vreinterpretq_s64_s8(vld1q_s8(rows[0])), vreinterpretq_s64_s8(vld1q_s8(rows[1])));
         [vreinterpretq_s8_s64(vzip1q_s64(first, second)), vreinterpretq_s8_s64(vzip2q_s64(first, second))]
     }
 }
@@ -73,8 +74,8 @@ unsafe fn of_inputs(values: [*const f32; 2]) -> float32x4_t {
 unsafe fn of_weights(values: *const f32) -> float32x4_t {
     // SAFETY: the caller's promise.
     unsafe {
-        let both = vld1_f32(values);
-        vcombine_f32(both, both)
+        // One load and no more; weights of pairs begin at multiples of eight bytes.
+        vreinterpretq_f32_u64(vld1q_dup_u64(values.cast()))
     }
 }
 
@@ -109,7 +110,7 @@ impl Pair {
         unsafe {
             let offset = vreinterpretq_s8_u8(vdupq_n_u8(F::OFFSET));
             for at in (0..CHUNK).step_by(16) {
-                let both = steps([0, 1].map(|row| rows[row].codes.as_ptr().add(at).cast::<i8>()));
+                let both = steps([rows[0].codes.as_ptr().add(at).cast(), rows[1].codes.as_ptr().add(at).cast()]);
                 for (step, codes) in both.into_iter().enumerate() {
                     vst1q_s8(self.codes.as_mut_ptr().add(2 * at + 16 * step), vsubq_s8(codes, offset));
                 }
@@ -140,16 +141,17 @@ impl Pair {
             for sub in 0..CHUNK / F::SUB {
                 let mut total = vdupq_n_s32(0);
                 for at in (sub * F::SUB..(sub + 1) * F::SUB).step_by(16) {
-                    let x = steps(inputs.map(|input| input.codes.add(at)));
+                    let x = steps([inputs[0].codes.add(at), inputs[1].codes.add(at)]);
                     for (step, x) in x.into_iter().enumerate() {
                         total = smmla(total, x, vld1q_s8(self.codes.as_ptr().add(2 * at + 16 * step)));
                     }
                 }
-                let own = of_inputs(inputs.map(|input| input.scales.add(sub * F::SUB / 32)));
+                let block = sub * F::SUB / 32;
+                let own = of_inputs([inputs[0].scales.add(block), inputs[1].scales.add(block)]);
                 let scale = vmulq_f32(of_weights(self.scales.as_ptr().add(2 * sub)), own);
                 sum = vfmaq_f32(sum, vcvtq_f32_s32(total), scale);
                 if F::HAS_MIN {
-                    let own = of_inputs(inputs.map(|input| sums_of::<F>(input).add(sub)));
+                    let own = of_inputs([sums_of::<F>(inputs[0]).add(sub), sums_of::<F>(inputs[1]).add(sub)]);
                     sum = vfmaq_f32(sum, of_weights(self.mins.as_ptr().add(2 * sub)), own);
                 }
             }
@@ -202,7 +204,7 @@ unsafe fn flat_pairs<F: Format, const PAIRS: usize>(job: &Job<'_>, start: usize,
                 }
                 pair.set::<F>(&weights);
                 for ((sum, outliers), inputs) in sums.iter_mut().zip(&mut outliers).zip(inputs).take(n_pairs) {
-                    let inputs = inputs.map(|input| input.advance(chunk));
+                    let inputs = [inputs[0].advance(chunk), inputs[1].advance(chunk)];
                     *sum = pair.dot::<F>(*sum, inputs);
                     for (input, outliers) in inputs.into_iter().zip(outliers) {
                         input.outliers_of_chunk(|Outlier { at, value }| {
@@ -247,19 +249,23 @@ pub(super) unsafe fn tile<F: Format, const N: usize, const PAIRS: usize>(
         for sub in 0..job.cols() / F::SUB {
             let mut totals = [[vdupq_n_s32(0); PANEL_PAIRS]; PAIRS];
             for at in (sub * F::SUB..(sub + 1) * F::SUB).step_by(16) {
-                let x = inputs.map(|pair| steps(pair.map(|input| input.codes.add(at))));
+                let mut x = [[vdupq_n_s8(0); 2]; PAIRS];
+                for (x, pair) in x.iter_mut().zip(&inputs) {
+                    *x = steps([pair[0].codes.add(at), pair[1].codes.add(at)]);
+                }
                 for step in 0..2 {
                     for rows in 0..PANEL_PAIRS {
                         let weights = vld1q_s8(codes.add(Set::ROWS * (at + 8 * step) + 16 * rows));
-                        for (totals, x) in totals.iter_mut().zip(x) {
+                        for (totals, x) in totals.iter_mut().zip(&x) {
                             totals[rows] = smmla(totals[rows], x[step], weights);
                         }
                     }
                 }
             }
-            for ((sums, totals), pair) in sums.iter_mut().zip(totals).zip(inputs) {
-                let own = of_inputs(pair.map(|input| input.scales.add(sub * F::SUB / 32)));
-                let own_sums = of_inputs(pair.map(|input| sums_of::<F>(input).add(sub)));
+            let block = sub * F::SUB / 32;
+            for ((sums, totals), pair) in sums.iter_mut().zip(&totals).zip(&inputs) {
+                let own = of_inputs([pair[0].scales.add(block), pair[1].scales.add(block)]);
+                let own_sums = of_inputs([sums_of::<F>(pair[0]).add(sub), sums_of::<F>(pair[1]).add(sub)]);
                 for rows in 0..PANEL_PAIRS {
                     let at = Set::ROWS * sub + 2 * rows;
                     let scale = vmulq_f32(of_weights(scales.add(at)), own);
