@@ -18,6 +18,8 @@ pub enum Isa {
     Neon,
     /// 64-bit Arm with the dot product instructions.
     NeonDot,
+    /// The same with the matrix instructions for int8, for products with two and more rows.
+    NeonI8mm,
 }
 
 /// A forced instruction set that is unknown or not there.
@@ -29,7 +31,8 @@ pub struct IsaError {
 }
 
 impl Isa {
-    const ALL: [Self; 6] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon, Self::NeonDot];
+    const ALL: [Self; 7] =
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon, Self::NeonDot, Self::NeonI8mm];
 
     /// Name used by `FARPOST_CPU` and reports.
     pub fn name(self) -> &'static str {
@@ -40,6 +43,7 @@ impl Isa {
             Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDot => "neon-dot",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -97,6 +101,8 @@ impl Isa {
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot => Self::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Self::NeonDot.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[allow(unreachable_patterns)]
             _ => false,
         }
@@ -134,6 +140,13 @@ mod tests {
         assert_eq!(available.last(), Some(&Isa::detect()));
         assert_eq!(Isa::choose(None), Ok(Isa::detect()));
         assert_eq!(Isa::choose(Some("SCALAR")), Ok(Isa::Scalar));
+    }
+
+    #[test]
+    #[ignore = "for emulated processors: firmware-tests/aarch64 says in FARPOST_TEST_ISA which set each has"]
+    fn the_best_set_is_the_one_the_processor_is_known_for() {
+        let expected = std::env::var("FARPOST_TEST_ISA").expect("FARPOST_TEST_ISA is set");
+        assert_eq!(Isa::detect().name(), expected, "of {:?}", Isa::available());
     }
 
     #[test]

@@ -282,6 +282,8 @@ unsafe fn int8(isa: Isa, repeats: usize) -> usize {
             Isa::Neon => sets::neon(repeats),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDot => sets::neon_dot(repeats),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => sets::neon_i8mm(repeats),
             _ => int8_in_turn(repeats),
         }
     }
@@ -347,8 +349,12 @@ mod sets {
     use std::arch::aarch64::*;
     use std::hint::black_box;
 
-    use crate::cpu::linear::sdot;
+    use crate::cpu::linear::{sdot, smmla};
 
+    int8_repeats!(neon_i8mm, "neon,i8mm", 24 x 32, |byte| vreinterpretq_s32_s8(vdupq_n_s8(byte)), |sum, x| {
+        let bytes = vreinterpretq_s8_s32(x);
+        smmla(sum, bytes, bytes)
+    });
     int8_repeats!(neon_dot, "neon,dotprod", 24 x 16, |byte| vreinterpretq_s32_s8(vdupq_n_s8(byte)), |sum, x| {
         let bytes = vreinterpretq_s8_s32(x);
         sdot(sum, bytes, bytes)

@@ -20,7 +20,7 @@ pub struct Args {
 
 /// What the environment decides, for every page.
 const ENVIRONMENT: [(&str, &str); 3] = [
-    ("FARPOST_CPU", "forces the instruction set of the kernels: scalar, avx2, avx512, amx, neon, neon-dot"),
+    ("FARPOST_CPU", "forces the instruction set of the kernels: scalar, avx2, avx512, amx, neon, neon-dot, neon-i8mm"),
     ("FARPOST_MODELS", "the folder in which models are found by name, otherwise ~/.local/share/farpost/models"),
     ("NO_COLOR", "no colour, unless --color asks for it"),
 ];

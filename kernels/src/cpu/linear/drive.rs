@@ -1,7 +1,7 @@
 //! The loops around the instructions: few input rows (flat) and many (tall), written once.
 //!
 //! Flat: each weight row is unpacked chunk by chunk and met with all input rows at once. Tall: a panel of weight rows
-//! is unpacked whole, in the order [k / 4][row][4], then runs over tiles of input rows; its codes are read and its
+//! is unpacked whole, in the order [k / 4][row][4] (or as [`Engine::place`] says), then runs over tiles of input rows; its codes are read and its
 //! scales applied once per tile. An [`Engine`] brings the instructions; its functions are inlined into functions that
 //! enable them.
 
@@ -53,8 +53,13 @@ pub(crate) trait Engine {
     unsafe fn total(sum: Self::Sum) -> f32;
     /// Asks for the cache line at an address (which may be anything).
     unsafe fn prefetch(address: *const u8);
-    /// Writes one chunk of [`Engine::ROWS`] rows in the order of a panel: for every four codes, every scale and every
-    /// minimum those of all rows side by side.
+    /// Where a panel has the four codes `word` of a row, in words.
+    #[inline(always)]
+    fn place(word: usize, lane: usize) -> usize {
+        word * Self::ROWS + lane
+    }
+    /// Writes one chunk of [`Engine::ROWS`] rows in the order of a panel: codes where [`Engine::place`] says, for every
+    /// scale and every minimum those of all rows side by side.
     ///
     /// The places have room for a chunk: `ROWS` times 64 words of codes, `subs` scales and `subs` minima.
     #[inline(always)]
@@ -69,7 +74,7 @@ pub(crate) trait Engine {
             // SAFETY: the caller's promise.
             unsafe {
                 for (word, four) in row.codes.as_chunks::<4>().0.iter().enumerate() {
-                    *codes.add(word * Self::ROWS + lane) = u32::from_ne_bytes(*four);
+                    *codes.add(Self::place(word, lane)) = u32::from_ne_bytes(*four);
                 }
                 for sub in 0..subs {
                     *scales.add(sub * Self::ROWS + lane) = row.scales[sub];
@@ -267,10 +272,10 @@ unsafe fn add_outliers<E: Engine, F: Format>(job: &Job<'_>, number: usize, row: 
                 for Outlier { at, value } in input.advance(chunk).outliers_of_chunk() {
                     is_any = true;
                     let at = chunk * CHUNK + at;
-                    let (words, shift) = (words.add(at / 4 * E::ROWS), 8 * (at % 4) as u32);
+                    let shift = 8 * (at % 4) as u32;
                     let scales = scales.add(at / F::SUB * E::ROWS);
                     for (lane, sum) in sums.iter_mut().enumerate().take(E::ROWS) {
-                        let byte = ((*words.add(lane)).to_le() >> shift) as u8;
+                        let byte = ((*words.add(E::place(at / 4, lane))).to_le() >> shift) as u8;
                         // Panels of signed codes have the offset off already.
                         let code = if E::UNSIGNED { as_multiplied::<E, F>(byte) } else { i32::from(byte as i8) };
                         *sum += *scales.add(lane) * code as f32 * value;

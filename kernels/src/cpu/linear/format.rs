@@ -44,11 +44,11 @@ pub(crate) trait Format: 'static {
     const STORED_HALVES: bool = false;
 
     /// Where the bits lie, for instruction sets that unpack with vectors of their own; none where codes are `PACKED`.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks planes of bits with plain code"))]
     const LAYOUT: Option<Layout> = None;
 
     /// How codes lie that are no bit planes: codebooks and trits.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors"))]
     const PACKED: Option<Packed> = None;
 
     /// Unpacks one block; codes of a type with a table are left as stored. The slices have `BYTES`, `LEN` and `LEN / SUB` elements; `mins` is written only where

@@ -11,7 +11,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors"))]
 mod codebook;
 mod drive;
 mod drive_floats;
@@ -26,16 +26,20 @@ mod input_tiles;
 mod job;
 #[cfg(target_arch = "x86_64")]
 mod lanes_avx512;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks with plain code"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "NEON unpacks planes of bits with plain code"))]
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_i8mm;
 #[cfg(target_arch = "x86_64")]
 mod packed_avx2;
 #[cfg(target_arch = "x86_64")]
 mod packed_avx512;
 #[cfg(target_arch = "x86_64")]
 mod packed_lanes_avx512;
+#[cfg(target_arch = "aarch64")]
+mod packed_neon;
 #[cfg(target_arch = "x86_64")]
 mod picks_x86;
 mod quantize;
@@ -62,6 +66,8 @@ pub(crate) use amx::tile_products;
 pub(crate) use format::half_value;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon_i8mm::smmla;
 
 use super::isa::Isa;
 use crate::order::Order;
@@ -144,6 +150,10 @@ fn kernel(isa: Isa, dtype: DType, is_tall: bool) -> Kernel {
         (Isa::NeonDot, false) => pick!(dtype, neon, flat_dot, floats_flat),
         #[cfg(target_arch = "aarch64")]
         (Isa::NeonDot, true) => pick!(dtype, neon, tall_dot, floats_tall),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonI8mm, false) => pick!(dtype, neon, flat_i8mm, floats_flat),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonI8mm, true) => pick!(dtype, neon, tall_i8mm, floats_tall),
         _ => pick!(dtype, scalar, blocks, floats),
     }
 }

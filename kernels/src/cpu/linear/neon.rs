@@ -1,5 +1,5 @@
 //! 64-bit Arm: signed codes times signed activations, with `sdot` where the processor has it and with widening
-//! multiplies and pairwise sums where not.
+//! multiplies and pairwise sums where not; with `smmla` see `neon_i8mm`.
 //!
 //! `sdot`, `fcvtl` and `prfm` are written as assembly: their intrinsics are not stable.
 
@@ -11,10 +11,13 @@ use super::drive_floats;
 use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::Job;
+use super::neon_i8mm;
+use super::packed_neon;
 use super::scalar::Float;
 
-/// NEON, with the dot product instructions or without.
-pub(crate) struct Neon<const DOT: bool>;
+/// NEON, with the dot product instructions or without, and where it has those with the matrix instructions for int8 or
+/// without.
+pub(crate) struct Neon<const DOT: bool, const I8MM: bool>;
 
 /// Input rows of a tile: per row 8 weight rows, so 2 float and 2 (with `sdot`) or 4 integer accumulators.
 const TILE: usize = 4;
@@ -30,12 +33,14 @@ macro_rules! kernel {
         }
     };
 }
-kernel!("neon", flat<F: Format> => drive::flat::<Neon<false>, F>);
-kernel!("neon", tall<F: Format> => drive::tall::<Neon<false>, F>);
-kernel!("neon", floats_flat<T: Float> => drive_floats::floats_flat::<Neon<false>, T>);
-kernel!("neon", floats_tall<T: Float> => drive_floats::floats_tall::<Neon<false>, T, 16>);
-kernel!("neon,dotprod", flat_dot<F: Format> => drive::flat::<Neon<true>, F>);
-kernel!("neon,dotprod", tall_dot<F: Format> => drive::tall::<Neon<true>, F>);
+kernel!("neon", flat<F: Format> => drive::flat::<Neon<false, false>, F>);
+kernel!("neon", tall<F: Format> => drive::tall::<Neon<false, false>, F>);
+kernel!("neon", floats_flat<T: Float> => drive_floats::floats_flat::<Neon<false, false>, T>);
+kernel!("neon", floats_tall<T: Float> => drive_floats::floats_tall::<Neon<false, false>, T, 16>);
+kernel!("neon,dotprod", flat_dot<F: Format> => drive::flat::<Neon<true, false>, F>);
+kernel!("neon,dotprod", tall_dot<F: Format> => drive::tall::<Neon<true, false>, F>);
+kernel!("neon,dotprod,i8mm", flat_i8mm<F: Format> => neon_i8mm::flat::<F>);
+kernel!("neon,dotprod,i8mm", tall_i8mm<F: Format> => drive::tall::<Neon<true, true>, F>);
 
 /// Adds to each of four sums the products of four neighbours.
 ///
@@ -88,7 +93,7 @@ unsafe fn products<const DOT: bool>(sum: int32x4_t, weights: int8x16_t, x: int8x
 }
 
 // SAFETY (all functions): callers have the instructions.
-impl<const DOT: bool> UnpacksPlainly for Neon<DOT> {
+impl<const DOT: bool, const I8MM: bool> UnpacksPlainly for Neon<DOT, I8MM> {
     #[inline(always)]
     unsafe fn look_up(table: [u8; 16], codes: &mut [u8; CHUNK]) {
         // SAFETY: see the impl; whole vectors of the array.
@@ -113,7 +118,7 @@ impl<const DOT: bool> UnpacksPlainly for Neon<DOT> {
 }
 
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
-impl<const DOT: bool> Engine for Neon<DOT> {
+impl<const DOT: bool, const I8MM: bool> Engine for Neon<DOT, I8MM> {
     type Weights = Unpacked;
     type Sum = [float32x4_t; 2];
     type Floats = float32x4_t;
@@ -134,8 +139,13 @@ impl<const DOT: bool> Engine for Neon<DOT> {
 
     #[inline(always)]
     unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Unpacked) {
-        // SAFETY: see the impl.
-        unsafe { drive::unpack_plain::<Self, F>(bytes, out) };
+        // SAFETY: see the impl; blocks of 256 weights are whole chunks.
+        unsafe {
+            match F::PACKED {
+                Some(packed) => packed_neon::unpack(packed, bytes[..F::BYTES].as_ptr(), out),
+                None => drive::unpack_plain::<Self, F>(bytes, out),
+            }
+        }
     }
 
     #[inline(always)]
@@ -183,15 +193,23 @@ impl<const DOT: bool> Engine for Neon<DOT> {
     }
 
     #[inline(always)]
+    fn place(word: usize, lane: usize) -> usize {
+        // Two words of a row side by side where vectors are eight columns of two rows.
+        if I8MM { word / 2 * 2 * Self::ROWS + 2 * lane + word % 2 } else { word * Self::ROWS + lane }
+    }
+
+    #[inline(always)]
     unsafe fn tiles<F: Format>(job: &Job<'_>, row: usize, n_rows: usize) {
         let mut start = job.input_rows.start;
         while start < job.input_rows.end {
             // SAFETY: see the impl; the tile's input rows are inside the job.
             start += unsafe {
-                if job.input_rows.end - start >= TILE {
-                    tile::<F, DOT, TILE>(job, row, n_rows, start)
-                } else {
-                    tile::<F, DOT, 1>(job, row, n_rows, start)
+                match job.input_rows.end - start {
+                    TILE.. if I8MM => neon_i8mm::tile::<F, TILE, { TILE / 2 }>(job, row, n_rows, start),
+                    2.. if I8MM => neon_i8mm::tile::<F, 2, 1>(job, row, n_rows, start),
+                    _ if I8MM => neon_i8mm::tile::<F, 1, 1>(job, row, n_rows, start),
+                    TILE.. => tile::<F, DOT, TILE>(job, row, n_rows, start),
+                    _ => tile::<F, DOT, 1>(job, row, n_rows, start),
                 }
             };
         }

@@ -119,7 +119,9 @@ macro_rules! dispatch {
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::Isa::Avx2 => sets::avx2 $(::<$G>)? ($($arg),*),
                     #[cfg(target_arch = "aarch64")]
-                    $crate::cpu::isa::Isa::Neon | $crate::cpu::isa::Isa::NeonDot => sets::neon $(::<$G>)? ($($arg),*),
+                    $crate::cpu::isa::Isa::Neon
+                    | $crate::cpu::isa::Isa::NeonDot
+                    | $crate::cpu::isa::Isa::NeonI8mm => sets::neon $(::<$G>)? ($($arg),*),
                     _ => $plain $(::<$G>)? ($($arg),*),
                 }
             }
