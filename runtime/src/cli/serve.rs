@@ -7,15 +7,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use farpost::engine::{Engine, EngineOptions, Sampling};
-use farpost::server::{Keys, Served, Server, ServerError, ServerOptions, Stopper};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::{Handle, Signals};
+use farpost::server::{Handle, Served, Server, ServerError, ServerOptions, TlsFiles};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::console::Console;
 use super::exit::{Exit, Failure};
 use super::generation::MemoryArgs;
 use super::pack::PackArgs;
-use super::{amount, device, model, text};
+use super::{amount, device, model};
 
 /// Serve a model over HTTP, for clients of OpenAI's API
 ///
@@ -30,18 +30,31 @@ pub struct Args {
     /// What requests call the model [default: the name of its file]
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     alias: Option<String>,
-    /// The address to listen on; other machines reach any but 127.0.0.1 and ::1, and then keys are needed
+    /// The address to listen on; other machines reach any but 127.0.0.1 and ::1, and then keys or client certificates are
+    /// needed
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// The port to listen on; 0 takes a free one
     #[arg(long, value_name = "N", default_value_t = 8080)]
     port: u16,
-    /// A JSON file of the keys that are asked for; it holds their hashes
+    /// A JSON file of the keys that are asked for; it holds their hashes, and is read again when it changes or on SIGHUP
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
     /// Serve other machines without asking for keys
-    #[arg(long, conflicts_with = "keys")]
+    #[arg(long, conflicts_with_all = ["keys", "client_ca"])]
     open: bool,
+    /// Serve HTTPS with this certificate: a PEM file, its own first; read again when it changes or on SIGHUP
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert: a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Serve clients only that show a certificate of an authority in this PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+    /// Let all keys share what their prompts begin with: less work, but answering times tell what others have asked
+    #[arg(long)]
+    share_prefixes: bool,
     /// A name of this server that clients may use beside its addresses (may be given several times)
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
@@ -67,8 +80,11 @@ pub struct Args {
 impl From<ServerError> for Failure {
     fn from(error: ServerError) -> Self {
         let (exit, hint) = match &error {
-            ServerError::Exposed { .. } => (Exit::Usage, Some("--keys FILE asks for keys, --open serves everybody")),
-            ServerError::Origin { .. } => (Exit::Usage, None),
+            ServerError::Exposed { .. } => (
+                Exit::Usage,
+                Some("--keys FILE asks for keys, --client-ca FILE for certificates, --open serves everybody"),
+            ),
+            ServerError::Origin { .. } | ServerError::File { .. } => (Exit::Usage, None),
             ServerError::Bind { .. } => (Exit::Failed, Some("--port takes another one, or 0 for any that is free")),
             ServerError::System(_) | ServerError::Trial(_) => (Exit::Failed, None),
         };
@@ -82,13 +98,16 @@ impl From<ServerError> for Failure {
 
 /// Serves until SIGTERM or Ctrl-C, and then until what runs is done.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
-    let keys = args.keys.as_ref().map(|path| {
-        Keys::parse(&text::of_file(path)?).map_err(|error| Failure::usage(format_args!("{}: {error}", path.display())))
-    });
+    let tls = args.tls_cert.clone().zip(args.tls_key.clone());
+    let tls = tls.map(|(cert, key)| TlsFiles { cert, key, client_ca: args.client_ca.clone() });
+    let reads_again = args.keys.is_some() || tls.is_some();
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let options = ServerOptions {
         address: SocketAddr::new(args.host, args.port),
         is_open: args.open,
-        keys: keys.transpose()?,
+        keys: args.keys.clone(),
+        tls,
+        shares_prefixes: args.share_prefixes,
         hosts: args.allow_host.clone(),
         origins: args.allow_origin.clone(),
         drain_timeout: Duration::from_secs(args.drain),
@@ -99,7 +118,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let backend = Arc::new(device::cpu()?);
     let server = Server::bind(options)?;
     let address = server.address();
-    let signals = Ending::listen(server.stopper())?;
+    let signals = Orders::listen(server.handle(), reads_again)?;
     let load = || {
         let model = Arc::new(args.model.load(args.memory.context, args.packed, console)?);
         let name = args.alias.clone().unwrap_or_else(|| args.model.short_name());
@@ -120,35 +139,41 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         Ok(Served { name, engine, sampling })
     };
     let ready = || {
-        console.note(&format!("ready: http://{address}/v1"));
+        console.note(&format!("ready: {scheme}://{address}/v1"));
         #[cfg(unix)]
         super::notify::tell("READY=1");
     };
-    console.note(&format!("listening on http://{address}"));
+    console.note(&format!("listening on {scheme}://{address}"));
     let served = server.run(load, ready);
     signals.end();
     served
 }
 
-/// The first signal asks the server to stop in good order, the second ends the program.
-struct Ending {
-    handle: Handle,
+/// Signals: SIGTERM or SIGINT asks the server to stop in good order, another one ends the program. SIGHUP has it read its
+/// files again, where there are any; else it ends the program as it does others.
+struct Orders {
+    handle: signal_hook::iterator::Handle,
     thread: JoinHandle<()>,
 }
 
-impl Ending {
-    fn listen(stopper: Stopper) -> Result<Self, Failure> {
+impl Orders {
+    fn listen(server: Handle, reads_again: bool) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::system("listen for signals", &error);
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let ends = [SIGINT, SIGTERM];
+        let mut signals = Signals::new(ends.iter().chain(reads_again.then_some(&SIGHUP))).map_err(failed)?;
         let handle = signals.handle();
         let thread = std::thread::Builder::new().name("farpost-signals".to_owned()).spawn(move || {
-            let mut signals = signals.forever();
-            if signals.next().is_some() {
-                #[cfg(unix)]
-                super::notify::tell("STOPPING=1");
-                stopper.stop();
-                if signals.next().is_some() {
-                    std::process::exit(i32::from(Exit::Interrupted.code()));
+            let mut is_ending = false;
+            for signal in signals.forever() {
+                match signal {
+                    SIGHUP => server.reload(),
+                    _ if is_ending => std::process::exit(i32::from(Exit::Interrupted.code())),
+                    _ => {
+                        is_ending = true;
+                        #[cfg(unix)]
+                        super::notify::tell("STOPPING=1");
+                        server.stop();
+                    }
                 }
             }
         });

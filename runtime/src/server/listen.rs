@@ -14,14 +14,16 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
 use super::app::{App, Hosted, Served};
 use super::guard::{self, Ends};
 use super::options::{ServerError, ServerOptions};
 use super::patient::Patient;
-use super::{health, wire};
+use super::{health, tls, wire};
 use crate::engine::{GenerateOptions, Request, Sampling};
 
 /// Bytes of a request's head, at most.
@@ -36,17 +38,25 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     app: Arc<App>,
-    stop: watch::Sender<bool>,
+    handle: Handle,
 }
 
-/// Tells a server to stop, from any thread.
+/// Tells a server what to do, from any thread.
 #[derive(Clone, Debug)]
-pub struct Stopper(watch::Sender<bool>);
+pub struct Handle {
+    stop: watch::Sender<bool>,
+    refresh: Arc<Notify>,
+}
 
-impl Stopper {
+impl Handle {
     /// No more connections and requests are taken; what runs goes on for a while.
     pub fn stop(&self) {
-        self.0.send_replace(true);
+        self.stop.send_replace(true);
+    }
+
+    /// Reads keys and certificates again. What can't be used is logged, and what was read before stays.
+    pub fn reload(&self) {
+        self.refresh.notify_one();
     }
 }
 
@@ -56,15 +66,16 @@ impl Server {
     /// # Errors
     /// See [`ServerError`].
     pub fn bind(options: ServerOptions) -> Result<Self, ServerError> {
-        options.check()?;
-        let wanted = options.address;
+        let app = App::new(options)?;
+        let wanted = app.options.address;
         let bound = TcpListener::bind(wanted).and_then(|listener| {
             listener.set_nonblocking(true)?;
             let address = listener.local_addr()?;
             Ok((listener, address))
         });
         let (listener, address) = bound.map_err(|source| ServerError::Bind { address: wanted, source })?;
-        Ok(Self { listener, address, app: Arc::new(App::new(options)), stop: watch::Sender::new(false) })
+        let handle = Handle { stop: watch::Sender::new(false), refresh: Arc::default() };
+        Ok(Self { listener, address, app: Arc::new(app), handle })
     }
 
     /// Where it listens.
@@ -72,9 +83,9 @@ impl Server {
         self.address
     }
 
-    /// Tells it to stop.
-    pub fn stopper(&self) -> Stopper {
-        Stopper(self.stop.clone())
+    /// Tells it what to do.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Loads the model and serves it, until it is told to stop and all is done. `ready` is called when it is loaded.
@@ -86,7 +97,7 @@ impl Server {
         load: impl FnOnce() -> Result<Served, E> + Send,
         ready: impl FnOnce() + Send,
     ) -> Result<(), E> {
-        let Self { listener, app, stop, .. } = self;
+        let Self { listener, app, handle: Handle { stop, refresh }, .. } = self;
         let system = |error: std::io::Error| E::from(ServerError::System(error));
         // The model has the processors; connections wait most of the time.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -122,6 +133,7 @@ impl Server {
                 }
             });
             let loader = loader.map_err(system)?;
+            runtime.spawn(watch(Arc::clone(&app), refresh));
             let served = runtime.block_on(accept(listener, Arc::clone(&app), stopped));
             let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             loaded.and(served.map_err(system))
@@ -180,10 +192,10 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
                 continue;
             }
         };
-        let (router, open, stopped) = (router.clone(), open.clone(), stopped.clone());
-        let (head_timeout, write_timeout) = (app.options.head_timeout, app.options.write_timeout);
+        let connection = Connection { app: Arc::clone(&app), router: router.clone(), stopped: stopped.clone() };
+        let open = open.clone();
         tokio::spawn(async move {
-            connection(stream, peer, router, head_timeout, write_timeout, stopped).await;
+            connection.run(stream, peer).await;
             drop((place, open));
         });
     }
@@ -203,30 +215,66 @@ async fn finish(app: &Arc<App>) {
     let _ = tokio::task::spawn_blocking(move || hosted.engine.drain(most)).await;
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
+/// Reads files of settings again when they change, or when told to.
+async fn watch(app: Arc<App>, refresh: Arc<Notify>) {
+    loop {
+        let told = tokio::time::timeout(app.options.watch_interval, refresh.notified()).await.is_ok();
+        let app = Arc::clone(&app);
+        // A panic of it is logged as all are, and the next turn comes.
+        let _ = tokio::task::spawn_blocking(move || app.refresh(told)).await;
+    }
+}
+
+/// What a connection needs of the server.
+struct Connection {
+    app: Arc<App>,
     router: Router,
-    head_timeout: Duration,
-    write_timeout: Duration,
-    mut stopped: watch::Receiver<bool>,
-) {
-    // Tokens are small, and each is waited for.
-    let _ = stream.set_nodelay(true);
-    let Ok(local) = stream.local_addr() else { return };
-    let router = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(Ends { local, peer });
-        router.call(request)
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MOST_HEAD).max_headers(MOST_HEADERS);
-    let connection = http.serve_connection(Patient::new(TokioIo::new(stream), write_timeout), service);
-    let mut connection = pin!(connection);
-    // What goes wrong on a connection is its client's to see.
-    if unless(stopped.wait_for(|stopped| *stopped), connection.as_mut()).await.is_none() {
-        connection.as_mut().graceful_shutdown();
-        let _ = connection.await;
+    stopped: watch::Receiver<bool>,
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream, peer: SocketAddr) {
+        // Tokens are small, and each is waited for.
+        let _ = stream.set_nodelay(true);
+        let Ok(local) = stream.local_addr() else { return };
+        let Some(tls) = &self.app.tls else {
+            return self.serve(stream, Ends { local, peer, certificate: None }).await;
+        };
+        // What was read last; connections that are open keep what they began with.
+        let handshake = TlsAcceptor::from(tls.get()).accept(stream);
+        let handshake = tokio::time::timeout(self.app.options.head_timeout, handshake);
+        let stop = self.stopped.wait_for(|stopped| *stopped);
+        match unless(stop, handshake).await {
+            Some(Ok(Ok(stream))) => {
+                let certificates = stream.get_ref().1.peer_certificates();
+                let certificate = certificates.and_then(|chain| chain.first()).map(tls::caller_id);
+                self.serve(stream, Ends { local, peer, certificate }).await;
+            }
+            Some(Ok(Err(error))) => self.app.log_handshake(peer, &error.to_string()),
+            Some(Err(_)) => self.app.log_handshake(peer, "it took too long"),
+            None => {}
+        }
+    }
+
+    async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends) {
+        let Self { router, app, .. } = self;
+        let router = TowerToHyperService::new(router);
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(ends.clone());
+            router.call(request)
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(app.options.head_timeout)
+            .max_buf_size(MOST_HEAD)
+            .max_headers(MOST_HEADERS);
+        let connection = http.serve_connection(Patient::new(TokioIo::new(stream), app.options.write_timeout), service);
+        let mut connection = pin!(connection);
+        // What goes wrong on a connection is its client's to see.
+        if unless(self.stopped.wait_for(|stopped| *stopped), connection.as_mut()).await.is_none() {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
     }
 }
 

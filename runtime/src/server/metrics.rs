@@ -1,9 +1,9 @@
-//! What the server counts, per key, and how Prometheus reads it. Counting takes no lock.
+//! What the server counts, per model and key, and how Prometheus reads it. Counting a token takes no lock.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::app::App;
@@ -91,24 +91,29 @@ impl KeyMetrics {
     }
 }
 
+/// Names of a model and a key.
+type Names = (String, String);
+
 /// All counts of a server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Metrics {
-    /// Nobody in particular first, then one for each key.
-    keys: Vec<(String, KeyMetrics)>,
+    /// Of pairs that have met. Models are configured and keys are known: there are few.
+    counts: Mutex<BTreeMap<Names, Arc<KeyMetrics>>>,
     /// Reasons are names in this program, so there are few.
     refused: Mutex<BTreeMap<&'static str, u64>>,
+    /// Files of settings read again: what they are, and whether they could be used.
+    reloads: Mutex<BTreeMap<(&'static str, bool), u64>>,
 }
 
 impl Metrics {
-    pub(super) fn new<'k>(ids: impl Iterator<Item = &'k str>) -> Self {
-        let keys = std::iter::once("").chain(ids).map(|id| (id.to_owned(), KeyMetrics::default())).collect();
-        Self { keys, refused: Mutex::default() }
+    /// Counts of a model and a key; the key is empty for nobody in particular.
+    pub(super) fn of(&self, model: &str, key: &str) -> Arc<KeyMetrics> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(counts.entry((model.to_owned(), key.to_owned())).or_default())
     }
 
-    /// Counts of the key at `place`.
-    pub(super) fn of(&self, place: usize) -> &KeyMetrics {
-        &self.keys.get(place).unwrap_or(&self.keys[0]).1
+    pub(super) fn count_reload(&self, what: &'static str, is_good: bool) {
+        *self.reloads.lock().unwrap_or_else(PoisonError::into_inner).entry((what, is_good)).or_default() += 1;
     }
 
     pub(super) fn count_refusal(&self, reason: &'static str) {
@@ -118,12 +123,19 @@ impl Metrics {
     /// Everything, in the text format of Prometheus.
     pub(super) fn page(&self, app: &App) -> String {
         let mut out = String::new();
-        let model = app.hosted().map_or("", |hosted| hosted.name.as_str());
-        self.times(&mut out, model);
-        self.counts(&mut out, model);
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let labels = |model: &str, key: &str| format!("model=\"{}\",key=\"{}\"", escaped(model), escaped(key));
+        let counts: Vec<_> = counts.iter().map(|((model, key), counts)| (labels(model, key), counts)).collect();
+        times(&mut out, &counts);
+        totals(&mut out, &counts);
         head(&mut out, "farpost_refused_total", "counter", "Requests that were not served, by reason.");
         for (reason, n) in &*self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
             line(&mut out, "farpost_refused_total", &format!("reason=\"{reason}\""), n);
+        }
+        head(&mut out, "farpost_reloads_total", "counter", "Times that files of settings were read again.");
+        for ((what, is_good), n) in &*self.reloads.lock().unwrap_or_else(PoisonError::into_inner) {
+            let outcome = if *is_good { "used" } else { "refused" };
+            line(&mut out, "farpost_reloads_total", &format!("what=\"{what}\",outcome=\"{outcome}\""), n);
         }
         head(&mut out, "farpost_build_info", "gauge", "1, with the version.");
         line(&mut out, "farpost_build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
@@ -146,53 +158,49 @@ impl Metrics {
         }
         out
     }
+}
 
-    fn labels<'m>(&'m self, model: &str) -> impl Iterator<Item = (String, &'m KeyMetrics)> {
-        let model = escaped(model);
-        // Keys that asked nothing are no news.
-        let used = self.keys.iter().filter(|(id, key)| id.is_empty() || key.whole.n.load(Ordering::Relaxed) > 0);
-        used.map(move |(id, key)| (format!("model=\"{model}\",key=\"{id}\""), key))
+/// Counts with their labels.
+type Labelled<'m> = [(String, &'m Arc<KeyMetrics>)];
+
+fn times(out: &mut String, counts: &Labelled<'_>) {
+    type Which = fn(&KeyMetrics) -> &Histogram;
+    let histograms: [(&str, &str, Which); 4] = [
+        ("farpost_time_to_first_token_seconds", "From a request to its first token.", |key| &key.first_token),
+        ("farpost_inter_token_seconds", "Between two tokens of an answer.", |key| &key.inter_token),
+        ("farpost_queue_seconds", "From a request until work on it began.", |key| &key.queue),
+        ("farpost_request_seconds", "From a request to the end of its answers.", |key| &key.whole),
+    ];
+    for (name, help, which) in histograms {
+        head(out, name, "histogram", help);
+        counts.iter().for_each(|(labels, key)| which(key).write(out, name, labels));
     }
+}
 
-    fn times(&self, out: &mut String, model: &str) {
-        type Which = fn(&KeyMetrics) -> &Histogram;
-        let histograms: [(&str, &str, Which); 4] = [
-            ("farpost_time_to_first_token_seconds", "From a request to its first token.", |key| &key.first_token),
-            ("farpost_inter_token_seconds", "Between two tokens of an answer.", |key| &key.inter_token),
-            ("farpost_queue_seconds", "From a request until work on it began.", |key| &key.queue),
-            ("farpost_request_seconds", "From a request to the end of its answers.", |key| &key.whole),
-        ];
-        for (name, help, which) in histograms {
-            head(out, name, "histogram", help);
-            self.labels(model).for_each(|(labels, key)| which(key).write(out, name, &labels));
+fn totals(out: &mut String, counts: &Labelled<'_>) {
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    head(out, "farpost_requests_total", "counter", "Requests that were taken, by how they ended.");
+    for (labels, key) in counts {
+        let cancelled = key.cancelled.iter().map(read).sum();
+        for (outcome, n) in [("done", read(&key.done)), ("failed", read(&key.failed)), ("cancelled", cancelled)] {
+            line(out, "farpost_requests_total", &format!("{labels},outcome=\"{outcome}\""), n);
         }
     }
-
-    fn counts(&self, out: &mut String, model: &str) {
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        head(out, "farpost_requests_total", "counter", "Requests that were taken, by how they ended.");
-        for (labels, key) in self.labels(model) {
-            let cancelled = key.cancelled.iter().map(read).sum();
-            for (outcome, n) in [("done", read(&key.done)), ("failed", read(&key.failed)), ("cancelled", cancelled)] {
-                line(out, "farpost_requests_total", &format!("{labels},outcome=\"{outcome}\""), n);
-            }
+    head(out, "farpost_cancelled_total", "counter", "Requests whose client went away, by how far they were.");
+    for (labels, key) in counts {
+        for (phase, n) in ["queue", "prefill", "decode"].iter().zip(&key.cancelled) {
+            line(out, "farpost_cancelled_total", &format!("{labels},phase=\"{phase}\""), read(n));
         }
-        head(out, "farpost_cancelled_total", "counter", "Requests whose client went away, by how far they were.");
-        for (labels, key) in self.labels(model) {
-            for (phase, n) in ["queue", "prefill", "decode"].iter().zip(&key.cancelled) {
-                line(out, "farpost_cancelled_total", &format!("{labels},phase=\"{phase}\""), read(n));
-            }
-        }
-        type Which = fn(&KeyMetrics) -> &AtomicU64;
-        let tokens: [(&str, &str, Which); 3] = [
-            ("farpost_prompt_tokens_total", "Tokens of prompts.", |key| &key.prompt_tokens),
-            ("farpost_generated_tokens_total", "Tokens of answers.", |key| &key.generated_tokens),
-            ("farpost_prefix_hit_tokens_total", "Tokens of prompts found in the cache.", |key| &key.prefix_hit_tokens),
-        ];
-        for (name, help, which) in tokens {
-            head(out, name, "counter", help);
-            self.labels(model).for_each(|(labels, key)| line(out, name, &labels, read(which(key))));
-        }
+    }
+    type Which = fn(&KeyMetrics) -> &AtomicU64;
+    let tokens: [(&str, &str, Which); 3] = [
+        ("farpost_prompt_tokens_total", "Tokens of prompts.", |key| &key.prompt_tokens),
+        ("farpost_generated_tokens_total", "Tokens of answers.", |key| &key.generated_tokens),
+        ("farpost_prefix_hit_tokens_total", "Tokens of prompts found in the cache.", |key| &key.prefix_hit_tokens),
+    ];
+    for (name, help, which) in tokens {
+        head(out, name, "counter", help);
+        counts.iter().for_each(|(labels, key)| line(out, name, labels, read(which(key))));
     }
 }
 

@@ -18,7 +18,7 @@ use crate::program::PATIENCE;
 fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnOnce(SocketAddr)) {
     let options = ServerOptions { address: ([127, 0, 0, 1], 0).into(), is_quiet: true, ..options };
     let server = Server::bind(options).unwrap();
-    let (address, stopper) = (server.address(), server.stopper());
+    let (address, handle) = (server.address(), server.handle());
     let (sender, ready) = mpsc::channel();
     let load = move || -> Result<Served, ServerError> {
         let path = farpost_firmware_tests::model("gemma-3-270m-q4_k_m.gguf");
@@ -29,7 +29,7 @@ fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnOnce(
     let server = std::thread::spawn(move || server.run(load, move || sender.send(()).unwrap()));
     ready.recv_timeout(PATIENCE).unwrap();
     test(address);
-    stopper.stop();
+    handle.stop();
     server.join().unwrap().unwrap();
 }
 

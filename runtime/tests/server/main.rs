@@ -8,6 +8,8 @@ mod completions;
 mod embedded;
 mod endings;
 mod http;
+mod keys;
 mod program;
 mod status;
 mod streams;
+mod tls;

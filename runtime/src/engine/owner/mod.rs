@@ -333,7 +333,7 @@ impl Owner {
     fn set_aside(&mut self, choice: &mut Choice) {
         if let Some(sequence) = choice.sequence.take() {
             let tokens = choice.tokens[..choice.n_written.min(choice.tokens.len())].to_vec();
-            self.metrics.evicted += self.prefixes.keep(sequence, tokens, self.plan.kv());
+            self.metrics.evicted += self.prefixes.keep(sequence, tokens, choice.job.scope, self.plan.kv());
         }
         choice.n_written = 0;
         choice.promised_tokens = 0;

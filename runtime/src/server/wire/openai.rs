@@ -172,6 +172,6 @@ fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style) -> Result<Ta
     let prompts = (style.prompts)(&mut fields, &hosted)?;
     fields.finish()?;
     let requests = asked.requests(prompts, &hosted, visit)?;
-    let following = Following::submit(app, visit, &hosted.engine, &requests)?;
+    let following = Following::submit(app, visit, &hosted, &requests)?;
     Ok(Taken { following, hosted, asked })
 }

@@ -77,6 +77,7 @@ impl Asked {
                 priority: self.priority,
                 deadline: self.deadline,
                 caller: visit.caller.id().to_owned(),
+                prefix_scope: visit.prefix_scope.to_string(),
                 supersede: self.supersede.clone(),
                 reproducible: self.reproducible,
                 ..Request::new(prompt, self.options.clone())
