@@ -1,35 +1,29 @@
-//! `farpost serve`: a model over HTTP, until a signal ends it.
+//! `farpost serve`: models over HTTP, until a signal ends it.
+
+mod models;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use farpost::engine::{Engine, EngineOptions, Sampling};
-use farpost::server::{Handle, Served, Server, ServerError, ServerOptions, TlsFiles};
+use farpost::engine::LoadError;
+use farpost::server::{Handle, Server, ServerError, ServerOptions, TlsFiles};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::amount;
 use super::console::Console;
 use super::exit::{Exit, Failure};
-use super::generation::MemoryArgs;
-use super::pack::PackArgs;
-use super::{amount, device, model};
 
-/// Serve a model over HTTP, for clients of OpenAI's API
+/// Serve models over HTTP, for clients of OpenAI's API
 ///
 /// Without --model the built-in model answers. For example:
 /// farpost serve --port 8080
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
-    model: model::ModelArgs,
-    #[command(flatten)]
-    packed: PackArgs,
-    /// What requests call the model [default: the name of its file]
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    alias: Option<String>,
+    models: models::ModelsArgs,
     /// The address to listen on; other machines reach any but 127.0.0.1 and ::1, and then keys or client certificates are
     /// needed
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
@@ -61,32 +55,38 @@ pub struct Args {
     /// An origin whose pages may ask, such as https://example.org (may be given several times)
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
-    /// Write at most N answers at once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = amount::whole::<usize>(1..=1024))]
-    parallel: usize,
-    /// Let at most N requests wait; one more is refused
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = amount::whole::<usize>(0..))]
-    queue: usize,
-    /// Keep keys and values of N tokens over all answers [default: of four contexts]
-    #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
-    kv_tokens: Option<usize>,
     /// When told to end, go on with what runs for N seconds at most
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = amount::whole::<u64>(0..=86_400))]
     drain: u64,
-    #[command(flatten)]
-    memory: MemoryArgs,
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Model(error) => error.into(),
+            LoadError::Engine(error) => error.into(),
+            LoadError::Memory { .. } => {
+                Self::new(Exit::Memory, error).hint("a smaller --context, --kv-type q8_0 or a larger --memory-cap")
+            }
+        }
+    }
 }
 
 impl From<ServerError> for Failure {
     fn from(error: ServerError) -> Self {
+        let error = match error {
+            ServerError::Load { source, .. } => return source.into(),
+            other => other,
+        };
         let (exit, hint) = match &error {
             ServerError::Exposed { .. } => (
                 Exit::Usage,
                 Some("--keys FILE asks for keys, --client-ca FILE for certificates, --open serves everybody"),
             ),
             ServerError::Origin { .. } | ServerError::File { .. } => (Exit::Usage, None),
+            ServerError::Name { .. } => (Exit::Usage, Some("--alias gives each model a name of its own")),
             ServerError::Bind { .. } => (Exit::Failed, Some("--port takes another one, or 0 for any that is free")),
-            ServerError::System(_) | ServerError::Trial(_) => (Exit::Failed, None),
+            ServerError::System(_) | ServerError::Trial { .. } | ServerError::Load { .. } => (Exit::Failed, None),
         };
         let failure = Self::new(exit, error);
         match hint {
@@ -115,38 +115,23 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         is_quiet: console.is_quiet(),
         ..ServerOptions::default()
     };
-    let backend = Arc::new(device::cpu()?);
-    let server = Server::bind(options)?;
+    let (models, served) = args.models.models(console)?;
+    let server = Server::bind(options, models, served)?;
     let address = server.address();
-    let signals = Orders::listen(server.handle(), reads_again)?;
-    let load = || {
-        let model = Arc::new(args.model.load(args.memory.context, args.packed, console)?);
-        let name = args.alias.clone().unwrap_or_else(|| args.model.short_name());
-        let options = EngineOptions {
-            context: args.memory.context.map(|tokens| tokens as usize),
-            kv_tokens: args.kv_tokens,
-            max_running: args.parallel,
-            max_waiting: args.queue,
-            threads: console.threads(),
-            kv_type: args.memory.kv_type.0,
-            activations: args.memory.activations.0,
-            memory_cap: device::memory_cap(&args.memory),
-            ..EngineOptions::default()
-        };
-        let engine = Engine::open(model, backend, &options)?;
-        // The built-in model writes commands: it takes the best, as everywhere.
-        let sampling = if args.model.is_built_in() { Sampling::greedy() } else { Sampling::default() };
-        Ok(Served { name, engine, sampling })
-    };
+    let orders = Orders::listen(server.handle(), reads_again)?;
+    #[cfg(unix)]
+    let watchdog = super::notify::Watchdog::start(server.handle());
     let ready = || {
         console.note(&format!("ready: {scheme}://{address}/v1"));
         #[cfg(unix)]
         super::notify::tell("READY=1");
     };
     console.note(&format!("listening on {scheme}://{address}"));
-    let served = server.run(load, ready);
-    signals.end();
-    served
+    let served = server.run(ready);
+    #[cfg(unix)]
+    drop(watchdog);
+    orders.end();
+    Ok(served?)
 }
 
 /// Signals: SIGTERM or SIGINT asks the server to stop in good order, another one ends the program. SIGHUP has it read its

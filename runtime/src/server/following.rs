@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::app::{App, Hosted};
+use super::app::App;
+use super::catalogue::Hosted;
 use super::error::Problem;
 use super::guard::Visit;
 use super::metrics::{KeyMetrics, Outcome, Phase};
@@ -71,8 +72,12 @@ impl Following {
         let submitted = Instant::now();
         let n_prompt: usize = requests.iter().map(|request| request.prompt.len()).sum();
         let running = visit.caller.begin(n_prompt)?;
-        let streams: Result<Vec<Stream>, Problem> =
-            requests.iter().map(|request| Ok(hosted.engine.submit(request)?)).collect();
+        let mut streams = submit(hosted, requests);
+        if matches!(streams, Err(Problem::Draining)) && !app.is_draining() {
+            // It was unloaded meanwhile.
+            let again = app.model(&hosted.name, &visit.caller);
+            streams = again.and_then(|hosted| submit(&hosted, requests));
+        }
         if let (Err(_), Some(running)) = (&streams, &running) {
             running.give_back(n_prompt as u64);
         }
@@ -222,6 +227,11 @@ impl Following {
     pub(super) fn context(&self) -> (&App, &Visit) {
         (&self.app, &self.visit)
     }
+}
+
+/// Hands requests to an engine: all of them or none.
+fn submit(hosted: &Hosted, requests: &[Request]) -> Result<Vec<Stream>, Problem> {
+    requests.iter().map(|request| Ok(hosted.engine.submit(request)?)).collect()
 }
 
 impl Drop for Following {

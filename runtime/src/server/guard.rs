@@ -17,7 +17,7 @@ use super::error::Problem;
 use super::keys::{Key, Keys, Scope};
 use super::live::Live;
 use super::quota::{Account, Running, Standing};
-use super::wire;
+use super::{admin, wire};
 
 /// Both ends of a connection.
 #[derive(Clone, Debug)]
@@ -137,14 +137,21 @@ fn enter(app: &App, request: &Request, caller: &mut Caller) -> Result<(), Proble
     check_origin(app, request)?;
     let path = request.uri().path();
     caller.certificate = ends.and_then(|ends| ends.certificate.clone());
-    let Some(keys) = app.keys.as_ref().map(Live::get) else { return Ok(()) };
     let is_near = ends.is_some_and(|ends| ends.peer.ip().to_canonical().is_loopback());
+    let is_admin = path.starts_with(admin::PREFIX);
+    let Some(keys) = app.keys.as_ref().map(Live::get) else {
+        return if is_admin && !is_near { Err(Problem::Scope(Scope::Admin.name())) } else { Ok(()) };
+    };
     // Whether it lives is no secret. Preflights carry no keys.
     let is_free = matches!(path, "/healthz" | "/readyz") || (path == "/version" && is_near);
     if is_free || (request.method() == Method::OPTIONS && request.headers().contains_key(header::ORIGIN)) {
         return Ok(());
     }
-    let scope = if path == "/metrics" { Scope::Metrics } else { Scope::Infer };
+    let scope = match path {
+        "/metrics" => Scope::Metrics,
+        _ if is_admin => Scope::Admin,
+        _ => Scope::Infer,
+    };
     let key = caller.key.insert(identify(&keys, request.headers())?.clone());
     // Whoever may read metrics or run the server may see its version.
     if path != "/version" && !key.may(scope) {

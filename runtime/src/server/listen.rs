@@ -1,9 +1,8 @@
 //! Listening, connections, and how they end: each has its limits, and all end in good order when the server is to stop.
 
 use std::net::{SocketAddr, TcpListener};
-use std::ops::ControlFlow;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,12 +18,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::app::{App, Hosted, Served};
+use super::app::App;
+use super::catalogue::{Hosted, Served};
 use super::guard::{self, Ends};
 use super::options::{ServerError, ServerOptions};
 use super::patient::Patient;
-use super::{health, tls, wire};
-use crate::engine::{GenerateOptions, Request, Sampling};
+use super::{admin, health, tls, wire};
+use crate::engine::Models;
 
 /// Bytes of a request's head, at most.
 const MOST_HEAD: usize = 16 << 10;
@@ -42,16 +42,29 @@ pub struct Server {
 }
 
 /// Tells a server what to do, from any thread.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Handle {
     stop: watch::Sender<bool>,
     refresh: Arc<Notify>,
+    app: Weak<App>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("is_stopped", &*self.stop.borrow()).finish_non_exhaustive()
+    }
 }
 
 impl Handle {
     /// No more connections and requests are taken; what runs goes on for a while.
     pub fn stop(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// False if the server is stuck: there is work and no step, or connections are not looked after. True while models
+    /// are loaded.
+    pub fn is_well(&self) -> bool {
+        self.app.upgrade().is_none_or(|app| app.is_well())
     }
 
     /// Reads keys and certificates again. What can't be used is logged, and what was read before stays.
@@ -61,12 +74,12 @@ impl Handle {
 }
 
 impl Server {
-    /// Checks the settings and begins to listen.
+    /// Checks the settings and begins to listen. `models` opens those that are `served` by their names.
     ///
     /// # Errors
     /// See [`ServerError`].
-    pub fn bind(options: ServerOptions) -> Result<Self, ServerError> {
-        let app = App::new(options)?;
+    pub fn bind(options: ServerOptions, models: Models, served: Vec<Served>) -> Result<Self, ServerError> {
+        let app = App::new(options, models, served)?;
         let wanted = app.options.address;
         let bound = TcpListener::bind(wanted).and_then(|listener| {
             listener.set_nonblocking(true)?;
@@ -74,8 +87,9 @@ impl Server {
             Ok((listener, address))
         });
         let (listener, address) = bound.map_err(|source| ServerError::Bind { address: wanted, source })?;
-        let handle = Handle { stop: watch::Sender::new(false), refresh: Arc::default() };
-        Ok(Self { listener, address, app: Arc::new(app), handle })
+        let app = Arc::new(app);
+        let handle = Handle { stop: watch::Sender::new(false), refresh: Arc::default(), app: Arc::downgrade(&app) };
+        Ok(Self { listener, address, app, handle })
     }
 
     /// Where it listens.
@@ -88,83 +102,50 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Loads the model and serves it, until it is told to stop and all is done. `ready` is called when it is loaded.
+    /// Loads the models that are wanted at the start and serves, until it is told to stop and all is done. `ready` is
+    /// called when they are loaded.
     ///
     /// # Errors
-    /// What `load` fails with; a model that gives no answer; threads that can't be started.
-    pub fn run<E: From<ServerError> + Send>(
-        self,
-        load: impl FnOnce() -> Result<Served, E> + Send,
-        ready: impl FnOnce() + Send,
-    ) -> Result<(), E> {
-        let Self { listener, app, handle: Handle { stop, refresh }, .. } = self;
-        let system = |error: std::io::Error| E::from(ServerError::System(error));
-        // The model has the processors; connections wait most of the time.
+    /// A model of the start that can't be loaded or gives no answer; threads that can't be started.
+    pub fn run(self, ready: impl FnOnce() + Send) -> Result<(), ServerError> {
+        let Self { listener, app, handle: Handle { stop, refresh, .. }, .. } = self;
+        // The models have the processors; connections wait most of the time.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("farpost-server")
             .enable_io()
             .enable_time()
-            .build()
-            .map_err(system)?;
+            .build()?;
         let stopped = stop.subscribe();
         std::thread::scope(|scope| {
             let loader = std::thread::Builder::new().name("farpost-load".to_owned()).spawn_scoped(scope, || {
-                let _stops = StopAfterPanic(&stop);
-                let loaded = load().and_then(|served| Ok(host(&app, served)?));
-                match loaded {
-                    Ok(hosted) => {
-                        ready();
-                        // Whoever asks for its version before that gets it without the hash.
-                        let mut go_on = |_: u64, _: u64| match app.is_draining() {
-                            true => ControlFlow::Break(()),
-                            false => ControlFlow::Continue(()),
-                        };
-                        if let Ok(Some(hash)) = hosted.engine.model().file().content_hash_with(&mut go_on) {
-                            // It is set here only.
-                            let _ = hosted.hash.set(hash);
-                        }
-                        Ok(())
-                    }
-                    Err(error) => {
-                        stop.send_replace(true);
-                        Err(error)
-                    }
-                }
-            });
-            let loader = loader.map_err(system)?;
+                // Without its loader a server would wait for ever.
+                let _stops = StopAtEnd(&stop);
+                let ready = || {
+                    app.set_loaded();
+                    ready();
+                };
+                app.catalogue.work(&app, ready)
+            })?;
             runtime.spawn(watch(Arc::clone(&app), refresh));
             let served = runtime.block_on(accept(listener, Arc::clone(&app), stopped));
             let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            loaded.and(served.map_err(system))
+            loaded.and(Ok(served?))
         })
     }
 }
 
-/// Without its loader a server would wait for ever.
-struct StopAfterPanic<'s>(&'s watch::Sender<bool>);
+/// Stops the server when its loader ends, in whatever way.
+struct StopAtEnd<'s>(&'s watch::Sender<bool>);
 
-impl Drop for StopAfterPanic<'_> {
+impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.send_replace(true);
-        }
+        self.0.send_replace(true);
     }
 }
 
-/// Tries the model and shows it to clients.
-fn host(app: &App, served: Served) -> Result<Arc<Hosted>, ServerError> {
-    let hosted = Arc::new(Hosted::new(served));
-    let options = GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(1), ..GenerateOptions::default() };
-    let trial = hosted.engine.submit(&Request::new(vec![0], options)).map_err(|refusal| refusal.to_string());
-    let tried = trial.and_then(|stream| stream.finish().map_err(|error| error.to_string()));
-    tried.map_err(ServerError::Trial)?;
-    app.host(Arc::clone(&hosted));
-    Ok(hosted)
-}
-
 fn router(app: &Arc<App>) -> Router {
-    let routes = wire::or_refuse(wire::routes().merge(health::routes()));
+    let routes = wire::or_refuse(wire::routes().merge(health::routes()).merge(admin::routes()));
     routes.layer(from_fn_with_state(Arc::clone(app), guard::guard)).with_state(Arc::clone(app))
 }
 
@@ -207,18 +188,22 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
     Ok(())
 }
 
-/// Waits until the engine has done what it has taken, or its time is over.
+/// Waits until the engines have done what they have taken, or their time is over.
 async fn finish(app: &Arc<App>) {
-    let Some(hosted) = app.hosted().cloned() else { return };
     let most = app.options.drain_timeout;
-    // A panic of it would have been caught by the engine.
-    let _ = tokio::task::spawn_blocking(move || hosted.engine.drain(most)).await;
+    let drain = |hosted: Arc<Hosted>| tokio::task::spawn_blocking(move || hosted.engine.drain(most));
+    let drained: Vec<_> = app.catalogue.hosted().map(drain).collect();
+    for engine in drained {
+        // A panic of it would have been caught by the engine.
+        let _ = engine.await;
+    }
 }
 
 /// Reads files of settings again when they change, or when told to.
 async fn watch(app: Arc<App>, refresh: Arc<Notify>) {
     loop {
         let told = tokio::time::timeout(app.options.watch_interval, refresh.notified()).await.is_ok();
+        app.beat();
         let app = Arc::clone(&app);
         // A panic of it is logged as all are, and the next turn comes.
         let _ = tokio::task::spawn_blocking(move || app.refresh(told)).await;

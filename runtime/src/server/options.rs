@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::tls::TlsFiles;
+use crate::engine::LoadError;
 
 /// Settings of a [`super::Server`].
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub struct ServerOptions {
     pub ping_interval: Duration,
     /// After this time without a step, though there is work, the server is not ready.
     pub stall_timeout: Duration,
+    /// A request for a model that is not loaded waits for so long; then it is told to come again.
+    pub load_wait: Duration,
     /// When it is told to stop, what runs may go on for so long.
     pub drain_timeout: Duration,
     /// Log lines as JSON objects.
@@ -66,6 +69,7 @@ impl Default for ServerOptions {
             write_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
+            load_wait: Duration::from_secs(25),
             drain_timeout: Duration::from_secs(30),
             logs_json: false,
             is_quiet: false,
@@ -107,9 +111,28 @@ pub enum ServerError {
     /// Threads could not be started, or the network not be used.
     #[error("cannot run the server: {0}")]
     System(#[from] std::io::Error),
-    /// The model gave no answer when it was tried.
-    #[error("the model does not answer: {0}")]
-    Trial(String),
+    /// A model without a name, or two of one.
+    #[error("{name:?} is no name for a model or that of two, expected a name for each")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A model could not be loaded.
+    #[error("model {name:?}: {source}")]
+    Load {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// A model gave no answer when it was tried.
+    #[error("model {name:?} does not answer: {reason}")]
+    Trial {
+        /// Its name.
+        name: String,
+        /// What it said instead.
+        reason: String,
+    },
 }
 
 impl ServerOptions {

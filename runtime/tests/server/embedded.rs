@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use farpost::engine::{Engine, EngineOptions, Sampling};
+use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
 use farpost::kernels::cpu::Cpu;
-use farpost::server::{Served, Server, ServerError, ServerOptions};
+use farpost::server::{Served, Server, ServerOptions};
 use farpost::{Model, ModelOptions};
 use serde_json::json;
 
@@ -17,16 +17,16 @@ use crate::program::PATIENCE;
 /// Runs a server while `test` asks it.
 fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnOnce(SocketAddr)) {
     let options = ServerOptions { address: ([127, 0, 0, 1], 0).into(), is_quiet: true, ..options };
-    let server = Server::bind(options).unwrap();
+    let open = move |_: &str| {
+        let path = farpost_firmware_tests::model("gemma-3-270m-q4_k_m.gguf");
+        Ok((Model::open(&path, &ModelOptions::default())?, engine.clone()))
+    };
+    let models = Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions::default());
+    let served = vec![Served::new("g".to_owned(), Sampling::default())];
+    let server = Server::bind(options, models, served).unwrap();
     let (address, handle) = (server.address(), server.handle());
     let (sender, ready) = mpsc::channel();
-    let load = move || -> Result<Served, ServerError> {
-        let path = farpost_firmware_tests::model("gemma-3-270m-q4_k_m.gguf");
-        let model = Arc::new(Model::open(&path, &ModelOptions::default()).unwrap());
-        let engine = Engine::open(model, Arc::new(Cpu::detect()), &engine).unwrap();
-        Ok(Served { name: "g".to_owned(), engine, sampling: Sampling::default() })
-    };
-    let server = std::thread::spawn(move || server.run(load, move || sender.send(()).unwrap()));
+    let server = std::thread::spawn(move || server.run(move || sender.send(()).unwrap()));
     ready.recv_timeout(PATIENCE).unwrap();
     test(address);
     handle.stop();

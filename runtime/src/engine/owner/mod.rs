@@ -33,6 +33,7 @@ use super::error::EngineError;
 use super::generate::Finish;
 use super::metrics::Metrics;
 use super::options::Sizes;
+use super::request::Priority;
 use super::stream::Told;
 use crate::model::Model;
 use choice::{Choice, ms};
@@ -399,6 +400,8 @@ impl Owner {
         }
         let metrics = &mut self.metrics;
         metrics.waiting = self.waiting.len();
+        metrics.waiting_by_lane =
+            Priority::ALL.map(|lane| self.waiting.iter().filter(|of| of.job.priority == lane).count());
         metrics.running = self.running.len();
         metrics.cached_prefixes = self.prefixes.len();
         metrics.kv_free_tokens = self.plan.kv().free_tokens();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use crate::engine::{GenerateOptions, Grammar, MOST_CHOICES, Mirostat, Priority, Request, Sampling, fresh_seed};
-use crate::server::app::Hosted;
+use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::guard::Visit;
 use crate::server::json::{Fields, Range, kind};
