@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use farpost::engine::LoadError;
-use farpost::server::{Handle, Server, ServerError, ServerOptions, TlsFiles};
+use farpost::server::{Endpoint, Handle, OtlpOptions, Server, ServerError, ServerOptions, TlsFiles};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -55,6 +55,9 @@ pub struct Args {
     /// An origin whose pages may ask, such as https://example.org (may be given several times)
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
+    /// Send traces and metrics to this collector (OTLP over HTTP, in JSON), such as http://localhost:4318
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
+    otlp_endpoint: Option<Endpoint>,
     /// When told to end, go on with what runs for N seconds at most
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = amount::whole::<u64>(0..=86_400))]
     drain: u64,
@@ -100,7 +103,7 @@ impl From<ServerError> for Failure {
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     let tls = tls.map(|(cert, key)| TlsFiles { cert, key, client_ca: args.client_ca.clone() });
-    let reads_again = args.keys.is_some() || tls.is_some();
+    let reads_again = args.keys.is_some() || tls.is_some() || is_service();
     let scheme = if tls.is_some() { "https" } else { "http" };
     let options = ServerOptions {
         address: SocketAddr::new(args.host, args.port),
@@ -110,6 +113,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         shares_prefixes: args.share_prefixes,
         hosts: args.allow_host.clone(),
         origins: args.allow_origin.clone(),
+        otlp: args.otlp_endpoint.clone().map(telemetry).transpose()?,
         drain_timeout: Duration::from_secs(args.drain),
         logs_json: console.is_json(),
         is_quiet: console.is_quiet(),
@@ -132,6 +136,33 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     drop(watchdog);
     orders.end();
     Ok(served?)
+}
+
+/// What a collector is sent, with the settings that OpenTelemetry's programs share.
+fn telemetry(endpoint: Endpoint) -> Result<OtlpOptions, Failure> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let wrong = |name: &str, expected: &str| Failure::usage(format_args!("{name}: expected {expected}"));
+    const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+    const INTERVAL: &str = "OTEL_METRIC_EXPORT_INTERVAL";
+    let headers = variable(HEADERS).unwrap_or_default();
+    let headers = headers.split(',').filter(|entry| !entry.trim().is_empty()).map(|entry| {
+        let (name, value) = entry.split_once('=')?;
+        Some((name.trim().to_owned(), value.trim().to_owned()))
+    });
+    let headers: Option<Vec<_>> = headers.collect();
+    let interval = variable(INTERVAL).map(|ms| ms.parse().ok().filter(|ms| *ms > 0));
+    let interval = interval.unwrap_or(Some(10_000)).ok_or_else(|| wrong(INTERVAL, "milliseconds, 1 or more"))?;
+    Ok(OtlpOptions {
+        endpoint,
+        service_name: variable("OTEL_SERVICE_NAME").unwrap_or_else(|| "farpost".to_owned()),
+        headers: headers.ok_or_else(|| wrong(HEADERS, "NAME=VALUE, several with commas between"))?,
+        interval: Duration::from_millis(interval),
+    })
+}
+
+/// Whether systemd runs this: then SIGHUP is its way to have files read again, though there may be none.
+fn is_service() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
 }
 
 /// Signals: SIGTERM or SIGINT asks the server to stop in good order, another one ends the program. SIGHUP has it read its

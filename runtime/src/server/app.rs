@@ -15,6 +15,7 @@ use super::keys::Keys;
 use super::live::Live;
 use super::metrics::Metrics;
 use super::options::{ServerError, ServerOptions};
+use super::otlp::Otlp;
 use super::quota::Account;
 use crate::engine::{Models, fresh_seed};
 
@@ -25,6 +26,7 @@ pub(super) struct App {
     pub(super) catalogue: Catalogue,
     pub(super) keys: Option<Live<Keys>>,
     pub(super) tls: Option<Live<ServerConfig>>,
+    pub(super) otlp: Option<Otlp>,
     pub(super) started: Instant,
     /// The same in seconds since 1970.
     pub(super) started_at: u64,
@@ -50,6 +52,7 @@ impl App {
             catalogue: Catalogue::new(models, served)?,
             keys: keys.transpose()?,
             tls: tls.transpose()?,
+            otlp: options.otlp.clone().map(Otlp::new),
             options,
             metrics: Metrics::default(),
             started: Instant::now(),
@@ -92,6 +95,22 @@ impl App {
     pub(super) fn log_handshake(&self, peer: SocketAddr, why: &str) {
         self.metrics.count_refusal("tls_handshake");
         super::log::note(self, &format!("{peer}: the TLS handshake failed: {why}"));
+    }
+
+    /// The whole answer to a request whose head can't be read.
+    pub(super) fn refuse_head(&self, status: u16) -> Vec<u8> {
+        let problem = Problem::Head { status };
+        self.metrics.count_refusal(problem.reason());
+        let id = format!("req_{}", self.fresh_id());
+        super::log::note(self, &format!("{status} {id} reason={}", problem.reason()));
+        let body = super::wire::error(&problem);
+        // The number says it all; what stands behind it is for people.
+        let head = format!(
+            "HTTP/1.1 {status} Refused\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             x-request-id: {id}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        (head + &body).into_bytes()
     }
 
     /// What is wanted at the start is there from now on.

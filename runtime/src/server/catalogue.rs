@@ -143,7 +143,8 @@ impl Catalogue {
             if served.name.is_empty() || is_known {
                 return Err(ServerError::Name { name: served.name });
             }
-            entries.push(Arc::new(Entry { served, state: Mutex::new(State::Away), is_changed: Condvar::new() }));
+            let state = if served.is_on_demand { State::Away } else { State::Loading };
+            entries.push(Arc::new(Entry { served, state: Mutex::new(state), is_changed: Condvar::new() }));
         }
         Ok(Self { models, entries, wanted: unbounded(), is_closed: AtomicBool::new(false) })
     }
@@ -224,7 +225,6 @@ impl Catalogue {
                 if app.is_draining() {
                     return Ok(());
                 }
-                *entry.state() = State::Loading;
                 hash(self.load(app, entry)?);
             }
             ready();

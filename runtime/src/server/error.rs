@@ -57,6 +57,10 @@ pub(super) enum Problem {
     NoModel(String),
     NoRoute(String),
     Method(String),
+    /// The head of a request; it never came to a handler.
+    Head {
+        status: u16,
+    },
     BodyTimeout,
     TooLarge {
         most_bytes: usize,
@@ -104,6 +108,7 @@ impl Problem {
             Self::Scope(_) | Self::Host(_) | Self::Origin(_) => 403,
             Self::NoModel(_) | Self::NoRoute(_) => 404,
             Self::Method(_) => 405,
+            Self::Head { status } => *status,
             Self::BodyTimeout => 408,
             Self::Superseded => 409,
             Self::TooLarge { .. } => 413,
@@ -128,6 +133,9 @@ impl Problem {
             Self::NoModel(_) => "model_not_found",
             Self::NoRoute(_) => "unknown_url",
             Self::Method(_) => "method_not_allowed",
+            Self::Head { status: 414 } => "uri_too_long",
+            Self::Head { status: 431 } => "head_too_large",
+            Self::Head { .. } => "malformed_head",
             Self::BodyTimeout => "request_timeout",
             Self::TooLarge { .. } => "request_too_large",
             Self::MediaType(_) => "unsupported_media_type",
@@ -243,6 +251,9 @@ impl fmt::Display for Problem {
             Self::NoModel(model) => write!(f, "there is no model {model:?} here"),
             Self::NoRoute(path) => write!(f, "there is nothing at {path:?}"),
             Self::Method(method) => write!(f, "the method {method} is not allowed here"),
+            Self::Head { status: 414 } => f.write_str("the address of the request is too long"),
+            Self::Head { status: 431 } => f.write_str("the head of the request is too large or has too many fields"),
+            Self::Head { .. } => f.write_str("the head of the request is malformed, expected HTTP/1.1"),
             Self::BodyTimeout => f.write_str("the body of the request did not come in time"),
             Self::TooLarge { most_bytes } => write!(f, "the body is larger than {most_bytes} bytes"),
             Self::MediaType(found) => write!(f, "the content type is {found:?}, expected application/json"),

@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::app::App;
 use super::catalogue::Hosted;
 use super::error::Problem;
 use super::guard::Visit;
 use super::metrics::{KeyMetrics, Outcome, Phase};
+use super::otlp::Span;
 use super::quota::Running;
-use crate::engine::{Logprobs, Request, Stream, StreamEvent, Timings};
+use crate::engine::{Finish, Logprobs, Request, Stream, StreamEvent, Timings};
 
 /// What of a request's events a protocol tells.
 #[derive(Debug)]
@@ -53,6 +54,12 @@ pub(super) struct Following {
     last_tokens: Vec<Option<Instant>>,
     /// Its place in the account of its key.
     running: Option<Running>,
+    model: String,
+    /// What telemetry is told at the end.
+    started: SystemTime,
+    first_token: Option<Duration>,
+    finish_reasons: Vec<&'static str>,
+    error: Option<&'static str>,
     /// Tokens of choices that are not complete.
     n_unfinished: Vec<usize>,
     is_over: bool,
@@ -97,6 +104,11 @@ impl Following {
             phase: Phase::Queue,
             last_tokens: vec![None; n_open],
             running,
+            model: hosted.name.clone(),
+            started: SystemTime::now(),
+            first_token: None,
+            finish_reasons: Vec::new(),
+            error: None,
             n_unfinished: vec![0; n_open],
             is_over: false,
         })
@@ -172,13 +184,15 @@ impl Following {
                 if let Some(problem) = Problem::of_finish(finish) {
                     return Some(self.broken(problem));
                 }
-                Some(Said::Done { choice: of(choice), is_length: finish == crate::engine::Finish::Length })
+                self.finish_reasons.push(if finish == Finish::Length { "length" } else { "stop" });
+                Some(Said::Done { choice: of(choice), is_length: finish == Finish::Length })
             }
             StreamEvent::Failed(error) => Some(self.broken(Problem::of_engine(&error))),
         }
     }
 
     fn broken(&mut self, problem: Problem) -> Said {
+        self.error = Some(problem.reason());
         self.end(Outcome::Failed);
         self.streams.clear();
         Said::Broken(problem)
@@ -189,6 +203,7 @@ impl Following {
         self.n_unfinished[choice] += 1;
         if self.phase != Phase::Decode {
             self.phase = Phase::Decode;
+            self.first_token = Some(now - self.submitted);
             self.metrics.first_token.add(now - self.submitted);
         }
         if let Some(last) = self.last_tokens[choice].replace(now) {
@@ -220,6 +235,26 @@ impl Following {
             }
             self.metrics.count(outcome);
             self.metrics.whole.add(self.submitted.elapsed());
+            if let Some(otlp) = &self.app.otlp {
+                otlp.tell(&self.span(outcome), self.visit.parent);
+            }
+        }
+    }
+
+    fn span(&self, outcome: Outcome) -> Span {
+        Span {
+            operation: self.visit.operation,
+            model: self.model.clone(),
+            request_id: Arc::clone(&self.visit.id),
+            caller: self.visit.caller.id().to_owned(),
+            start: self.started,
+            duration: self.submitted.elapsed(),
+            first_token: self.first_token,
+            input_tokens: self.usage.prompt_tokens,
+            cached_tokens: self.usage.cached_tokens,
+            output_tokens: self.usage.completion_tokens + self.n_unfinished.iter().sum::<usize>(),
+            finish_reasons: self.finish_reasons.clone(),
+            error: self.error.or(matches!(outcome, Outcome::Cancelled(_)).then_some("cancelled")),
         }
     }
 

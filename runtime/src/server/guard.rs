@@ -16,6 +16,7 @@ use super::app::{App, unix_seconds};
 use super::error::Problem;
 use super::keys::{Key, Keys, Scope};
 use super::live::Live;
+use super::otlp::Parent;
 use super::quota::{Account, Running, Standing};
 use super::{admin, wire};
 
@@ -81,6 +82,10 @@ pub(super) struct Visit {
     pub(super) caller: Caller,
     /// With whom it shares what its prompts begin with.
     pub(super) prefix_scope: Arc<str>,
+    /// What telemetry calls what is asked for.
+    pub(super) operation: &'static str,
+    /// Where it stands in its client's trace.
+    pub(super) parent: Option<Parent>,
 }
 
 /// What went wrong, on its way from a handler to the log.
@@ -97,7 +102,14 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
         Ok(()) if method == Method::OPTIONS && origin.is_some() => preflight(),
         Ok(()) => {
             let prefix_scope = if app.options.shares_prefixes { "" } else { caller.id() };
-            let visit = Visit { id: Arc::clone(&id), caller: caller.clone(), prefix_scope: prefix_scope.into() };
+            let parent = request.headers().get("traceparent").and_then(|value| Parent::parse(value.to_str().ok()?));
+            let visit = Visit {
+                id: Arc::clone(&id),
+                caller: caller.clone(),
+                prefix_scope: prefix_scope.into(),
+                operation: wire::operation(&path),
+                parent,
+            };
             request.extensions_mut().insert(visit);
             next.run(request).await
         }

@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::app::App;
 use super::catalogue::{Hosted, Served};
+use super::courteous::Courteous;
 use super::guard::{self, Ends};
 use super::options::{ServerError, ServerOptions};
 use super::patient::Patient;
@@ -128,7 +129,16 @@ impl Server {
                 app.catalogue.work(&app, ready)
             })?;
             runtime.spawn(watch(Arc::clone(&app), refresh));
-            let served = runtime.block_on(accept(listener, Arc::clone(&app), stopped));
+            let teller = runtime.spawn(tell(Arc::clone(&app)));
+            let served = runtime.block_on(async {
+                let served = accept(listener, Arc::clone(&app), stopped).await;
+                if let Some(otlp) = &app.otlp {
+                    otlp.end();
+                }
+                // It ends, though a collector does not answer.
+                let _ = teller.await;
+                served
+            });
             let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             loaded.and(Ok(served?))
         })
@@ -199,6 +209,13 @@ async fn finish(app: &Arc<App>) {
     }
 }
 
+/// Sends traces and metrics, where that is wanted.
+async fn tell(app: Arc<App>) {
+    if let Some(otlp) = &app.otlp {
+        otlp.work(&app).await;
+    }
+}
+
 /// Reads files of settings again when they change, or when told to.
 async fn watch(app: Arc<App>, refresh: Arc<Notify>) {
     loop {
@@ -253,7 +270,8 @@ impl Connection {
             .header_read_timeout(app.options.head_timeout)
             .max_buf_size(MOST_HEAD)
             .max_headers(MOST_HEADERS);
-        let connection = http.serve_connection(Patient::new(TokioIo::new(stream), app.options.write_timeout), service);
+        let patient = Patient::new(TokioIo::new(stream), app.options.write_timeout);
+        let connection = http.serve_connection(Courteous::new(patient, move |status| app.refuse_head(status)), service);
         let mut connection = pin!(connection);
         // What goes wrong on a connection is its client's to see.
         if unless(self.stopped.wait_for(|stopped| *stopped), connection.as_mut()).await.is_none() {

@@ -118,6 +118,11 @@ impl Metrics {
         Arc::clone(counts.entry((model.to_owned(), key.to_owned())).or_default())
     }
 
+    /// All counts of models and keys that have met.
+    pub(super) fn all(&self) -> BTreeMap<Names, Arc<KeyMetrics>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn count_refusal(&self, reason: &'static str) {
         count(&self.refused, reason);
     }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::otlp::OtlpOptions;
 use super::tls::TlsFiles;
 use crate::engine::LoadError;
 
@@ -45,6 +46,8 @@ pub struct ServerOptions {
     pub load_wait: Duration,
     /// When it is told to stop, what runs may go on for so long.
     pub drain_timeout: Duration,
+    /// Where to send traces and metrics, if anywhere.
+    pub otlp: Option<OtlpOptions>,
     /// Log lines as JSON objects.
     pub logs_json: bool,
     /// Log no requests, only what goes wrong.
@@ -71,6 +74,7 @@ impl Default for ServerOptions {
             stall_timeout: Duration::from_secs(60),
             load_wait: Duration::from_secs(25),
             drain_timeout: Duration::from_secs(30),
+            otlp: None,
             logs_json: false,
             is_quiet: false,
         }

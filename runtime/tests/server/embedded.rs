@@ -86,3 +86,17 @@ fn slow_clients_are_not_waited_for_and_others_are_served() {
         assert_eq!(get(address, "/healthz").status, 200);
     });
 }
+
+#[test]
+fn connections_that_idle_are_closed() {
+    let options = ServerOptions { head_timeout: Duration::from_millis(50), ..ServerOptions::default() };
+    with_server(options, EngineOptions::default(), |address| {
+        let mut kept = connect(address);
+        let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        // Two on one connection, and then it ends by itself.
+        kept.write_all(&[&request[..], request].concat()).unwrap();
+        let mut bytes = Vec::new();
+        kept.read_to_end(&mut bytes).unwrap();
+        assert_eq!(String::from_utf8(bytes).unwrap().matches("HTTP/1.1 200 OK").count(), 2);
+    });
+}

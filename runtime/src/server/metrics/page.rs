@@ -26,12 +26,13 @@ pub(in crate::server) fn page(app: &App) -> String {
     models(&mut out, app);
     engines(&mut out, app);
     health(&mut out, app);
+    telemetry(&mut out, app);
     out.0
 }
 
 fn requests(out: &mut Page, metrics: &Metrics) {
     let labels = |model: &str, key: &str| format!("model=\"{}\",key=\"{}\"", escaped(model), escaped(key));
-    let counts = snapshot(&metrics.counts);
+    let counts = metrics.all();
     let counts: Vec<_> = counts.iter().map(|((model, key), counts)| (labels(model, key), counts)).collect();
     type Time = fn(&KeyMetrics) -> &Histogram;
     let times: [(&str, &str, Time); 4] = [
@@ -171,6 +172,24 @@ fn health(out: &mut Page, app: &App) {
     out.line("farpost_build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
     out.head("farpost_uptime_seconds", "gauge", "Time since the server began.");
     out.line("farpost_uptime_seconds", "", app.started.elapsed().as_secs_f64());
+}
+
+/// What became of what is sent to a collector.
+fn telemetry(out: &mut Page, app: &App) {
+    let Some(otlp) = &app.otlp else { return };
+    let counts = [
+        ("farpost_otlp_spans_total", "Spans that a collector took.", &otlp.exported),
+        (
+            "farpost_otlp_dropped_spans_total",
+            "Spans that were dropped, for lack of room or a collector.",
+            &otlp.dropped,
+        ),
+        ("farpost_otlp_failures_total", "Messages that a collector did not take.", &otlp.failures),
+    ];
+    for (name, help, count) in counts {
+        out.head(name, "counter", help);
+        out.line(name, "", count.load(Ordering::Relaxed));
+    }
 }
 
 fn snapshot<K: Clone, V: Clone>(counts: &Mutex<BTreeMap<K, V>>) -> BTreeMap<K, V> {

@@ -63,7 +63,7 @@ pub(super) fn refuse(problem: &Problem) -> Response {
 }
 
 /// What a client is told of a problem.
-fn error(problem: &Problem) -> Json {
+pub(super) fn error(problem: &Problem) -> Json {
     let kind = match problem.status() {
         401 => "authentication_error",
         403 => "permission_error",
