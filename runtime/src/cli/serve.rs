@@ -78,7 +78,7 @@ impl From<LoadError> for Failure {
 impl From<ServerError> for Failure {
     fn from(error: ServerError) -> Self {
         let error = match error {
-            ServerError::Load { source, .. } => return source.into(),
+            ServerError::Load { source, .. } => return (*source).into(),
             other => other,
         };
         let (exit, hint) = match &error {

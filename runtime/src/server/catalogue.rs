@@ -261,7 +261,10 @@ impl Catalogue {
 
     fn try_load(&self, served: &Served) -> Result<Arc<Hosted>, ServerError> {
         let name = || served.name.clone();
-        let engine = self.models.get(&served.name).map_err(|source| ServerError::Load { name: name(), source })?;
+        let engine = self
+            .models
+            .get(&served.name)
+            .map_err(|source| ServerError::Load { name: name(), source: Box::new(source) })?;
         if let Err(reason) = trial(&engine) {
             self.models.unload(&served.name, Duration::ZERO);
             return Err(ServerError::Trial { name: name(), reason });
@@ -299,15 +302,19 @@ fn trial(engine: &Engine) -> Result<(), String> {
 
 /// What whoever asks for a model that can't be loaded is told.
 fn problem(error: &ServerError) -> Problem {
-    match error {
-        ServerError::Load { source: LoadError::Memory { needed_bytes, free_bytes, .. }, .. } => {
-            Problem::Memory { needed_bytes: *needed_bytes, allowed_bytes: *free_bytes }
-        }
-        ServerError::Load {
-            source: LoadError::Engine(EngineError::Device(DeviceError::OutOfMemory { needed_bytes, free_bytes, .. })),
-            ..
-        } => Problem::Memory { needed_bytes: *needed_bytes, allowed_bytes: free_bytes.unwrap_or(0) },
-        other => Problem::Internal(other.to_string().into()),
+    let memory = match error {
+        ServerError::Load { source, .. } => match &**source {
+            LoadError::Memory { needed_bytes, free_bytes, .. } => Some((*needed_bytes, *free_bytes)),
+            LoadError::Engine(EngineError::Device(DeviceError::OutOfMemory { needed_bytes, free_bytes, .. })) => {
+                Some((*needed_bytes, free_bytes.unwrap_or(0)))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    match memory {
+        Some((needed_bytes, allowed_bytes)) => Problem::Memory { needed_bytes, allowed_bytes },
+        None => Problem::Internal(error.to_string().into()),
     }
 }
 

@@ -127,7 +127,7 @@ pub enum ServerError {
         /// Its name.
         name: String,
         /// Why.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// A model gave no answer when it was tried.
     #[error("model {name:?} does not answer: {reason}")]

@@ -75,6 +75,8 @@ fn a_second_signal_ends_it_at_once() {
 fn a_full_queue_says_when_to_come_again() {
     let server = slow(&["--parallel", "1", "--queue", "1"]);
     let (_running, _) = begin(&server, 1900);
+    // Its first token may be told before its place in the queue is free.
+    wait_until(|| get(server.address, "/metrics").body.contains("farpost_running{model=\"g\"} 1\n"));
     let request = json!({ "model": "g", "prompt": "and then", "max_tokens": 4 }).to_string();
     let mut waiting = connect(server.address);
     waiting.write_all(post_request(PATH, &request, "").as_bytes()).unwrap();

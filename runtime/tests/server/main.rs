@@ -11,6 +11,7 @@ mod http;
 mod keys;
 mod models;
 mod program;
+mod service;
 mod status;
 mod streams;
 mod telemetry;

@@ -34,7 +34,12 @@ impl FromStr for Endpoint {
         if uri.scheme_str() != Some("http") || uri.query().is_some() {
             return Err(expected());
         }
-        let port = uri.port_u16().unwrap_or(DEFAULT_PORT);
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, after)| !after.contains(']'));
+        let port = match uri.port_u16() {
+            None if has_port => return Err(expected()),
+            port => port.unwrap_or(DEFAULT_PORT),
+        };
         Ok(Self { host: host.to_owned(), port, path: uri.path().trim_end_matches('/').to_owned() })
     }
 }
