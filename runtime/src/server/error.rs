@@ -258,8 +258,10 @@ impl fmt::Display for Problem {
             Self::TooLarge { most_bytes } => write!(f, "the body is larger than {most_bytes} bytes"),
             Self::MediaType(found) => write!(f, "the content type is {found:?}, expected application/json"),
             Self::QueueFull { waiting, .. } => write!(f, "the queue is full with {waiting} requests"),
-            Self::Rate { what, limit, .. } => write!(f, "the API key may have {limit} {what}, and has"),
-            Self::Quota { limit, .. } => write!(f, "the API key may use {limit} tokens per day, and has"),
+            Self::Rate { what, limit, .. } => write!(f, "the API key is limited to {limit} {what}, which are used up"),
+            Self::Quota { limit, .. } => {
+                write!(f, "the API key is limited to {limit} tokens per day, which are used up")
+            }
             Self::Superseded => f.write_str("a newer request with the same supersede_key took its place"),
             Self::Loading => f.write_str("the model is being loaded"),
             Self::Draining => f.write_str("the server is shutting down"),
