@@ -16,9 +16,9 @@ fn path(name: &str) -> PathBuf {
 }
 
 fn models(memory_cap: Option<u64>, idle: Option<Duration>) -> Models {
-    let open = |name: &str| Model::open(&path(name), &ModelOptions::default());
     let engine = EngineOptions { context: Some(128), threads: 1, batch_rows: 16, ..EngineOptions::default() };
-    Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions { memory_cap, idle, engine })
+    let open = move |name: &str| Ok((Model::open(&path(name), &ModelOptions::default())?, engine.clone()));
+    Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions { memory_cap, idle })
 }
 
 fn bytes(models: &Models) -> u64 {

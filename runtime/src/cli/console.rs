@@ -9,7 +9,7 @@ use super::exit::Failure;
 use super::plain;
 
 /// The two streams and how talkative to be.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Console {
     is_json: bool,
     is_quiet: bool,

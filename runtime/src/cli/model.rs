@@ -62,6 +62,12 @@ pub fn open(name: &str) -> Result<File, Failure> {
     Ok(File::open(&Library::of_user().resolve(name)?)?)
 }
 
+/// Fails where the program has no model of its own.
+#[cfg(feature = "server")]
+pub fn check_built_in() -> Result<(), Failure> {
+    built_in().map(drop)
+}
+
 #[cfg(feature = "pocket")]
 fn built_in() -> Result<File, Failure> {
     Ok(farpost_models::pocket::file())

@@ -235,13 +235,14 @@ impl Inner {
             submitted,
             deadline: request.deadline.and_then(|deadline| submitted.checked_add(deadline)),
             caller: request.caller.as_str().into(),
+            scope: self.hashing.scope(&request.prefix_scope),
             supersede: request.supersede.as_deref().map(Into::into),
             reproducible: request.reproducible,
             ignore_eos: options.ignore_eos,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             prompt_tokens: request.prompt.len(),
         });
-        let hashes = self.hashing.of(&request.prompt);
+        let hashes = self.hashing.of(&request.prompt, job.scope);
         let choice = |index: usize| {
             let mut sampling = options.sampling.clone();
             sampling.seed = sampling.seed.wrapping_add(index as u64);

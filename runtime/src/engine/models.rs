@@ -14,8 +14,8 @@ use super::handle::Engine;
 use super::options::EngineOptions;
 use crate::model::{Model, ModelError};
 
-/// Opens a model by its name.
-pub type OpenModel = dyn Fn(&str) -> Result<Model, ModelError> + Send + Sync;
+/// Opens a model by its name, and says how its engine is to be opened.
+pub type OpenModel = dyn Fn(&str) -> Result<(Model, EngineOptions), ModelError> + Send + Sync;
 
 /// Settings of [`Models`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,8 +24,6 @@ pub struct ModelsOptions {
     pub memory_cap: Option<u64>,
     /// [`Models::unload_idle`] unloads what was not asked for in this time; `None` keeps all.
     pub idle: Option<Duration>,
-    /// Settings of each engine.
-    pub engine: EngineOptions,
 }
 
 /// Why a model could not be loaded.
@@ -119,6 +117,18 @@ impl Models {
         Ok(engine)
     }
 
+    /// Marks a model as used now; false if it is not loaded.
+    pub fn touch(&self, name: &str) -> bool {
+        let mut shelf = self.shelf();
+        let slot = shelf.slots.iter_mut().find(|slot| slot.name == name);
+        slot.map(|slot| slot.used = Instant::now()).is_some()
+    }
+
+    /// Bytes that caches, scratch and repacked weights of all models may take together.
+    pub fn memory_cap(&self) -> Option<u64> {
+        self.options.memory_cap
+    }
+
     /// Keeps a loaded model from giving way, or no longer; false if it is not loaded.
     pub fn pin(&self, name: &str, is_pinned: bool) -> bool {
         let mut shelf = self.shelf();
@@ -185,11 +195,11 @@ impl Models {
     }
 
     fn load(&self, name: &str) -> Result<Engine, LoadError> {
-        let model = Arc::new((self.open)(name)?);
-        let mut options = self.options.engine.clone();
+        let (model, mut options) = (self.open)(name)?;
+        let (model, own_cap) = (Arc::new(model), options.memory_cap);
         loop {
             let free_bytes = self.free_bytes();
-            options.memory_cap = free_bytes.into_iter().chain(self.options.engine.memory_cap).min();
+            options.memory_cap = free_bytes.into_iter().chain(own_cap).min();
             let error = match Engine::open(Arc::clone(&model), Arc::clone(&self.backend), &options) {
                 Ok(engine) => return Ok(engine),
                 Err(error) => error,

@@ -24,6 +24,9 @@ pub struct Request {
     pub deadline: Option<Duration>,
     /// Who asks. Callers of one lane get equal shares of the work; empty for nobody in particular, who is one caller.
     pub caller: String,
+    /// Requests of the same scope share what they begin with; how soon an answer begins tells nothing of what was asked
+    /// in others. Empty by default, a scope as any other.
+    pub prefix_scope: String,
     /// A newer request of the same caller with the same key ends this one, queued or running.
     pub supersede: Option<String>,
     /// Same seed, same text, whatever else the engine does meanwhile. Slower: its rows run in steps of their own, in
@@ -41,6 +44,7 @@ impl Request {
             priority: Priority::default(),
             deadline: None,
             caller: String::new(),
+            prefix_scope: String::new(),
             supersede: None,
             reproducible: false,
         }

@@ -48,6 +48,7 @@ pub(super) enum Problem {
     },
     NoKey,
     WrongKey,
+    ExpiredKey,
     /// The key may not do this.
     Scope(&'static str),
     /// A Host or Origin that is not ours.
@@ -56,6 +57,10 @@ pub(super) enum Problem {
     NoModel(String),
     NoRoute(String),
     Method(String),
+    /// The head of a request; it never came to a handler.
+    Head {
+        status: u16,
+    },
     BodyTimeout,
     TooLarge {
         most_bytes: usize,
@@ -63,6 +68,17 @@ pub(super) enum Problem {
     MediaType(String),
     QueueFull {
         waiting: usize,
+        retry_after: Duration,
+    },
+    /// A limit of the key that is soon there again.
+    Rate {
+        what: &'static str,
+        limit: u64,
+        retry_after: Duration,
+    },
+    /// The tokens that the key may use in a day.
+    Quota {
+        limit: u64,
         retry_after: Duration,
     },
     Superseded,
@@ -88,15 +104,16 @@ impl Problem {
     pub(super) fn status(&self) -> u16 {
         match self {
             Self::Invalid(_) | Self::ContextLength { .. } => 400,
-            Self::NoKey | Self::WrongKey => 401,
+            Self::NoKey | Self::WrongKey | Self::ExpiredKey => 401,
             Self::Scope(_) | Self::Host(_) | Self::Origin(_) => 403,
             Self::NoModel(_) | Self::NoRoute(_) => 404,
             Self::Method(_) => 405,
+            Self::Head { status } => *status,
             Self::BodyTimeout => 408,
             Self::Superseded => 409,
             Self::TooLarge { .. } => 413,
             Self::MediaType(_) => 415,
-            Self::QueueFull { .. } => 429,
+            Self::QueueFull { .. } | Self::Rate { .. } | Self::Quota { .. } => 429,
             Self::Internal(_) => 500,
             Self::Loading | Self::Draining | Self::Unreachable { .. } => 503,
             Self::Deadline => 504,
@@ -109,17 +126,22 @@ impl Problem {
         Some(match self {
             Self::Invalid(invalid) => return invalid.code,
             Self::ContextLength { .. } => "context_length_exceeded",
-            Self::NoKey | Self::WrongKey => "invalid_api_key",
+            Self::NoKey | Self::WrongKey | Self::ExpiredKey => "invalid_api_key",
             Self::Scope(_) => "missing_scope",
             Self::Host(_) => "host_refused",
             Self::Origin(_) => "origin_refused",
             Self::NoModel(_) => "model_not_found",
             Self::NoRoute(_) => "unknown_url",
             Self::Method(_) => "method_not_allowed",
+            Self::Head { status: 414 } => "uri_too_long",
+            Self::Head { status: 431 } => "head_too_large",
+            Self::Head { .. } => "malformed_head",
             Self::BodyTimeout => "request_timeout",
             Self::TooLarge { .. } => "request_too_large",
             Self::MediaType(_) => "unsupported_media_type",
             Self::QueueFull { .. } => "queue_full",
+            Self::Rate { .. } => "rate_limit_exceeded",
+            Self::Quota { .. } => "insufficient_quota",
             Self::Superseded => "superseded",
             Self::Loading => "model_loading",
             Self::Draining => "draining",
@@ -142,7 +164,9 @@ impl Problem {
     /// Whole seconds after which to try again, at least one.
     pub(super) fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::QueueFull { retry_after, .. } => Some(retry_after.as_secs_f64().ceil().max(1.0) as u64),
+            Self::QueueFull { retry_after, .. } | Self::Rate { retry_after, .. } | Self::Quota { retry_after, .. } => {
+                Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
+            }
             Self::Loading | Self::Draining => Some(1),
             _ => None,
         }
@@ -220,16 +244,24 @@ impl fmt::Display for Problem {
             ),
             Self::NoKey => f.write_str("no API key was given, expected 'Authorization: Bearer KEY'"),
             Self::WrongKey => f.write_str("the API key is not known here"),
+            Self::ExpiredKey => f.write_str("the API key has expired"),
             Self::Scope(scope) => write!(f, "the API key lacks the scope '{scope}'"),
             Self::Host(host) => write!(f, "the Host header is {host:?}, which is no name of this server"),
             Self::Origin(origin) => write!(f, "pages of {origin:?} may not ask this server"),
             Self::NoModel(model) => write!(f, "there is no model {model:?} here"),
             Self::NoRoute(path) => write!(f, "there is nothing at {path:?}"),
             Self::Method(method) => write!(f, "the method {method} is not allowed here"),
+            Self::Head { status: 414 } => f.write_str("the address of the request is too long"),
+            Self::Head { status: 431 } => f.write_str("the head of the request is too large or has too many fields"),
+            Self::Head { .. } => f.write_str("the head of the request is malformed, expected HTTP/1.1"),
             Self::BodyTimeout => f.write_str("the body of the request did not come in time"),
             Self::TooLarge { most_bytes } => write!(f, "the body is larger than {most_bytes} bytes"),
             Self::MediaType(found) => write!(f, "the content type is {found:?}, expected application/json"),
             Self::QueueFull { waiting, .. } => write!(f, "the queue is full with {waiting} requests"),
+            Self::Rate { what, limit, .. } => write!(f, "the API key is limited to {limit} {what}, which are used up"),
+            Self::Quota { limit, .. } => {
+                write!(f, "the API key is limited to {limit} tokens per day, which are used up")
+            }
             Self::Superseded => f.write_str("a newer request with the same supersede_key took its place"),
             Self::Loading => f.write_str("the model is being loaded"),
             Self::Draining => f.write_str("the server is shutting down"),

@@ -4,13 +4,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::app::App;
+use super::catalogue::Hosted;
 use super::error::Problem;
 use super::guard::Visit;
 use super::metrics::{KeyMetrics, Outcome, Phase};
-use crate::engine::{Engine, Logprobs, Request, Stream, StreamEvent, Timings};
+use super::otlp::Span;
+use super::quota::Running;
+use crate::engine::{Finish, Logprobs, Request, Stream, StreamEvent, Timings};
 
 /// What of a request's events a protocol tells.
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub(super) struct Usage {
 pub(super) struct Following {
     app: Arc<App>,
     visit: Visit,
+    metrics: Arc<KeyMetrics>,
     streams: Vec<Stream>,
     /// Choices of each.
     n: usize,
@@ -48,6 +52,16 @@ pub(super) struct Following {
     phase: Phase,
     /// When the last token of each choice came.
     last_tokens: Vec<Option<Instant>>,
+    /// Its place in the account of its key.
+    running: Option<Running>,
+    model: String,
+    /// What telemetry is told at the end.
+    started: SystemTime,
+    first_token: Option<Duration>,
+    finish_reasons: Vec<&'static str>,
+    error: Option<&'static str>,
+    /// Tokens of choices that are not complete.
+    n_unfinished: Vec<usize>,
     is_over: bool,
 }
 
@@ -59,16 +73,28 @@ impl Following {
     pub(super) fn submit(
         app: &Arc<App>,
         visit: &Visit,
-        engine: &Engine,
+        hosted: &Hosted,
         requests: &[Request],
     ) -> Result<Self, Problem> {
         let submitted = Instant::now();
-        let streams: Vec<Stream> = requests.iter().map(|request| engine.submit(request)).collect::<Result<_, _>>()?;
+        let n_prompt: usize = requests.iter().map(|request| request.prompt.len()).sum();
+        let running = visit.caller.begin(n_prompt)?;
+        let mut streams = submit(hosted, requests);
+        if matches!(streams, Err(Problem::Draining)) && !app.is_draining() {
+            // It was unloaded meanwhile.
+            let again = app.model(&hosted.name, &visit.caller);
+            streams = again.and_then(|hosted| submit(&hosted, requests));
+        }
+        if let (Err(_), Some(running)) = (&streams, &running) {
+            running.give_back(n_prompt as u64);
+        }
+        let streams = streams?;
         let n = requests.first().map_or(1, |request| request.n);
         let n_open = n * streams.len();
         Ok(Self {
             app: Arc::clone(app),
             visit: visit.clone(),
+            metrics: app.metrics.of(&hosted.name, visit.caller.metrics_id()),
             streams,
             n,
             turn: 0,
@@ -77,6 +103,13 @@ impl Following {
             submitted,
             phase: Phase::Queue,
             last_tokens: vec![None; n_open],
+            running,
+            model: hosted.name.clone(),
+            started: SystemTime::now(),
+            first_token: None,
+            finish_reasons: Vec::new(),
+            error: None,
+            n_unfinished: vec![0; n_open],
             is_over: false,
         })
     }
@@ -127,10 +160,6 @@ impl Following {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    fn metrics(&self) -> &KeyMetrics {
-        self.app.metrics.of(self.visit.caller.place)
-    }
-
     fn take(&mut self, stream: usize, event: StreamEvent) -> Option<Said> {
         let first = stream * self.n;
         let of = |choice: usize| first + choice;
@@ -150,17 +179,20 @@ impl Following {
             StreamEvent::Text { choice, text } => Some(Said::Text { choice: of(choice), text }),
             StreamEvent::Done { choice, finish, timings } => {
                 self.n_open -= 1;
+                self.n_unfinished[of(choice)] = 0;
                 self.count_done(choice, &timings);
                 if let Some(problem) = Problem::of_finish(finish) {
                     return Some(self.broken(problem));
                 }
-                Some(Said::Done { choice: of(choice), is_length: finish == crate::engine::Finish::Length })
+                self.finish_reasons.push(if finish == Finish::Length { "length" } else { "stop" });
+                Some(Said::Done { choice: of(choice), is_length: finish == Finish::Length })
             }
             StreamEvent::Failed(error) => Some(self.broken(Problem::of_engine(&error))),
         }
     }
 
     fn broken(&mut self, problem: Problem) -> Said {
+        self.error = Some(problem.reason());
         self.end(Outcome::Failed);
         self.streams.clear();
         Said::Broken(problem)
@@ -168,17 +200,22 @@ impl Following {
 
     fn count_token(&mut self, choice: usize) {
         let now = Instant::now();
+        self.n_unfinished[choice] += 1;
         if self.phase != Phase::Decode {
             self.phase = Phase::Decode;
-            self.metrics().first_token.add(now - self.submitted);
+            self.first_token = Some(now - self.submitted);
+            self.metrics.first_token.add(now - self.submitted);
         }
         if let Some(last) = self.last_tokens[choice].replace(now) {
-            self.metrics().inter_token.add(now - last);
+            self.metrics.inter_token.add(now - last);
         }
     }
 
     fn count_done(&mut self, choice: usize, timings: &Timings) {
-        let metrics = self.app.metrics.of(self.visit.caller.place);
+        let metrics = &self.metrics;
+        if let Some(running) = &self.running {
+            running.add_tokens(timings.generated_tokens);
+        }
         self.usage.completion_tokens += timings.generated_tokens;
         metrics.generated_tokens.fetch_add(timings.generated_tokens as u64, Ordering::Relaxed);
         // The choices of a prompt share it.
@@ -193,8 +230,31 @@ impl Following {
 
     fn end(&mut self, outcome: Outcome) {
         if !std::mem::replace(&mut self.is_over, true) {
-            self.metrics().count(outcome);
-            self.metrics().whole.add(self.submitted.elapsed());
+            if let Some(running) = self.running.take() {
+                running.add_tokens(self.n_unfinished.iter().sum());
+            }
+            self.metrics.count(outcome);
+            self.metrics.whole.add(self.submitted.elapsed());
+            if let Some(otlp) = &self.app.otlp {
+                otlp.tell(&self.span(outcome), self.visit.parent);
+            }
+        }
+    }
+
+    fn span(&self, outcome: Outcome) -> Span {
+        Span {
+            operation: self.visit.operation,
+            model: self.model.clone(),
+            request_id: Arc::clone(&self.visit.id),
+            caller: self.visit.caller.id().to_owned(),
+            start: self.started,
+            duration: self.submitted.elapsed(),
+            first_token: self.first_token,
+            input_tokens: self.usage.prompt_tokens,
+            cached_tokens: self.usage.cached_tokens,
+            output_tokens: self.usage.completion_tokens + self.n_unfinished.iter().sum::<usize>(),
+            finish_reasons: self.finish_reasons.clone(),
+            error: self.error.or(matches!(outcome, Outcome::Cancelled(_)).then_some("cancelled")),
         }
     }
 
@@ -202,6 +262,11 @@ impl Following {
     pub(super) fn context(&self) -> (&App, &Visit) {
         (&self.app, &self.visit)
     }
+}
+
+/// Hands requests to an engine: all of them or none.
+fn submit(hosted: &Hosted, requests: &[Request]) -> Result<Vec<Stream>, Problem> {
+    requests.iter().map(|request| Ok(hosted.engine.submit(request)?)).collect()
 }
 
 impl Drop for Following {

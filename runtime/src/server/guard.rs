@@ -1,26 +1,32 @@
 //! At the door: request ids, Host and Origin, keys. Every request passes here first, and every response last.
 
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{self, HeaderMap, HeaderValue};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::app::App;
+use super::app::{App, unix_seconds};
 use super::error::Problem;
 use super::keys::{Key, Keys, Scope};
-use super::wire;
+use super::live::Live;
+use super::otlp::Parent;
+use super::quota::{Account, Running, Standing};
+use super::{admin, wire};
 
 /// Both ends of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ends {
     pub(super) local: SocketAddr,
     pub(super) peer: SocketAddr,
+    /// What logs call the client's certificate, if it has shown one.
+    pub(super) certificate: Option<Arc<str>>,
 }
 
 /// Who asks.
@@ -28,14 +34,40 @@ pub(super) struct Ends {
 pub(super) struct Caller {
     /// Its key; `None` where no keys are asked for.
     key: Option<Key>,
-    /// Place of its metrics.
-    pub(super) place: usize,
+    /// What the key has used.
+    account: Option<Arc<Account>>,
+    /// Its certificate; `None` where none are asked for.
+    certificate: Option<Arc<str>>,
 }
 
 impl Caller {
-    /// What logs call it; empty for nobody in particular.
+    /// What logs call it, and who gets a share of the work: the key or the certificate; empty for nobody in particular.
     pub(super) fn id(&self) -> &str {
+        self.key.as_ref().map(|key| &*key.id).or(self.certificate.as_deref()).unwrap_or("")
+    }
+
+    /// What metrics call it. Keys are few; certificates are as many as their authority makes, and are not told apart.
+    pub(super) fn metrics_id(&self) -> &str {
         self.key.as_ref().map_or("", |key| &key.id)
+    }
+
+    /// Counts a request with prompts of so many tokens, unless its key may have none now. `None` where keys have no limits.
+    pub(super) fn begin(&self, n_tokens: usize) -> Result<Option<Running>, Problem> {
+        let Some((key, account)) = self.key.as_ref().zip(self.account.as_ref()) else { return Ok(None) };
+        account.begin(key.quota, n_tokens as u64, Instant::now()).map(Some)
+    }
+
+    /// Headers that tell how the limits of its key stand, as OpenAI has them.
+    fn rate_headers(&self) -> Vec<(String, String)> {
+        let Some((key, account)) = self.key.as_ref().zip(self.account.as_ref()) else { return Vec::new() };
+        let standings = account.standing(&key.quota, Instant::now());
+        let kinds = ["requests", "tokens"].into_iter().zip(standings);
+        let headers = kinds.filter_map(|(kind, standing)| {
+            let Standing { limit, remaining, reset } = standing?;
+            let values = [("limit", limit.to_string()), ("remaining", remaining.to_string()), ("reset", brief(reset))];
+            Some(values.map(|(name, value)| (format!("x-ratelimit-{name}-{kind}"), value)))
+        });
+        headers.flatten().collect()
     }
 
     pub(super) fn may_ask(&self, model: &str) -> bool {
@@ -48,6 +80,12 @@ impl Caller {
 pub(super) struct Visit {
     pub(super) id: Arc<str>,
     pub(super) caller: Caller,
+    /// With whom it shares what its prompts begin with.
+    pub(super) prefix_scope: Arc<str>,
+    /// What telemetry calls what is asked for.
+    pub(super) operation: &'static str,
+    /// Where it stands in its client's trace.
+    pub(super) parent: Option<Parent>,
 }
 
 /// What went wrong, on its way from a handler to the log.
@@ -59,12 +97,20 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     let id = request_id(request.headers()).unwrap_or_else(|| format!("req_{}", app.fresh_id()).into());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = request.headers().get(header::ORIGIN).cloned();
-    let mut caller_id = String::new();
-    let mut response = match enter(&app, &request) {
-        Ok(_) if method == Method::OPTIONS && origin.is_some() => preflight(),
-        Ok(caller) => {
-            caller.id().clone_into(&mut caller_id);
-            request.extensions_mut().insert(Visit { id: Arc::clone(&id), caller });
+    let mut caller = Caller::default();
+    let mut response = match enter(&app, &request, &mut caller) {
+        Ok(()) if method == Method::OPTIONS && origin.is_some() => preflight(),
+        Ok(()) => {
+            let prefix_scope = if app.options.shares_prefixes { "" } else { caller.id() };
+            let parent = request.headers().get("traceparent").and_then(|value| Parent::parse(value.to_str().ok()?));
+            let visit = Visit {
+                id: Arc::clone(&id),
+                caller: caller.clone(),
+                prefix_scope: prefix_scope.into(),
+                operation: wire::operation(&path),
+                parent,
+            };
+            request.extensions_mut().insert(visit);
             next.run(request).await
         }
         Err(problem) => wire::refuse(&path, &problem),
@@ -78,6 +124,11 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     set("x-request-id", &id);
     set("openai-processing-ms", &start.elapsed().as_millis().to_string());
     set("x-farpost-version", env!("CARGO_PKG_VERSION"));
+    for (name, value) in caller.rate_headers() {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_str(&name), HeaderValue::from_str(&value)) {
+            headers.insert(name, value);
+        }
+    }
     // Only origins that were let in get here with a response worth reading.
     if let Some(origin) = origin.filter(|_| response.status() != StatusCode::FORBIDDEN) {
         response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -87,40 +138,53 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     if let Some(problem) = &blame {
         app.metrics.count_refusal(problem.reason());
     }
-    super::log::request(&app, &id, &method, &path, &caller_id, response.status(), start.elapsed(), blame.as_ref());
+    super::log::request(&app, &id, &method, &path, caller.id(), response.status(), start.elapsed(), blame.as_ref());
     response
 }
 
-/// Whoever asks, if it may.
-fn enter(app: &App, request: &Request) -> Result<Caller, Problem> {
+/// Finds out who asks, and whether it may. What is found out is left in `caller`, though it may not.
+fn enter(app: &App, request: &Request, caller: &mut Caller) -> Result<(), Problem> {
     let ends = request.extensions().get::<Ends>();
     check_host(app, request, ends)?;
     check_origin(app, request)?;
     let path = request.uri().path();
-    let Some(keys) = &app.options.keys else { return Ok(Caller::default()) };
+    caller.certificate = ends.and_then(|ends| ends.certificate.clone());
     let is_near = ends.is_some_and(|ends| ends.peer.ip().to_canonical().is_loopback());
+    let is_admin = path.starts_with(admin::PREFIX);
+    let Some(keys) = app.keys.as_ref().map(Live::get) else {
+        return if is_admin && !is_near { Err(Problem::Scope(Scope::Admin.name())) } else { Ok(()) };
+    };
     // Whether it lives is no secret. Preflights carry no keys.
     let is_free = matches!(path, "/healthz" | "/readyz") || (path == "/version" && is_near);
     if is_free || (request.method() == Method::OPTIONS && request.headers().contains_key(header::ORIGIN)) {
-        return Ok(Caller::default());
+        return Ok(());
     }
-    let scope = if path == "/metrics" { Scope::Metrics } else { Scope::Infer };
-    let (place, key) = identify(keys, request.headers())?;
+    let scope = match path {
+        "/metrics" => Scope::Metrics,
+        _ if is_admin => Scope::Admin,
+        _ => Scope::Infer,
+    };
+    let key = caller.key.insert(identify(&keys, request.headers())?.clone());
     // Whoever may read metrics or run the server may see its version.
     if path != "/version" && !key.may(scope) {
         return Err(Problem::Scope(scope.name()));
     }
-    Ok(Caller { key: Some(key.clone()), place: place + 1 })
+    let account = caller.account.insert(app.account(&key.id));
+    match *request.method() {
+        Method::POST => account.take_request(&key.quota, Instant::now()),
+        _ => Ok(()),
+    }
 }
 
-fn identify<'k>(keys: &'k Keys, headers: &HeaderMap) -> Result<(usize, &'k Key), Problem> {
+fn identify<'k>(keys: &'k Keys, headers: &HeaderMap) -> Result<&'k Key, Problem> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let bearer = text("authorization").and_then(|value| {
         let (kind, key) = value.split_once(' ')?;
         kind.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
     let given = bearer.or_else(|| text("api-key")).ok_or(Problem::NoKey)?;
-    keys.find(given).ok_or(Problem::WrongKey)
+    let key = keys.find(given).ok_or(Problem::WrongKey)?;
+    if key.has_expired(unix_seconds()) { Err(Problem::ExpiredKey) } else { Ok(key) }
 }
 
 /// A page on the internet can name any address its own; it can not choose the Host header that comes of it.
@@ -168,6 +232,16 @@ fn preflight() -> Response {
     (StatusCode::NO_CONTENT, headers, Body::empty()).into_response()
 }
 
+/// A time as OpenAI's headers have it, such as `1m30s`, `2.5s` or `40ms`.
+fn brief(time: Duration) -> String {
+    let ms = time.as_millis();
+    match (ms / 60_000, ms % 60_000) {
+        (0, ms @ 0..1000) => format!("{ms}ms"),
+        (0, ms) => format!("{}s", ms as f64 / 1e3),
+        (minutes, ms) => format!("{minutes}m{}s", ms / 1000),
+    }
+}
+
 /// The id a client gave, if it can be put into a log.
 fn request_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let given = headers.get("x-request-id")?.to_str().ok()?;
@@ -184,6 +258,12 @@ mod tests {
     fn hosts_are_told_from_ports() {
         let names = ["localhost:80", "localhost", "127.0.0.1:8080", "[::1]:80", "[::1]", ""].map(host_name);
         assert_eq!(names, ["localhost", "localhost", "127.0.0.1", "[::1]", "[::1]", ""]);
+    }
+
+    #[test]
+    fn times_are_brief() {
+        let times = [0, 999, 1000, 1500, 60_000, 90_500].map(|ms| brief(Duration::from_millis(ms)));
+        assert_eq!(times, ["0ms", "999ms", "1s", "1.5s", "1m0s", "1m30s"]);
     }
 
     #[test]

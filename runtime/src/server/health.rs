@@ -27,14 +27,9 @@ pub(super) fn json_response(status: StatusCode, json: &Json) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], json.to_string()).into_response()
 }
 
-/// 200 if the model has answered once, its queue moves, and requests are taken.
+/// 200 if all models of the start have answered once, queues move, and requests are taken.
 async fn readyz(State(app): State<Arc<App>>) -> Response {
-    let state = match app.hosted() {
-        _ if app.is_draining() => "draining",
-        None => "loading",
-        Some(_) if app.is_stalled() => "stalled",
-        Some(_) => "ready",
-    };
+    let state = app.readiness();
     let status = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     json_response(status, &json!({ "status": state }))
 }
@@ -45,10 +40,15 @@ async fn version(State(app): State<Arc<App>>) -> Response {
         .filter_map(|(name, is_in)| is_in.then_some(name))
         .collect();
     let models: Vec<Json> = app
-        .hosted()
-        .map(|hosted| {
+        .catalogue
+        .entries()
+        .map(|entry| {
+            let Some(hosted) = entry.hosted() else {
+                return json!({ "name": entry.served.name, "state": entry.state_name() });
+            };
             json!({
                 "name": hosted.name,
+                "state": "loaded",
                 "architecture": hosted.engine.model().config().architecture,
                 "size_bytes": hosted.engine.model().file().size_bytes(),
                 "sha256": hosted.hash.get().map(ToString::to_string),
@@ -56,7 +56,6 @@ async fn version(State(app): State<Arc<App>>) -> Response {
                 "loaded": hosted.created,
             })
         })
-        .into_iter()
         .collect();
     let version = json!({
         "program": "farpost",
@@ -69,5 +68,5 @@ async fn version(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    ([(header::CONTENT_TYPE, EXPOSITION)], app.metrics.page(&app)).into_response()
+    ([(header::CONTENT_TYPE, EXPOSITION)], super::metrics::page(&app)).into_response()
 }

@@ -1,15 +1,19 @@
 //! API keys: who may ask, for what and of which models. Only their hashes are kept.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 use super::json::Fields;
+use super::live::{read, wrong};
+use super::options::ServerError;
+use super::quota::Quota;
 
 /// What a key may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(super) enum Scope {
     /// Ask models.
     Infer,
     /// Run the server.
@@ -22,7 +26,7 @@ impl Scope {
     const ALL: [Self; 3] = [Self::Infer, Self::Admin, Self::Metrics];
 
     /// "infer", "admin" or "metrics".
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Infer => "infer",
             Self::Admin => "admin",
@@ -40,11 +44,18 @@ pub(super) struct Key {
     scopes: Vec<Scope>,
     /// Models it may ask; `None` for all.
     models: Option<Vec<String>>,
+    /// Seconds since 1970 from which on it opens nothing.
+    expires: Option<u64>,
+    pub(super) quota: Quota,
 }
 
 impl Key {
     pub(super) fn may(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope)
+    }
+
+    pub(super) fn has_expired(&self, unix_seconds: u64) -> bool {
+        self.expires.is_some_and(|expires| expires <= unix_seconds)
     }
 
     pub(super) fn may_ask(&self, model: &str) -> bool {
@@ -54,23 +65,30 @@ impl Key {
 
 /// All keys of a server.
 #[derive(Clone, Debug, Default)]
-pub struct Keys {
+pub(super) struct Keys {
     keys: Vec<Key>,
 }
 
 /// What is wrong with a list of keys.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct KeysError(String);
+pub(super) struct KeysError(String);
 
 impl Keys {
+    /// Reads the file `path`.
+    pub(super) fn of_file(path: &Path) -> Result<Self, ServerError> {
+        let bytes = read(path, "a JSON file of keys")?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| wrong(path, format!("{error}, expected text")))?;
+        Self::parse(text).map_err(|error| wrong(path, error.to_string()))
+    }
+
     /// Reads a list of keys: `{"keys": [{"id": "kitchen", "sha256": "...", "scopes": ["infer"], "models": ["pocket"]}]}`.
     /// `scopes` is `["infer"]` and `models` all where they are not given; a hash is that of the key's bytes, in
-    /// hexadecimal.
+    /// hexadecimal. `docs/server.md` has the other fields.
     ///
     /// # Errors
     /// What is wrong, with the field.
-    pub fn parse(text: &str) -> Result<Self, KeysError> {
+    pub(super) fn parse(text: &str) -> Result<Self, KeysError> {
         let wrong = |problem: super::error::Problem| KeysError(problem.to_string());
         let mut fields = Fields::new(super::json::object(text.as_bytes()).map_err(wrong)?);
         let list = fields.take("keys");
@@ -97,6 +115,14 @@ impl Keys {
         let id = fields.string("id").map_err(wrong)?.unwrap_or_default();
         let hash = fields.string("sha256").map_err(wrong)?.unwrap_or_default();
         let (scopes, models) = (fields.take("scopes"), fields.take("models"));
+        let mut amount = |field| Ok(fields.whole(field, 1, i64::MAX).map_err(wrong)?.map(i64::unsigned_abs));
+        let expires = amount("expires")?;
+        let quota = Quota {
+            requests_per_minute: amount("requests_per_minute")?,
+            tokens_per_minute: amount("tokens_per_minute")?,
+            tokens_per_day: amount("tokens_per_day")?,
+            concurrent_requests: amount("concurrent_requests")?,
+        };
         fields.finish().map_err(wrong)?;
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if id.is_empty() || id.len() > 64 || !id.chars().all(is_plain) {
@@ -120,22 +146,17 @@ impl Keys {
                 None => return refuse("models", "an array of model names"),
             },
         };
-        Ok(Key { id: id.into(), hash, scopes, models })
+        Ok(Key { id: id.into(), hash, scopes, models, expires, quota })
     }
 
-    /// Ids of all keys, in order.
-    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
-        self.keys.iter().map(|key| &*key.id)
-    }
-
-    /// The place and the entry of a key, if it is one. Takes the same time for every text of its length.
-    pub(super) fn find(&self, key: &str) -> Option<(usize, &Key)> {
+    /// The entry of a key, if it is one. Takes the same time for every text of its length.
+    pub(super) fn find(&self, key: &str) -> Option<&Key> {
         let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         let mut found = None;
-        for (place, entry) in self.keys.iter().enumerate() {
+        for entry in &self.keys {
             let difference = entry.hash.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
             if difference == 0 {
-                found = Some((place, entry));
+                found = Some(entry);
             }
         }
         found
@@ -162,11 +183,21 @@ mod tests {
     fn keys_are_found_by_their_hash() {
         let list = format!(r#"{{"keys": [{{"id": "a", "sha256": "{ABC}", "models": ["pocket"]}}]}}"#);
         let keys = Keys::parse(&list).unwrap();
-        let (place, key) = keys.find("abc").unwrap();
-        assert_eq!((place, &*key.id), (0, "a"));
+        let key = keys.find("abc").unwrap();
+        assert_eq!(&*key.id, "a");
         assert!(key.may(Scope::Infer) && !key.may(Scope::Metrics) && !key.may(Scope::Admin));
         assert!(key.may_ask("pocket") && !key.may_ask("other"));
         assert!(keys.find("abd").is_none() && keys.find("").is_none());
+    }
+
+    #[test]
+    fn keys_have_limits_and_an_end() {
+        let more = r#""expires": 1000, "requests_per_minute": 3, "tokens_per_day": 5"#;
+        let keys = Keys::parse(&format!(r#"{{"keys": [{{"id": "a", "sha256": "{ABC}", {more}}}]}}"#)).unwrap();
+        let key = keys.find("abc").unwrap();
+        assert!(!key.has_expired(999) && key.has_expired(1000));
+        let expected = Quota { requests_per_minute: Some(3), tokens_per_day: Some(5), ..Quota::default() };
+        assert_eq!(key.quota, expected);
     }
 
     #[test]
@@ -177,6 +208,8 @@ mod tests {
         assert!(message(r#"{"keys": [{"id": "a b"}]}"#).starts_with("keys[0].id: expected 1 to 64 letters"));
         let with = |more: &str| format!(r#"{{"keys": [{{"id": "a", "sha256": "{ABC}"{more}}}]}}"#);
         assert!(message(&with(r#", "scopes": ["dance"]"#)).starts_with("keys[0].scopes: expected"));
+        let quota = message(&with(r#", "tokens_per_day": 0"#));
+        assert_eq!(quota, "keys[0].tokens_per_day is 0, expected a whole number, 1 or more");
         assert!(message(&with(r#", "key": "x""#)).starts_with("keys[0].key is no field"));
         let twice = with("").replace("]}", &format!(r#", {{"id": "a", "sha256": "{}"}}]}}"#, "0".repeat(64)));
         assert_eq!(message(&twice), "keys[1] has the id or the hash of another one");

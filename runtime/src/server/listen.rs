@@ -1,9 +1,8 @@
 //! Listening, connections, and how they end: each has its limits, and all end in good order when the server is to stop.
 
 use std::net::{SocketAddr, TcpListener};
-use std::ops::ControlFlow;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,15 +13,19 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
-use super::app::{App, Hosted, Served};
+use super::app::App;
+use super::catalogue::{Hosted, Served};
+use super::courteous::Courteous;
 use super::guard::{self, Ends};
 use super::options::{ServerError, ServerOptions};
 use super::patient::Patient;
-use super::{health, wire};
-use crate::engine::{GenerateOptions, Request, Sampling};
+use super::{admin, health, tls, wire};
+use crate::engine::Models;
 
 /// Bytes of a request's head, at most.
 const MOST_HEAD: usize = 16 << 10;
@@ -36,35 +39,58 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     app: Arc<App>,
-    stop: watch::Sender<bool>,
+    handle: Handle,
 }
 
-/// Tells a server to stop, from any thread.
-#[derive(Clone, Debug)]
-pub struct Stopper(watch::Sender<bool>);
+/// Tells a server what to do, from any thread.
+#[derive(Clone)]
+pub struct Handle {
+    stop: watch::Sender<bool>,
+    refresh: Arc<Notify>,
+    app: Weak<App>,
+}
 
-impl Stopper {
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("is_stopped", &*self.stop.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
     /// No more connections and requests are taken; what runs goes on for a while.
     pub fn stop(&self) {
-        self.0.send_replace(true);
+        self.stop.send_replace(true);
+    }
+
+    /// False if the server is stuck: there is work and no step, or connections are not looked after. True while models
+    /// are loaded.
+    pub fn is_well(&self) -> bool {
+        self.app.upgrade().is_none_or(|app| app.is_well())
+    }
+
+    /// Reads keys and certificates again. What can't be used is logged, and what was read before stays.
+    pub fn reload(&self) {
+        self.refresh.notify_one();
     }
 }
 
 impl Server {
-    /// Checks the settings and begins to listen.
+    /// Checks the settings and begins to listen. `models` opens those that are `served` by their names.
     ///
     /// # Errors
     /// See [`ServerError`].
-    pub fn bind(options: ServerOptions) -> Result<Self, ServerError> {
-        options.check()?;
-        let wanted = options.address;
+    pub fn bind(options: ServerOptions, models: Models, served: Vec<Served>) -> Result<Self, ServerError> {
+        let app = App::new(options, models, served)?;
+        let wanted = app.options.address;
         let bound = TcpListener::bind(wanted).and_then(|listener| {
             listener.set_nonblocking(true)?;
             let address = listener.local_addr()?;
             Ok((listener, address))
         });
         let (listener, address) = bound.map_err(|source| ServerError::Bind { address: wanted, source })?;
-        Ok(Self { listener, address, app: Arc::new(App::new(options)), stop: watch::Sender::new(false) })
+        let app = Arc::new(app);
+        let handle = Handle { stop: watch::Sender::new(false), refresh: Arc::default(), app: Arc::downgrade(&app) };
+        Ok(Self { listener, address, app, handle })
     }
 
     /// Where it listens.
@@ -72,87 +98,64 @@ impl Server {
         self.address
     }
 
-    /// Tells it to stop.
-    pub fn stopper(&self) -> Stopper {
-        Stopper(self.stop.clone())
+    /// Tells it what to do.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
-    /// Loads the model and serves it, until it is told to stop and all is done. `ready` is called when it is loaded.
+    /// Loads the models that are wanted at the start and serves, until it is told to stop and all is done. `ready` is
+    /// called when they are loaded.
     ///
     /// # Errors
-    /// What `load` fails with; a model that gives no answer; threads that can't be started.
-    pub fn run<E: From<ServerError> + Send>(
-        self,
-        load: impl FnOnce() -> Result<Served, E> + Send,
-        ready: impl FnOnce() + Send,
-    ) -> Result<(), E> {
-        let Self { listener, app, stop, .. } = self;
-        let system = |error: std::io::Error| E::from(ServerError::System(error));
-        // The model has the processors; connections wait most of the time.
+    /// A model of the start that can't be loaded or gives no answer; threads that can't be started.
+    pub fn run(self, ready: impl FnOnce() + Send) -> Result<(), ServerError> {
+        let Self { listener, app, handle: Handle { stop, refresh, .. }, .. } = self;
+        // The models have the processors; connections wait most of the time.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("farpost-server")
             .enable_io()
             .enable_time()
-            .build()
-            .map_err(system)?;
+            .build()?;
         let stopped = stop.subscribe();
         std::thread::scope(|scope| {
             let loader = std::thread::Builder::new().name("farpost-load".to_owned()).spawn_scoped(scope, || {
-                let _stops = StopAfterPanic(&stop);
-                let loaded = load().and_then(|served| Ok(host(&app, served)?));
-                match loaded {
-                    Ok(hosted) => {
-                        ready();
-                        // Whoever asks for its version before that gets it without the hash.
-                        let mut go_on = |_: u64, _: u64| match app.is_draining() {
-                            true => ControlFlow::Break(()),
-                            false => ControlFlow::Continue(()),
-                        };
-                        if let Ok(Some(hash)) = hosted.engine.model().file().content_hash_with(&mut go_on) {
-                            // It is set here only.
-                            let _ = hosted.hash.set(hash);
-                        }
-                        Ok(())
-                    }
-                    Err(error) => {
-                        stop.send_replace(true);
-                        Err(error)
-                    }
+                // Without its loader a server would wait for ever.
+                let _stops = StopAtEnd(&stop);
+                let ready = || {
+                    app.set_loaded();
+                    ready();
+                };
+                app.catalogue.work(&app, ready)
+            })?;
+            runtime.spawn(watch(Arc::clone(&app), refresh));
+            let teller = runtime.spawn(tell(Arc::clone(&app)));
+            let served = runtime.block_on(async {
+                let served = accept(listener, Arc::clone(&app), stopped).await;
+                if let Some(otlp) = &app.otlp {
+                    otlp.end();
                 }
+                // It ends, though a collector does not answer.
+                let _ = teller.await;
+                served
             });
-            let loader = loader.map_err(system)?;
-            let served = runtime.block_on(accept(listener, Arc::clone(&app), stopped));
             let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            loaded.and(served.map_err(system))
+            loaded.and(Ok(served?))
         })
     }
 }
 
-/// Without its loader a server would wait for ever.
-struct StopAfterPanic<'s>(&'s watch::Sender<bool>);
+/// Stops the server when its loader ends, in whatever way.
+struct StopAtEnd<'s>(&'s watch::Sender<bool>);
 
-impl Drop for StopAfterPanic<'_> {
+impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.send_replace(true);
-        }
+        self.0.send_replace(true);
     }
 }
 
-/// Tries the model and shows it to clients.
-fn host(app: &App, served: Served) -> Result<Arc<Hosted>, ServerError> {
-    let hosted = Arc::new(Hosted::new(served));
-    let options = GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(1), ..GenerateOptions::default() };
-    let trial = hosted.engine.submit(&Request::new(vec![0], options)).map_err(|refusal| refusal.to_string());
-    let tried = trial.and_then(|stream| stream.finish().map_err(|error| error.to_string()));
-    tried.map_err(ServerError::Trial)?;
-    app.host(Arc::clone(&hosted));
-    Ok(hosted)
-}
-
 fn router(app: &Arc<App>) -> Router {
-    let routes = wire::or_refuse(wire::routes().merge(health::routes()));
+    let routes = wire::or_refuse(wire::routes().merge(health::routes()).merge(admin::routes()));
     routes.layer(from_fn_with_state(Arc::clone(app), guard::guard)).with_state(Arc::clone(app))
 }
 
@@ -180,10 +183,10 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
                 continue;
             }
         };
-        let (router, open, stopped) = (router.clone(), open.clone(), stopped.clone());
-        let (head_timeout, write_timeout) = (app.options.head_timeout, app.options.write_timeout);
+        let connection = Connection { app: Arc::clone(&app), router: router.clone(), stopped: stopped.clone() };
+        let open = open.clone();
         tokio::spawn(async move {
-            connection(stream, peer, router, head_timeout, write_timeout, stopped).await;
+            connection.run(stream, peer).await;
             drop((place, open));
         });
     }
@@ -195,38 +198,86 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
     Ok(())
 }
 
-/// Waits until the engine has done what it has taken, or its time is over.
+/// Waits until the engines have done what they have taken, or their time is over.
 async fn finish(app: &Arc<App>) {
-    let Some(hosted) = app.hosted().cloned() else { return };
     let most = app.options.drain_timeout;
-    // A panic of it would have been caught by the engine.
-    let _ = tokio::task::spawn_blocking(move || hosted.engine.drain(most)).await;
+    let drain = |hosted: Arc<Hosted>| tokio::task::spawn_blocking(move || hosted.engine.drain(most));
+    let drained: Vec<_> = app.catalogue.hosted().map(drain).collect();
+    for engine in drained {
+        // A panic of it would have been caught by the engine.
+        let _ = engine.await;
+    }
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
+/// Sends traces and metrics, where that is wanted.
+async fn tell(app: Arc<App>) {
+    if let Some(otlp) = &app.otlp {
+        otlp.work(&app).await;
+    }
+}
+
+/// Reads files of settings again when they change, or when told to.
+async fn watch(app: Arc<App>, refresh: Arc<Notify>) {
+    loop {
+        let told = tokio::time::timeout(app.options.watch_interval, refresh.notified()).await.is_ok();
+        app.beat();
+        let app = Arc::clone(&app);
+        // A panic of it is logged as all are, and the next turn comes.
+        let _ = tokio::task::spawn_blocking(move || app.refresh(told)).await;
+    }
+}
+
+/// What a connection needs of the server.
+struct Connection {
+    app: Arc<App>,
     router: Router,
-    head_timeout: Duration,
-    write_timeout: Duration,
-    mut stopped: watch::Receiver<bool>,
-) {
-    // Tokens are small, and each is waited for.
-    let _ = stream.set_nodelay(true);
-    let Ok(local) = stream.local_addr() else { return };
-    let router = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(Ends { local, peer });
-        router.call(request)
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MOST_HEAD).max_headers(MOST_HEADERS);
-    let connection = http.serve_connection(Patient::new(TokioIo::new(stream), write_timeout), service);
-    let mut connection = pin!(connection);
-    // What goes wrong on a connection is its client's to see.
-    if unless(stopped.wait_for(|stopped| *stopped), connection.as_mut()).await.is_none() {
-        connection.as_mut().graceful_shutdown();
-        let _ = connection.await;
+    stopped: watch::Receiver<bool>,
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream, peer: SocketAddr) {
+        // Tokens are small, and each is waited for.
+        let _ = stream.set_nodelay(true);
+        let Ok(local) = stream.local_addr() else { return };
+        let Some(tls) = &self.app.tls else {
+            return self.serve(stream, Ends { local, peer, certificate: None }).await;
+        };
+        // What was read last; connections that are open keep what they began with.
+        let handshake = TlsAcceptor::from(tls.get()).accept(stream);
+        let handshake = tokio::time::timeout(self.app.options.head_timeout, handshake);
+        let stop = self.stopped.wait_for(|stopped| *stopped);
+        match unless(stop, handshake).await {
+            Some(Ok(Ok(stream))) => {
+                let certificates = stream.get_ref().1.peer_certificates();
+                let certificate = certificates.and_then(|chain| chain.first()).map(tls::caller_id);
+                self.serve(stream, Ends { local, peer, certificate }).await;
+            }
+            Some(Ok(Err(error))) => self.app.log_handshake(peer, &error.to_string()),
+            Some(Err(_)) => self.app.log_handshake(peer, "it took too long"),
+            None => {}
+        }
+    }
+
+    async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends) {
+        let Self { router, app, .. } = self;
+        let router = TowerToHyperService::new(router);
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(ends.clone());
+            router.call(request)
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(app.options.head_timeout)
+            .max_buf_size(MOST_HEAD)
+            .max_headers(MOST_HEADERS);
+        let patient = Patient::new(TokioIo::new(stream), app.options.write_timeout);
+        let connection = http.serve_connection(Courteous::new(patient, move |status| app.refuse_head(status)), service);
+        let mut connection = pin!(connection);
+        // What goes wrong on a connection is its client's to see.
+        if unless(self.stopped.wait_for(|stopped| *stopped), connection.as_mut()).await.is_none() {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
     }
 }
 

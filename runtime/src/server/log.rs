@@ -63,6 +63,21 @@ pub(super) fn broken(app: &App, id: &str, problem: &Problem) {
     });
 }
 
+/// Something happened to the server that its operator should know.
+pub(super) fn note(app: &App, message: &str) {
+    if !app.options.is_quiet {
+        warn(app, message);
+    }
+}
+
+/// Something is wrong with the server, though it goes on.
+pub(super) fn warn(app: &App, message: &str) {
+    write(&match app.options.logs_json {
+        true => json!({ "time": unix_seconds(), "message": message }).to_string(),
+        false => message.to_owned(),
+    });
+}
+
 fn write(line: &str) {
     // Where standard error is closed, nobody reads logs.
     let _ = writeln!(std::io::stderr(), "{line}");

@@ -1,13 +1,13 @@
-//! What the server counts, per key, and how Prometheus reads it. Counting takes no lock.
+//! What the server counts, per model and key. Counting a token takes no lock.
+
+mod page;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::app::App;
-use crate::engine::Metrics as Counts;
+pub(super) use page::page;
 
 /// Upper bounds of the buckets of times: 1 ms to 131 s, each twice the one before.
 const N_BUCKETS: usize = 18;
@@ -31,18 +31,19 @@ impl Histogram {
         self.micros.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn write(&self, out: &mut String, name: &str, labels: &str) {
-        let comma = if labels.is_empty() { "" } else { "," };
-        let mut below = 0;
-        for (place, bucket) in self.buckets.iter().enumerate() {
-            below += bucket.load(Ordering::Relaxed);
-            let bound = f64::from(1_u32 << place) / 1e3;
-            line(out, &format!("{name}_bucket"), &format!("{labels}{comma}le=\"{bound}\""), below);
-        }
-        let n = self.n.load(Ordering::Relaxed).max(below);
-        line(out, &format!("{name}_bucket"), &format!("{labels}{comma}le=\"+Inf\""), n);
-        line(out, &format!("{name}_sum"), labels, self.micros.load(Ordering::Relaxed) as f64 / 1e6);
-        line(out, &format!("{name}_count"), labels, n);
+    /// Upper bounds in seconds, and how many times fell into each bucket alone.
+    pub(super) fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bound = |place: usize| f64::from(1_u32 << place) / 1e3;
+        self.buckets.iter().enumerate().map(move |(place, bucket)| (bound(place), bucket.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn n(&self) -> u64 {
+        self.n.load(Ordering::Relaxed)
+    }
+
+    /// The sum of all times.
+    pub(super) fn seconds(&self) -> f64 {
+        self.micros.load(Ordering::Relaxed) as f64 / 1e6
     }
 }
 
@@ -65,7 +66,10 @@ pub(super) enum Phase {
     Decode,
 }
 
-/// What is counted for one key.
+/// Names of [`Phase`]s.
+const PHASES: [&str; 3] = ["queue", "prefill", "decode"];
+
+/// What is counted for one model and key.
 #[derive(Debug, Default)]
 pub(super) struct KeyMetrics {
     pub(super) first_token: Histogram,
@@ -91,188 +95,47 @@ impl KeyMetrics {
     }
 }
 
+/// Names of a model and a key.
+pub(super) type Names = (String, String);
+
 /// All counts of a server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Metrics {
-    /// Nobody in particular first, then one for each key.
-    keys: Vec<(String, KeyMetrics)>,
+    /// Of pairs that have met. Models are configured and keys are known: there are few.
+    counts: Mutex<BTreeMap<Names, Arc<KeyMetrics>>>,
     /// Reasons are names in this program, so there are few.
     refused: Mutex<BTreeMap<&'static str, u64>>,
+    /// Files of settings read again: what they are, and whether they could be used.
+    reloads: Mutex<BTreeMap<(&'static str, bool), u64>>,
+    /// Models loaded, and whether they could be.
+    loads: Mutex<BTreeMap<(String, bool), u64>>,
 }
 
 impl Metrics {
-    pub(super) fn new<'k>(ids: impl Iterator<Item = &'k str>) -> Self {
-        let keys = std::iter::once("").chain(ids).map(|id| (id.to_owned(), KeyMetrics::default())).collect();
-        Self { keys, refused: Mutex::default() }
+    /// Counts of a model and a key; the key is empty for nobody in particular.
+    pub(super) fn of(&self, model: &str, key: &str) -> Arc<KeyMetrics> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(counts.entry((model.to_owned(), key.to_owned())).or_default())
     }
 
-    /// Counts of the key at `place`.
-    pub(super) fn of(&self, place: usize) -> &KeyMetrics {
-        &self.keys.get(place).unwrap_or(&self.keys[0]).1
+    /// All counts of models and keys that have met.
+    pub(super) fn all(&self) -> BTreeMap<Names, Arc<KeyMetrics>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn count_refusal(&self, reason: &'static str) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+        count(&self.refused, reason);
     }
 
-    /// Everything, in the text format of Prometheus.
-    pub(super) fn page(&self, app: &App) -> String {
-        let mut out = String::new();
-        let model = app.hosted().map_or("", |hosted| hosted.name.as_str());
-        self.times(&mut out, model);
-        self.counts(&mut out, model);
-        head(&mut out, "farpost_refused_total", "counter", "Requests that were not served, by reason.");
-        for (reason, n) in &*self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
-            line(&mut out, "farpost_refused_total", &format!("reason=\"{reason}\""), n);
-        }
-        head(&mut out, "farpost_build_info", "gauge", "1, with the version.");
-        line(&mut out, "farpost_build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
-        head(&mut out, "farpost_uptime_seconds", "gauge", "Time since the server began.");
-        line(&mut out, "farpost_uptime_seconds", "", app.started.elapsed().as_secs_f64());
-        if let Some(hosted) = app.hosted() {
-            let labels = format!("model=\"{}\"", escaped(&hosted.name));
-            engine(&mut out, &labels, &hosted.engine.metrics());
-            let memory = hosted.engine.memory();
-            head(&mut out, "farpost_memory_bytes", "gauge", "Memory of the model's plan, by kind.");
-            let kinds = [
-                ("weights_mapped", memory.weights_mapped),
-                ("weights_packed", memory.weights_packed),
-                ("kv", memory.kv),
-                ("scratch", memory.scratch),
-            ];
-            for (kind, bytes) in kinds {
-                line(&mut out, "farpost_memory_bytes", &format!("{labels},kind=\"{kind}\""), bytes);
-            }
-        }
-        out
+    pub(super) fn count_reload(&self, what: &'static str, is_good: bool) {
+        count(&self.reloads, (what, is_good));
     }
 
-    fn labels<'m>(&'m self, model: &str) -> impl Iterator<Item = (String, &'m KeyMetrics)> {
-        let model = escaped(model);
-        // Keys that asked nothing are no news.
-        let used = self.keys.iter().filter(|(id, key)| id.is_empty() || key.whole.n.load(Ordering::Relaxed) > 0);
-        used.map(move |(id, key)| (format!("model=\"{model}\",key=\"{id}\""), key))
-    }
-
-    fn times(&self, out: &mut String, model: &str) {
-        type Which = fn(&KeyMetrics) -> &Histogram;
-        let histograms: [(&str, &str, Which); 4] = [
-            ("farpost_time_to_first_token_seconds", "From a request to its first token.", |key| &key.first_token),
-            ("farpost_inter_token_seconds", "Between two tokens of an answer.", |key| &key.inter_token),
-            ("farpost_queue_seconds", "From a request until work on it began.", |key| &key.queue),
-            ("farpost_request_seconds", "From a request to the end of its answers.", |key| &key.whole),
-        ];
-        for (name, help, which) in histograms {
-            head(out, name, "histogram", help);
-            self.labels(model).for_each(|(labels, key)| which(key).write(out, name, &labels));
-        }
-    }
-
-    fn counts(&self, out: &mut String, model: &str) {
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        head(out, "farpost_requests_total", "counter", "Requests that were taken, by how they ended.");
-        for (labels, key) in self.labels(model) {
-            let cancelled = key.cancelled.iter().map(read).sum();
-            for (outcome, n) in [("done", read(&key.done)), ("failed", read(&key.failed)), ("cancelled", cancelled)] {
-                line(out, "farpost_requests_total", &format!("{labels},outcome=\"{outcome}\""), n);
-            }
-        }
-        head(out, "farpost_cancelled_total", "counter", "Requests whose client went away, by how far they were.");
-        for (labels, key) in self.labels(model) {
-            for (phase, n) in ["queue", "prefill", "decode"].iter().zip(&key.cancelled) {
-                line(out, "farpost_cancelled_total", &format!("{labels},phase=\"{phase}\""), read(n));
-            }
-        }
-        type Which = fn(&KeyMetrics) -> &AtomicU64;
-        let tokens: [(&str, &str, Which); 3] = [
-            ("farpost_prompt_tokens_total", "Tokens of prompts.", |key| &key.prompt_tokens),
-            ("farpost_generated_tokens_total", "Tokens of answers.", |key| &key.generated_tokens),
-            ("farpost_prefix_hit_tokens_total", "Tokens of prompts found in the cache.", |key| &key.prefix_hit_tokens),
-        ];
-        for (name, help, which) in tokens {
-            head(out, name, "counter", help);
-            self.labels(model).for_each(|(labels, key)| line(out, name, &labels, read(which(key))));
-        }
+    pub(super) fn count_load(&self, model: &str, is_good: bool) {
+        count(&self.loads, (model.to_owned(), is_good));
     }
 }
 
-/// What the engine counts itself.
-fn engine(out: &mut String, labels: &str, counts: &Counts) {
-    let gauges = [
-        ("farpost_queue_depth", "Answers that wait.", counts.waiting),
-        ("farpost_running", "Answers that are being written.", counts.running),
-        ("farpost_cached_prefixes", "Ended texts that are kept for prompts that begin alike.", counts.cached_prefixes),
-    ];
-    for (name, help, value) in gauges {
-        head(out, name, "gauge", help);
-        line(out, name, labels, value);
-    }
-    head(out, "farpost_kv_tokens", "gauge", "Places for tokens in the cache of keys and values.");
-    line(out, "farpost_kv_tokens", &format!("{labels},state=\"free\""), counts.kv_free_tokens);
-    let used = counts.kv_tokens.saturating_sub(counts.kv_free_tokens);
-    line(out, "farpost_kv_tokens", &format!("{labels},state=\"used\""), used);
-    head(out, "farpost_speculated_tokens_total", "counter", "Tokens guessed ahead, by whether they were right.");
-    let wrong = counts.drafted_tokens.saturating_sub(counts.accepted_tokens);
-    for (is_right, n) in [("true", counts.accepted_tokens), ("false", wrong)] {
-        line(out, "farpost_speculated_tokens_total", &format!("{labels},accepted=\"{is_right}\""), n);
-    }
-    let totals = [
-        ("farpost_steps_total", "Steps of the model.", counts.steps),
-        ("farpost_failed_steps_total", "Steps that failed.", counts.failed_steps),
-        ("farpost_recovered_total", "Times that a lost device was begun anew.", counts.recovered),
-        ("farpost_preempted_total", "Answers that gave their place up for a while.", counts.preempted),
-        ("farpost_evicted_total", "Cached prefixes dropped for room.", counts.evicted),
-    ];
-    for (name, help, n) in totals {
-        head(out, name, "counter", help);
-        line(out, name, labels, n);
-    }
-    head(out, "farpost_step_seconds_total", "counter", "Time in steps of the model.");
-    line(out, "farpost_step_seconds_total", labels, counts.step_ms / 1e3);
-}
-
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing to a string does not fail.
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn line(out: &mut String, name: &str, labels: &str, value: impl std::fmt::Display) {
-    let _ = match labels {
-        "" => writeln!(out, "{name} {value}"),
-        labels => writeln!(out, "{name}{{{labels}}} {value}"),
-    };
-}
-
-/// Text as the value of a label.
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_fall_into_buckets_that_grow() {
-        let histogram = Histogram::default();
-        for ms in [0.5, 1.0, 1.5, 100.0, 1e6] {
-            histogram.add(Duration::from_secs_f64(ms / 1e3));
-        }
-        let mut out = String::new();
-        histogram.write(&mut out, "t", "a=\"b\"");
-        let value = |bound: &str| {
-            let line = out.lines().find(|line| line.contains(&format!("le=\"{bound}\""))).unwrap();
-            line.rsplit(' ').next().unwrap().to_owned()
-        };
-        assert_eq!(
-            [value("0.001"), value("0.002"), value("0.128"), value("131.072"), value("+Inf")],
-            ["2", "3", "4", "4", "5"]
-        );
-        assert!(out.contains("t_count{a=\"b\"} 5\n") && out.contains("t_sum{a=\"b\"} 1000.103\n"), "{out}");
-    }
-
-    #[test]
-    fn names_in_labels_are_escaped() {
-        assert_eq!(escaped("a\"b\\c\n"), "a\\\"b\\\\c\\n");
-    }
+fn count<K: Ord>(counts: &Mutex<BTreeMap<K, u64>>, key: K) {
+    *counts.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
 }

@@ -1,10 +1,14 @@
 //! The server: models over HTTP, in protocols that clients know. See `docs/server.md`.
 //!
-//! A [`Server`] listens at once and answers 503 until its model is loaded. The async side and the engine meet at the
+//! A [`Server`] listens at once and answers 503 until its models are loaded. The async side and the engine meet at the
 //! engine's streams only: what takes time on the way there, reading JSON and making tokens of text, runs on threads of
 //! its own. Each protocol is one module in `wire`; what they share is here, in no protocol's words.
 
+mod admin;
 mod app;
+mod catalogue;
+mod config;
+mod courteous;
 mod error;
 mod following;
 mod guard;
@@ -12,14 +16,20 @@ mod health;
 mod json;
 mod keys;
 mod listen;
+mod live;
 mod log;
 mod metrics;
 mod options;
+mod otlp;
 mod patient;
+mod quota;
 mod sse;
+mod tls;
 mod wire;
 
-pub use app::Served;
-pub use keys::{Keys, KeysError, Scope};
-pub use listen::{Server, Stopper};
+pub use catalogue::Served;
+pub use config::{Config, ModelConfig};
+pub use listen::{Handle, Server};
 pub use options::{ServerError, ServerOptions};
+pub use otlp::{Endpoint, OtlpOptions};
+pub use tls::TlsFiles;

@@ -1,9 +1,12 @@
 //! How a server listens, whom it serves and what it bears; checked before it starts.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::keys::Keys;
+use super::otlp::OtlpOptions;
+use super::tls::TlsFiles;
+use crate::engine::LoadError;
 
 /// Settings of a [`super::Server`].
 #[derive(Clone, Debug)]
@@ -12,8 +15,15 @@ pub struct ServerOptions {
     pub address: SocketAddr,
     /// Listen on an address that other machines reach, though no keys are asked for.
     pub is_open: bool,
-    /// Who may ask for what; `None` asks for no keys.
-    pub keys: Option<Keys>,
+    /// The file that says who may ask for what, see `docs/server.md`; `None` asks for no keys.
+    pub keys: Option<PathBuf>,
+    /// Serve HTTPS only, with these.
+    pub tls: Option<TlsFiles>,
+    /// How often to look whether files of settings have changed.
+    pub watch_interval: Duration,
+    /// All callers share what their prompts begin with; else only requests of the same key or certificate do, and how soon
+    /// an answer begins tells nobody what others have asked.
+    pub shares_prefixes: bool,
     /// Names by which clients may call this server in their Host header, beside loopback and its own addresses.
     pub hosts: Vec<String>,
     /// Origins, such as `https://example.org`, whose pages may ask, beside those of this server itself.
@@ -32,8 +42,12 @@ pub struct ServerOptions {
     pub ping_interval: Duration,
     /// After this time without a step, though there is work, the server is not ready.
     pub stall_timeout: Duration,
+    /// A request for a model that is not loaded waits for so long; then it is told to come again.
+    pub load_wait: Duration,
     /// When it is told to stop, what runs may go on for so long.
     pub drain_timeout: Duration,
+    /// Where to send traces and metrics, if anywhere.
+    pub otlp: Option<OtlpOptions>,
     /// Log lines as JSON objects.
     pub logs_json: bool,
     /// Log no requests, only what goes wrong.
@@ -46,6 +60,9 @@ impl Default for ServerOptions {
             address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
             is_open: false,
             keys: None,
+            tls: None,
+            watch_interval: Duration::from_secs(2),
+            shares_prefixes: false,
             hosts: Vec::new(),
             origins: Vec::new(),
             max_body_bytes: 8 << 20,
@@ -55,7 +72,9 @@ impl Default for ServerOptions {
             write_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
+            load_wait: Duration::from_secs(25),
             drain_timeout: Duration::from_secs(30),
+            otlp: None,
             logs_json: false,
             is_quiet: false,
         }
@@ -65,7 +84,7 @@ impl Default for ServerOptions {
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Other machines could reach it, and it would ask nobody for a key.
+    /// Other machines could reach it, and it would ask nobody for a key or a certificate.
     #[error("{address} is reached from other machines, and no keys are asked for")]
     Exposed {
         /// The address.
@@ -79,6 +98,14 @@ pub enum ServerError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file of settings that can't be used.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
+        problem: String,
+    },
     /// An origin that is none.
     #[error("{origin:?} is no origin, expected one such as https://example.org")]
     Origin {
@@ -88,14 +115,34 @@ pub enum ServerError {
     /// Threads could not be started, or the network not be used.
     #[error("cannot run the server: {0}")]
     System(#[from] std::io::Error),
-    /// The model gave no answer when it was tried.
-    #[error("the model does not answer: {0}")]
-    Trial(String),
+    /// A model without a name, or two of one.
+    #[error("{name:?} is no name for a model or that of two, expected a name for each")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A model could not be loaded.
+    #[error("model {name:?}: {source}")]
+    Load {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Box<LoadError>,
+    },
+    /// A model gave no answer when it was tried.
+    #[error("model {name:?} does not answer: {reason}")]
+    Trial {
+        /// Its name.
+        name: String,
+        /// What it said instead.
+        reason: String,
+    },
 }
 
 impl ServerOptions {
     pub(super) fn check(&self) -> Result<(), ServerError> {
-        if !self.address.ip().is_loopback() && self.keys.is_none() && !self.is_open {
+        let asks_for_certificates = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if !self.address.ip().is_loopback() && self.keys.is_none() && !asks_for_certificates && !self.is_open {
             return Err(ServerError::Exposed { address: self.address });
         }
         let is_origin = |origin: &str| {
@@ -115,15 +162,20 @@ mod tests {
 
     #[test]
     fn other_machines_are_served_with_keys_or_on_purpose_only() {
-        let at = |address: &str, is_open: bool, keys: Option<Keys>| {
+        let at = |address: &str, is_open: bool, keys: Option<PathBuf>| {
             ServerOptions { address: address.parse().unwrap(), is_open, keys, ..ServerOptions::default() }.check()
         };
+        let with_tls = |client_ca: Option<PathBuf>| {
+            let tls = Some(TlsFiles { cert: "cert".into(), key: "key".into(), client_ca });
+            ServerOptions { address: ([10, 0, 0, 1], 0).into(), tls, ..ServerOptions::default() }.check()
+        };
+        assert!(with_tls(None).is_err() && with_tls(Some("ca".into())).is_ok());
         for address in ["127.0.0.1:0", "127.1.2.3:1", "[::1]:80"] {
             assert!(at(address, false, None).is_ok(), "{address}");
         }
         for address in ["0.0.0.0:0", "[::]:80", "192.168.1.2:80", "10.0.0.1:80"] {
             assert!(matches!(at(address, false, None), Err(ServerError::Exposed { .. })), "{address}");
-            assert!(at(address, true, None).is_ok() && at(address, false, Some(Keys::default())).is_ok());
+            assert!(at(address, true, None).is_ok() && at(address, false, Some(PathBuf::new())).is_ok());
         }
     }
 

@@ -9,7 +9,7 @@ use crate::program::{TempFile, command, serve};
 /// The hash of each is in [`KEYS`].
 pub const KITCHEN: &str = "kitchen-key";
 const SCRAPER: &str = "scraper-key";
-const OTHER: &str = "other-key";
+pub const OTHER: &str = "other-key";
 
 pub const KEYS: &str = r#"{"keys": [
     {"id": "kitchen", "sha256": "ba2d46571062179931aa28d5d344080a7895e64de9055ecd59790ad6ede212cb"},

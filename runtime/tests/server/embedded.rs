@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use farpost::engine::{Engine, EngineOptions, Sampling};
+use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
 use farpost::kernels::cpu::Cpu;
-use farpost::server::{Served, Server, ServerError, ServerOptions};
+use farpost::server::{Served, Server, ServerOptions};
 use farpost::{Model, ModelOptions};
 use serde_json::json;
 
@@ -17,19 +17,19 @@ use crate::program::PATIENCE;
 /// Runs a server while `test` asks it.
 fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnOnce(SocketAddr)) {
     let options = ServerOptions { address: ([127, 0, 0, 1], 0).into(), is_quiet: true, ..options };
-    let server = Server::bind(options).unwrap();
-    let (address, stopper) = (server.address(), server.stopper());
-    let (sender, ready) = mpsc::channel();
-    let load = move || -> Result<Served, ServerError> {
+    let open = move |_: &str| {
         let path = farpost_firmware_tests::model("gemma-3-270m-q4_k_m.gguf");
-        let model = Arc::new(Model::open(&path, &ModelOptions::default()).unwrap());
-        let engine = Engine::open(model, Arc::new(Cpu::detect()), &engine).unwrap();
-        Ok(Served { name: "g".to_owned(), engine, sampling: Sampling::default() })
+        Ok((Model::open(&path, &ModelOptions::default())?, engine.clone()))
     };
-    let server = std::thread::spawn(move || server.run(load, move || sender.send(()).unwrap()));
+    let models = Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions::default());
+    let served = vec![Served::new("g".to_owned(), Sampling::default())];
+    let server = Server::bind(options, models, served).unwrap();
+    let (address, handle) = (server.address(), server.handle());
+    let (sender, ready) = mpsc::channel();
+    let server = std::thread::spawn(move || server.run(move || sender.send(()).unwrap()));
     ready.recv_timeout(PATIENCE).unwrap();
     test(address);
-    stopper.stop();
+    handle.stop();
     server.join().unwrap().unwrap();
 }
 
@@ -84,5 +84,19 @@ fn slow_clients_are_not_waited_for_and_others_are_served() {
         let reply = raw(address, (crate::http::head("POST", "/v1/completions", half) + "{").as_bytes());
         assert_eq!(reply.error(408)["code"], "request_timeout");
         assert_eq!(get(address, "/healthz").status, 200);
+    });
+}
+
+#[test]
+fn connections_that_idle_are_closed() {
+    let options = ServerOptions { head_timeout: Duration::from_millis(50), ..ServerOptions::default() };
+    with_server(options, EngineOptions::default(), |address| {
+        let mut kept = connect(address);
+        let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        // Two on one connection, and then it ends by itself.
+        kept.write_all(&[&request[..], request].concat()).unwrap();
+        let mut bytes = Vec::new();
+        kept.read_to_end(&mut bytes).unwrap();
+        assert_eq!(String::from_utf8(bytes).unwrap().matches("HTTP/1.1 200 OK").count(), 2);
     });
 }

@@ -75,10 +75,14 @@ fn a_second_signal_ends_it_at_once() {
 fn a_full_queue_says_when_to_come_again() {
     let server = slow(&["--parallel", "1", "--queue", "1"]);
     let (_running, _) = begin(&server, 1900);
+    // Its first token may be told before its place in the queue is free.
+    wait_until(|| get(server.address, "/metrics").body.contains("farpost_running{model=\"g\"} 1\n"));
     let request = json!({ "model": "g", "prompt": "and then", "max_tokens": 4 }).to_string();
     let mut waiting = connect(server.address);
     waiting.write_all(post_request(PATH, &request, "").as_bytes()).unwrap();
-    wait_until(|| get(server.address, "/metrics").body.contains("farpost_queue_depth{model=\"g\"} 1\n"));
+    wait_until(|| {
+        get(server.address, "/metrics").body.contains("farpost_queue_depth{model=\"g\",lane=\"normal\"} 1\n")
+    });
     let reply = crate::http::raw(server.address, post_request(PATH, &request, "").as_bytes());
     let error = reply.error(429);
     assert_eq!((&error["type"], &error["code"]), (&"rate_limit_error".into(), &"queue_full".into()));

@@ -27,13 +27,18 @@ pub fn serve(args: &[&str]) -> Running {
 
 /// The same, not waiting until the model is loaded.
 pub fn start(args: &[&str]) -> Running {
-    let mut child = command(args).stderr(Stdio::piped()).spawn().expect("the program starts");
+    start_command(command(args))
+}
+
+/// The same for a command that is made.
+pub fn start_command(mut command: Command) -> Running {
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
     let (sender, lines) = channel();
     let err = BufReader::new(child.stderr.take().expect("it was piped"));
     // Ends with the program.
     std::thread::spawn(move || err.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
     let mut running = Running { child, address: ([127, 0, 0, 1], 0).into(), lines, seen: Vec::new() };
-    let line = running.wait_for("listening on http://");
+    let line = running.wait_for("listening on http");
     running.address = line.rsplit('/').next().unwrap().parse().expect("it tells its address");
     running
 }
@@ -43,7 +48,7 @@ pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_farpost"));
     let port: &[&str] = if args.contains(&"--port") { &[] } else { &["--port", "0"] };
     command.arg("serve").args(port).args(args).stdin(Stdio::null()).stdout(Stdio::null());
-    for variable in ["FARPOST_CPU", "FARPOST_MODELS", "XDG_DATA_HOME"] {
+    for variable in ["FARPOST_CPU", "FARPOST_MODELS", "XDG_DATA_HOME", "OTEL_EXPORTER_OTLP_ENDPOINT", "NOTIFY_SOCKET"] {
         command.env_remove(variable);
     }
     command.env("HOME", "/nonexistent");

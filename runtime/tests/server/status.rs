@@ -56,9 +56,16 @@ fn errors_have_one_shape_everywhere() {
     let request = head("POST", PATH, chunked) + &chunk.repeat(9) + "0\r\n\r\n";
     assert_eq!(raw(server.address, request.as_bytes()).error(413)["code"], "request_too_large");
     let header = format!("X: {}\r\n", "y".repeat(20_000));
-    assert_eq!(raw(server.address, head("GET", "/healthz", &header).as_bytes()).status, 431);
+    let reply = raw(server.address, head("GET", "/healthz", &header).as_bytes());
+    assert_eq!(reply.error(431)["code"], "head_too_large");
+    assert!(reply.header("x-request-id").is_some_and(|id| id.starts_with("req_")));
     let both = "Content-Length: 2\r\nContent-Length: 3\r\n";
-    assert_eq!(raw(server.address, (head("POST", PATH, both) + "{}").as_bytes()).status, 400);
+    for malformed in [head("POST", PATH, both) + "{}", "GET\r\n\r\n".to_owned(), "\x16\x03\x01 TLS\r\n\r\n".to_owned()]
+    {
+        let error = raw(server.address, malformed.as_bytes()).error(400);
+        assert_eq!((&error["type"], &error["code"]), (&"invalid_request_error".into(), &"malformed_head".into()));
+    }
+    assert!(get(server.address, "/metrics").body.contains("farpost_refused_total{reason=\"malformed_head\"} 3\n"));
 }
 
 #[test]

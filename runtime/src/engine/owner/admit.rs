@@ -95,7 +95,7 @@ impl Owner {
     pub(super) fn preempt(&mut self, place: usize) {
         let mut choice = self.running.remove(place);
         self.set_aside(&mut choice);
-        choice.hashes = self.hashing.of(&choice.tokens);
+        choice.hashes = self.hashing.of(&choice.tokens, choice.job.scope);
         self.metrics.preempted += 1;
         self.enqueue(choice);
     }

@@ -26,6 +26,28 @@ fn equal_beginnings_are_run_once_even_when_they_come_together() {
 }
 
 #[test]
+fn scopes_share_nothing() {
+    let mut bench = Bench::new(&options());
+    let prompt = prompt(&bench.model, 1, 40);
+    let scoped = |scope: &str| Request { prefix_scope: scope.to_owned(), ..greedy(&prompt, 3) };
+    let mut cached = |scope: &str| {
+        let stream = bench.submit(&scoped(scope));
+        bench.settle();
+        let generated = only(stream);
+        assert_eq!(generated.ids, expected(&bench.model, &prompt, 3));
+        generated.timings.cached_tokens
+    };
+    assert_eq!([cached("a"), cached("b"), cached("")], [0, 0, 0]);
+    assert_eq!([cached("a"), cached("b"), cached("")], [39, 39, 39]);
+    assert_eq!(bench.engine.metrics().cached_prefixes, 3);
+    // Nor while they run.
+    let streams = ["c", "d"].map(|scope| bench.submit(&scoped(scope)));
+    bench.settle();
+    assert_eq!(streams.map(|stream| only(stream).timings.cached_tokens), [0, 0]);
+    bench.assert_at_rest();
+}
+
+#[test]
 fn choices_of_one_prompt_run_it_once() {
     let mut bench = Bench::new(&EngineOptions { max_running: 3, ..options() });
     let prompt = prompt(&bench.model, 1, 50);

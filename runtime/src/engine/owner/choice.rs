@@ -23,6 +23,8 @@ pub(in crate::engine) struct Job {
     pub(in crate::engine) submitted: Instant,
     pub(in crate::engine) deadline: Option<Instant>,
     pub(in crate::engine) caller: Arc<str>,
+    /// With whom it shares prefixes.
+    pub(in crate::engine) scope: u64,
     pub(in crate::engine) supersede: Option<Arc<str>>,
     pub(in crate::engine) reproducible: bool,
     pub(in crate::engine) ignore_eos: bool,

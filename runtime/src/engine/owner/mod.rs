@@ -33,6 +33,7 @@ use super::error::EngineError;
 use super::generate::Finish;
 use super::metrics::Metrics;
 use super::options::Sizes;
+use super::request::Priority;
 use super::stream::Told;
 use crate::model::Model;
 use choice::{Choice, ms};
@@ -333,7 +334,7 @@ impl Owner {
     fn set_aside(&mut self, choice: &mut Choice) {
         if let Some(sequence) = choice.sequence.take() {
             let tokens = choice.tokens[..choice.n_written.min(choice.tokens.len())].to_vec();
-            self.metrics.evicted += self.prefixes.keep(sequence, tokens, self.plan.kv());
+            self.metrics.evicted += self.prefixes.keep(sequence, tokens, choice.job.scope, self.plan.kv());
         }
         choice.n_written = 0;
         choice.promised_tokens = 0;
@@ -399,6 +400,8 @@ impl Owner {
         }
         let metrics = &mut self.metrics;
         metrics.waiting = self.waiting.len();
+        metrics.waiting_by_lane =
+            Priority::ALL.map(|lane| self.waiting.iter().filter(|of| of.job.priority == lane).count());
         metrics.running = self.running.len();
         metrics.cached_prefixes = self.prefixes.len();
         metrics.kv_free_tokens = self.plan.kv().free_tokens();

@@ -21,8 +21,14 @@ pub(in crate::engine) struct Hashes(Vec<u64>);
 pub(in crate::engine) struct Hashing(RandomState);
 
 impl Hashing {
-    pub(in crate::engine) fn of(&self, tokens: &[u32]) -> Hashes {
-        let mut hash = 0;
+    /// Those whose prefixes are shared, as a number.
+    pub(in crate::engine) fn scope(&self, name: &str) -> u64 {
+        self.0.hash_one(name)
+    }
+
+    /// Hashes of `tokens` in a scope: those of another scope have none in common with them.
+    pub(in crate::engine) fn of(&self, tokens: &[u32], scope: u64) -> Hashes {
+        let mut hash = scope;
         let next = |block: &[u32]| {
             hash = self.0.hash_one((hash, block));
             hash
@@ -37,6 +43,7 @@ struct Cached {
     sequence: Sequence,
     /// The tokens whose keys and values it holds.
     tokens: Vec<u32>,
+    scope: u64,
     used: u64,
 }
 
@@ -123,14 +130,15 @@ impl Prefixes {
 
     /// Keeps `sequence`, which holds `tokens`; those that are beginnings of it are dropped, and the least recently used
     /// if there are too many. Returns how many of those were.
-    pub(super) fn keep(&mut self, sequence: Sequence, tokens: Vec<u32>, kv: &mut dyn KvStore) -> u64 {
+    pub(super) fn keep(&mut self, sequence: Sequence, tokens: Vec<u32>, scope: u64, kv: &mut dyn KvStore) -> u64 {
         self.leave(sequence);
-        let is_known = self.cached.iter().any(|cached| cached.tokens.starts_with(&tokens));
+        let is_known = self.cached.iter().any(|cached| cached.scope == scope && cached.tokens.starts_with(&tokens));
         if self.most == 0 || tokens.len() < BLOCK || is_known {
             kv.close(sequence);
             return 0;
         }
-        while let Some(place) = self.cached.iter().position(|cached| tokens.starts_with(&cached.tokens)) {
+        let is_beginning = |cached: &Cached| cached.scope == scope && tokens.starts_with(&cached.tokens);
+        while let Some(place) = self.cached.iter().position(is_beginning) {
             self.drop_cached(place, kv);
         }
         let mut n_evicted = 0;
@@ -138,9 +146,9 @@ impl Prefixes {
             n_evicted += 1;
         }
         self.clock += 1;
-        let hashes = self.hashing.of(&tokens);
+        let hashes = self.hashing.of(&tokens, scope);
         self.enter(sequence, hashes);
-        self.cached.push(Cached { sequence, tokens, used: self.clock });
+        self.cached.push(Cached { sequence, tokens, scope, used: self.clock });
         n_evicted
     }
 
@@ -182,10 +190,11 @@ mod tests {
         let text: Vec<u32> = (0..100).collect();
         let other: Vec<u32> = text[..40].iter().copied().chain(200..260).collect();
         let mut prefixes = Prefixes::new(4, hashing.clone());
-        prefixes.enter(Sequence(1), hashing.of(&text));
-        prefixes.enter(Sequence(2), hashing.of(&other));
+        prefixes.enter(Sequence(1), hashing.of(&text, 0));
+        prefixes.enter(Sequence(2), hashing.of(&other, 0));
+        assert_eq!(prefixes.holders(&hashing.of(&text, 1)).count(), 0);
         let found = |prefixes: &Prefixes, tokens: &[u32]| -> Vec<(usize, Vec<Sequence>)> {
-            prefixes.holders(&hashing.of(tokens)).map(|(n, holders)| (n, holders.to_vec())).collect()
+            prefixes.holders(&hashing.of(tokens, 0)).map(|(n, holders)| (n, holders.to_vec())).collect()
         };
         let both = vec![Sequence(1), Sequence(2)];
         assert_eq!(found(&prefixes, &text[..70])[..2], [(64, vec![Sequence(1)]), (56, vec![Sequence(1)])]);

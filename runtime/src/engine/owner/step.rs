@@ -46,7 +46,7 @@ impl Owner {
             .unwrap_or_else(|_| Err(DeviceError::Lost("the backend panicked".to_owned())));
         let time = self.now() - start;
         self.metrics.step_ms += ms(time);
-        self.metrics.steps += 1;
+        self.metrics.count_step(self.batch.rows.len());
         let damaged = self.model.files().find(|file| file.is_damaged()).map(|file| file.name().to_owned());
         if let Some(file) = damaged {
             self.metrics.failed_steps += 1;

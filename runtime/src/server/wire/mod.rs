@@ -17,6 +17,16 @@ pub(super) fn routes() -> Router<Arc<App>> {
     openai::routes()
 }
 
+/// What a client is told of a problem before a path is known.
+pub(super) fn error(problem: &Problem) -> String {
+    openai::error(problem).to_string()
+}
+
+/// What OpenTelemetry calls what is asked for at a path.
+pub(super) fn operation(path: &str) -> &'static str {
+    if path.ends_with("/chat/completions") { "chat" } else { "text_completion" }
+}
+
 /// Routes with what is said where there is none.
 pub(super) fn or_refuse(routes: Router<Arc<App>>) -> Router<Arc<App>> {
     routes

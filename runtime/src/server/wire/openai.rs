@@ -19,7 +19,8 @@ use axum::routing::{get, post};
 use serde_json::{Value as Json, json};
 
 use super::body;
-use crate::server::app::{App, Hosted};
+use crate::server::app::App;
+use crate::server::catalogue::{Entry, Hosted};
 use crate::server::error::{Invalid, Problem};
 use crate::server::following::Following;
 use crate::server::guard::{Blame, Visit};
@@ -62,7 +63,7 @@ pub(super) fn refuse(problem: &Problem) -> Response {
 }
 
 /// What a client is told of a problem.
-fn error(problem: &Problem) -> Json {
+pub(super) fn error(problem: &Problem) -> Json {
     let kind = match problem.status() {
         401 => "authentication_error",
         403 => "permission_error",
@@ -86,8 +87,8 @@ fn error(problem: &Problem) -> Json {
 }
 
 async fn models(State(app): Shared, Extension(visit): Visitor) -> Response {
-    let hosted = app.hosted().filter(|hosted| visit.caller.may_ask(&hosted.name));
-    let data: Vec<Json> = hosted.map(|hosted| describe(hosted)).into_iter().collect();
+    let entries = app.catalogue.entries().filter(|entry| visit.caller.may_ask(&entry.served.name));
+    let data: Vec<Json> = entries.map(|entry| describe(&app, entry)).collect();
     json_response(StatusCode::OK, &json!({ "object": "list", "data": data }))
 }
 
@@ -96,14 +97,16 @@ type Name = Result<Path<String>, PathRejection>;
 
 async fn model(State(app): Shared, Extension(visit): Visitor, name: Name) -> Response {
     let Ok(Path(name)) = name else { return refuse(&Problem::NoModel(String::new())) };
-    match app.model(&name, &visit.caller) {
-        Ok(hosted) => json_response(StatusCode::OK, &describe(&hosted)),
+    match app.entry(&name, &visit.caller) {
+        Ok(entry) => json_response(StatusCode::OK, &describe(&app, entry)),
         Err(problem) => refuse(&problem),
     }
 }
 
-fn describe(hosted: &Hosted) -> Json {
-    json!({ "id": hosted.name, "object": "model", "created": hosted.created, "owned_by": "farpost" })
+/// A model, whether or not it is loaded now.
+fn describe(app: &App, entry: &Entry) -> Json {
+    let created = entry.hosted().map_or(app.started_at, |hosted| hosted.created);
+    json!({ "id": entry.served.name, "object": "model", "created": created, "owned_by": "farpost" })
 }
 
 /// What was asked for, once the engine has taken it.
@@ -172,6 +175,6 @@ fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style) -> Result<Ta
     let prompts = (style.prompts)(&mut fields, &hosted)?;
     fields.finish()?;
     let requests = asked.requests(prompts, &hosted, visit)?;
-    let following = Following::submit(app, visit, &hosted.engine, &requests)?;
+    let following = Following::submit(app, visit, &hosted, &requests)?;
     Ok(Taken { following, hosted, asked })
 }

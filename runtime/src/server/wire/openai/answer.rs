@@ -5,7 +5,8 @@ use serde_json::{Value as Json, json};
 
 use super::params::Asked;
 use crate::engine::{Logprobs, fresh_seed};
-use crate::server::app::{Hosted, unix_seconds};
+use crate::server::app::unix_seconds;
+use crate::server::catalogue::Hosted;
 use crate::server::error::Problem;
 use crate::server::following::{Following, Said, Usage};
 use crate::server::json::Fields;

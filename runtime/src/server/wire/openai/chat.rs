@@ -4,7 +4,7 @@ use farpost_models::template::RenderInput;
 use serde_json::{Value as Json, json};
 
 use super::answer::{Style, TokenTold, told};
-use crate::server::app::Hosted;
+use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::json::{Fields, kind};
 

@@ -4,7 +4,7 @@ use farpost_models::tokenizer::Special;
 use serde_json::{Map, Value as Json, json};
 
 use super::answer::{Style, TokenTold, rounded};
-use crate::server::app::Hosted;
+use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::json::{Fields, kind};
 

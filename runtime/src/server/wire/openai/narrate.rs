@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::answer::{Envelope, Style, TokenTold, Tokens, finish_reason, usage};
 use super::params::Asked;
 use crate::model::Model;
-use crate::server::app::Hosted;
+use crate::server::catalogue::Hosted;
 use crate::server::following::{Said, Usage};
 use crate::server::sse::{self, Narrator};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use crate::engine::{GenerateOptions, Grammar, MOST_CHOICES, Mirostat, Priority, Request, Sampling, fresh_seed};
-use crate::server::app::Hosted;
+use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::guard::Visit;
 use crate::server::json::{Fields, Range, kind};
@@ -77,6 +77,7 @@ impl Asked {
                 priority: self.priority,
                 deadline: self.deadline,
                 caller: visit.caller.id().to_owned(),
+                prefix_scope: visit.prefix_scope.to_string(),
                 supersede: self.supersede.clone(),
                 reproducible: self.reproducible,
                 ..Request::new(prompt, self.options.clone())

@@ -7,7 +7,8 @@ use axum::body::Bytes;
 use farpost_models::tokenizer::Special;
 use serde_json::{Value as Json, json};
 
-use crate::server::app::{App, Hosted};
+use crate::server::app::App;
+use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::guard::Visit;
 use crate::server::json::{Fields, kind};

@@ -1,0 +1,148 @@
+//! Which models are served: from the command line or a file, each with its name and the settings of its engine.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
+use farpost::server::{Config, ModelConfig, Served};
+use farpost::{Library, Model, ModelError, ModelOptions};
+use farpost_models::gguf::File;
+
+use crate::console::Console;
+use crate::exit::Failure;
+use crate::generation::MemoryArgs;
+use crate::machine::Machine;
+use crate::model::{self, ModelArgs};
+use crate::pack::{self, PackArgs};
+use crate::{amount, device};
+
+/// Options that say which models are served and how.
+#[derive(clap::Args, Debug)]
+pub struct ModelsArgs {
+    /// A GGUF file, a folder with one, or the name of a model in the model folder (may be given several times) [default:
+    /// the built-in pocket model]
+    #[arg(short, long, value_name = "MODEL")]
+    model: Vec<String>,
+    /// What requests call the model [default: the name of its file]; with several models one for each, in order
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    alias: Vec<String>,
+    /// A JSON file that lists models with their settings, in place of --model
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "alias"])]
+    config: Option<PathBuf>,
+    /// Unload models that were not asked for in N seconds, and load them again when they are
+    #[arg(long, value_name = "N", value_parser = amount::whole::<u64>(1..))]
+    idle_unload: Option<u64>,
+    #[command(flatten)]
+    packed: PackArgs,
+    /// Write at most N answers at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = amount::whole::<usize>(1..=1024))]
+    parallel: usize,
+    /// Let at most N requests wait; one more is refused
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = amount::whole::<usize>(0..))]
+    queue: usize,
+    /// Keep keys and values of N tokens over all answers [default: of four contexts]
+    #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
+    kv_tokens: Option<usize>,
+    #[command(flatten)]
+    memory: MemoryArgs,
+}
+
+/// How to open one model.
+struct Opening {
+    /// `None` is the built-in model.
+    path: Option<PathBuf>,
+    model: ModelOptions,
+    engine: EngineOptions,
+}
+
+impl Opening {
+    fn open(&self, console: &Console) -> Result<(Model, EngineOptions), ModelError> {
+        let model = Model::from_file(self.file()?, &self.model)?;
+        pack::note(&model, console);
+        Ok((model, self.engine.clone()))
+    }
+
+    fn file(&self) -> Result<File, ModelError> {
+        match &self.path {
+            Some(path) => Ok(File::open(path)?),
+            #[cfg(feature = "pocket")]
+            None => Ok(farpost_models::pocket::file()),
+            #[cfg(not(feature = "pocket"))]
+            None => unreachable!("a program without a built-in model has refused to start without --model"),
+        }
+    }
+}
+
+impl ModelsArgs {
+    /// What opens the models, and how each is served. Names that stand for no file are refused here.
+    pub fn models(&self, console: &Console) -> Result<(Models, Vec<Served>), Failure> {
+        let config = self.config()?;
+        let (mut openings, mut served) = (BTreeMap::new(), Vec::new());
+        for wanted in &config.models {
+            let named = ModelArgs { model: wanted.model.clone() };
+            let path = match &wanted.model {
+                Some(name) => Some(Library::of_user().resolve(name)?),
+                None => model::check_built_in().map(|()| None)?,
+            };
+            let name = wanted.name.clone().unwrap_or_else(|| named.short_name());
+            // The built-in model writes commands: it takes the best, as everywhere.
+            let sampling = if named.is_built_in() { Sampling::greedy() } else { Sampling::default() };
+            let (is_on_demand, is_pinned) = (wanted.is_on_demand, wanted.is_pinned);
+            served.push(Served { is_on_demand, is_pinned, ..Served::new(name.clone(), sampling) });
+            openings.insert(name, self.opening(wanted, path, console)?);
+        }
+        let options = ModelsOptions {
+            memory_cap: config.memory_cap.or_else(|| device::memory_cap(&self.memory)),
+            idle: config.idle.or(self.idle_unload.map(Duration::from_secs)),
+        };
+        let (console, backend) = (console.clone(), Arc::new(device::cpu()?));
+        let open = move |name: &str| match openings.get(name) {
+            Some(opening) => opening.open(&console),
+            // The server asks for names that are served only, so this is nobody's.
+            None => Ok((Model::open(name.as_ref(), &ModelOptions::default())?, EngineOptions::default())),
+        };
+        Ok((Models::new(Box::new(open), backend, options), served))
+    }
+
+    fn config(&self) -> Result<Config, Failure> {
+        if let Some(path) = &self.config {
+            return Ok(Config::of_file(path)?);
+        }
+        let n_models = self.model.len().max(1);
+        if !self.alias.is_empty() && self.alias.len() != n_models {
+            let (aliases, models) = (self.alias.len(), n_models);
+            return Err(Failure::usage(format_args!(
+                "--alias is given {aliases} times, expected one for each of {models}"
+            )));
+        }
+        let models = (0..n_models).map(|place| ModelConfig {
+            name: self.alias.get(place).cloned(),
+            model: self.model.get(place).cloned(),
+            ..ModelConfig::default()
+        });
+        Ok(Config { models: models.collect(), ..Config::default() })
+    }
+
+    fn opening(&self, wanted: &ModelConfig, path: Option<PathBuf>, console: &Console) -> Result<Opening, Failure> {
+        let context = wanted.context.or(self.memory.context.map(|tokens| tokens as usize));
+        let model = ModelOptions {
+            context,
+            pack_for: self.packed.class()?,
+            read_ahead_bytes: Machine::look().most_bytes(),
+            ..ModelOptions::default()
+        };
+        let engine = EngineOptions {
+            context,
+            kv_tokens: wanted.kv_tokens.or(self.kv_tokens),
+            max_running: wanted.parallel.unwrap_or(self.parallel),
+            max_waiting: wanted.queue.unwrap_or(self.queue),
+            threads: console.threads(),
+            kv_type: wanted.kv_type.unwrap_or(self.memory.kv_type.0),
+            activations: wanted.activations.unwrap_or(self.memory.activations.0),
+            ..EngineOptions::default()
+        };
+        Ok(Opening { path, model, engine })
+    }
+}

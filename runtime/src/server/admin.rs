@@ -1,0 +1,86 @@
+//! Routes to run the server by: which models are loaded, and loading and unloading them. They need the scope `admin`;
+//! where no keys are asked for, they are for this machine only.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde_json::{Value as Json, json};
+
+use super::app::App;
+use super::catalogue::Entry;
+use super::error::Problem;
+use super::health::json_response;
+use super::wire;
+
+/// What all paths here begin with.
+pub(super) const PREFIX: &str = "/admin/";
+
+type Shared = State<Arc<App>>;
+type Name = Result<Path<String>, PathRejection>;
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/admin/models", get(list))
+        .route("/admin/models/{name}/load", post(load))
+        .route("/admin/models/{name}/unload", post(unload))
+}
+
+async fn list(State(app): Shared) -> Response {
+    let models: Vec<Json> = app.catalogue.entries().map(|entry| describe(&app, entry)).collect();
+    json_response(StatusCode::OK, &json!({ "models": models }))
+}
+
+/// A model and where it is.
+pub(super) fn describe(app: &App, entry: &Entry) -> Json {
+    let (name, state) = (&entry.served.name, entry.state_name());
+    let loaded = app.catalogue.models.loaded().into_iter().find(|loaded| loaded.name == *name);
+    json!({
+        "name": name,
+        "state": state,
+        "on_demand": entry.served.is_on_demand,
+        "pinned": entry.served.is_pinned,
+        "memory_bytes": loaded.as_ref().map(|loaded| {
+            let memory = loaded.memory;
+            json!({
+                "weights_mapped": memory.weights_mapped,
+                "weights_packed": memory.weights_packed,
+                "kv": memory.kv,
+                "scratch": memory.scratch,
+            })
+        }),
+        "unused_seconds": loaded.map(|loaded| loaded.unused.as_secs()),
+    })
+}
+
+/// Loads a model and answers when it is there, or is not after a while.
+async fn load(State(app): Shared, name: Name) -> Response {
+    let work = |app: &App, entry: &Arc<Entry>| app.catalogue.ask(entry, app.options.load_wait).map(|_| ());
+    change(app, name, work).await
+}
+
+/// Unloads a model when what it does is done, or after the time that a server drains for.
+async fn unload(State(app): Shared, name: Name) -> Response {
+    let work = |app: &App, entry: &Arc<Entry>| {
+        app.catalogue.unload(entry, app.options.drain_timeout);
+        Ok(())
+    };
+    change(app, name, work).await
+}
+
+async fn change(app: Arc<App>, name: Name, work: fn(&App, &Arc<Entry>) -> Result<(), Problem>) -> Response {
+    let name = name.map(|Path(name)| name).unwrap_or_default();
+    let Some(entry) = app.catalogue.entry(&name).cloned() else {
+        return wire::refuse(PREFIX, &Problem::NoModel(name));
+    };
+    let done = tokio::task::spawn_blocking(move || work(&app, &entry).map(|()| describe(&app, &entry)));
+    match done.await {
+        Ok(Ok(json)) => json_response(StatusCode::OK, &json),
+        Ok(Err(problem)) => wire::refuse(PREFIX, &problem),
+        Err(panic) => wire::refuse(PREFIX, &Problem::Internal(panic.to_string().into())),
+    }
+}

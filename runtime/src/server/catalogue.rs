@@ -1,0 +1,331 @@
+//! The models of a server by name: which are here, which are being loaded, and how whoever asks for one gets it.
+//!
+//! Models are loaded one at a time, on a thread of their own ([`Catalogue::work`]). A model is shown to requests once it
+//! has answered a trial.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use farpost_kernels::backend::DeviceError;
+use farpost_models::gguf::ContentHash;
+
+use super::app::{App, unix_seconds};
+use super::error::Problem;
+use super::log;
+use super::options::ServerError;
+use crate::engine::{Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling};
+
+/// After a model could not be loaded, all who ask for it are told so for this time without trying again.
+const PAUSE: Duration = Duration::from_secs(5);
+/// How often to look for models that idle.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// A model as it is served.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// What requests call it, and what [`Models`] opens it by.
+    pub name: String,
+    /// How tokens are chosen where a request does not say.
+    pub sampling: Sampling,
+    /// Load it when it is asked for, not at the start.
+    pub is_on_demand: bool,
+    /// Never unload it to make room or because it idles.
+    pub is_pinned: bool,
+}
+
+impl Served {
+    /// A model that is loaded at the start and may give way to others.
+    pub fn new(name: String, sampling: Sampling) -> Self {
+        Self { name, sampling, is_on_demand: false, is_pinned: false }
+    }
+}
+
+/// A model that is loaded.
+pub(super) struct Hosted {
+    pub(super) name: String,
+    pub(super) engine: Engine,
+    pub(super) sampling: Sampling,
+    /// Seconds since 1970 when it was loaded.
+    pub(super) created: u64,
+    /// Known some time after loading: it reads the whole file.
+    pub(super) hash: OnceLock<ContentHash>,
+    /// How many steps there were when work without a step was first seen, and when that was.
+    stall: Mutex<Option<(u64, Instant)>>,
+}
+
+impl Hosted {
+    /// Build and model, short; `None` until the file's hash is known.
+    pub(super) fn fingerprint(&self) -> Option<String> {
+        let hash = self.hash.get()?.to_string();
+        Some(format!("fp_{}_{}", env!("CARGO_PKG_VERSION"), &hash[..8]))
+    }
+
+    /// True if there is work and no step for longer than `most`.
+    pub(super) fn is_stalled(&self, most: Duration) -> bool {
+        let metrics = self.engine.metrics();
+        let mut stall = self.stall.lock().unwrap_or_else(PoisonError::into_inner);
+        if metrics.running + metrics.waiting == 0 {
+            *stall = None;
+            return false;
+        }
+        match *stall {
+            Some((steps, since)) if steps == metrics.steps => since.elapsed() > most,
+            _ => {
+                *stall = Some((metrics.steps, Instant::now()));
+                false
+            }
+        }
+    }
+}
+
+/// Where a model is.
+enum State {
+    Away,
+    Loading,
+    Here(Arc<Hosted>),
+    Failed(Problem, Instant),
+}
+
+/// One model.
+pub(super) struct Entry {
+    pub(super) served: Served,
+    state: Mutex<State>,
+    is_changed: Condvar,
+}
+
+impl Entry {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: State) {
+        *self.state() = state;
+        self.is_changed.notify_all();
+    }
+
+    /// The model if it is loaded.
+    pub(super) fn hosted(&self) -> Option<Arc<Hosted>> {
+        match &*self.state() {
+            State::Here(hosted) => Some(Arc::clone(hosted)),
+            _ => None,
+        }
+    }
+
+    /// "away", "loading", "loaded" or "failed".
+    pub(super) fn state_name(&self) -> &'static str {
+        match &*self.state() {
+            State::Away => "away",
+            State::Loading => "loading",
+            State::Here(_) => "loaded",
+            State::Failed(..) => "failed",
+        }
+    }
+}
+
+/// All models of a server.
+pub(super) struct Catalogue {
+    pub(super) models: Models,
+    entries: Vec<Arc<Entry>>,
+    wanted: (Sender<Arc<Entry>>, Receiver<Arc<Entry>>),
+    /// Nobody waits for a model any more.
+    is_closed: AtomicBool,
+}
+
+impl Catalogue {
+    /// Checks the names.
+    pub(super) fn new(models: Models, served: Vec<Served>) -> Result<Self, ServerError> {
+        let mut entries: Vec<Arc<Entry>> = Vec::new();
+        for served in served {
+            let is_known = entries.iter().any(|entry| entry.served.name == served.name);
+            if served.name.is_empty() || is_known {
+                return Err(ServerError::Name { name: served.name });
+            }
+            let state = if served.is_on_demand { State::Away } else { State::Loading };
+            entries.push(Arc::new(Entry { served, state: Mutex::new(state), is_changed: Condvar::new() }));
+        }
+        Ok(Self { models, entries, wanted: unbounded(), is_closed: AtomicBool::new(false) })
+    }
+
+    /// Whoever waits for a model is told that it does not come.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        for entry in &self.entries {
+            // Whoever has looked before it was closed waits by now.
+            let _state = entry.state();
+            entry.is_changed.notify_all();
+        }
+    }
+
+    /// All of them, in the order they were given.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter()
+    }
+
+    /// Those that are loaded.
+    pub(super) fn hosted(&self) -> impl Iterator<Item = Arc<Hosted>> {
+        self.entries.iter().filter_map(|entry| entry.hosted())
+    }
+
+    pub(super) fn entry(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.entries.iter().find(|entry| entry.served.name == name)
+    }
+
+    /// A model that is loaded; if it is not, that is begun and waited for, but no longer than `most`.
+    pub(super) fn ask(&self, entry: &Arc<Entry>, most: Duration) -> Result<Arc<Hosted>, Problem> {
+        let end = Instant::now() + most;
+        let mut state = entry.state();
+        loop {
+            match &*state {
+                State::Here(hosted) if self.models.touch(&entry.served.name) => return Ok(Arc::clone(hosted)),
+                State::Failed(problem, at) if at.elapsed() < PAUSE => return Err(problem.clone()),
+                State::Loading => {
+                    let left = end.saturating_duration_since(Instant::now());
+                    if self.is_closed.load(Ordering::SeqCst) {
+                        return Err(Problem::Draining);
+                    }
+                    if left.is_zero() {
+                        return Err(Problem::Loading);
+                    }
+                    let waited = entry.is_changed.wait_timeout(state, left);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                State::Here(_) | State::Away | State::Failed(..) => {
+                    *state = State::Loading;
+                    // The receiver lives as long as the sender.
+                    let _ = self.wanted.0.send(Arc::clone(entry));
+                }
+            }
+        }
+    }
+
+    /// Unloads a model, when what it does now is done but within `most`; false if it is not loaded.
+    pub(super) fn unload(&self, entry: &Entry, most: Duration) -> bool {
+        let mut state = entry.state();
+        if !matches!(*state, State::Here(_)) {
+            return false;
+        }
+        *state = State::Away;
+        drop(state);
+        self.models.unload(&entry.served.name, most)
+    }
+
+    /// Loads what is wanted at the start, then calls `ready`, then loads what is asked for and unloads what idles, until
+    /// the server drains.
+    pub(super) fn work(&self, app: &App, ready: impl FnOnce()) -> Result<(), ServerError> {
+        std::thread::scope(|scope| {
+            let hash = |hosted: Arc<Hosted>| {
+                let named = std::thread::Builder::new().name("farpost-hash".to_owned());
+                // Without it the model works as well, and is told without a hash.
+                let _ = named.spawn_scoped(scope, move || read_hash(app, &hosted));
+            };
+            for entry in self.entries.iter().filter(|entry| !entry.served.is_on_demand) {
+                if app.is_draining() {
+                    return Ok(());
+                }
+                hash(self.load(app, entry)?);
+            }
+            ready();
+            while !app.is_draining() {
+                if let Ok(entry) = self.wanted.1.recv_timeout(ROUND)
+                    && let Ok(hosted) = self.load(app, &entry)
+                {
+                    hash(hosted);
+                }
+                self.let_go();
+            }
+            Ok(())
+        })
+    }
+
+    /// Loads a model and shows it, or shows why it can't be.
+    fn load(&self, app: &App, entry: &Entry) -> Result<Arc<Hosted>, ServerError> {
+        let name = &entry.served.name;
+        let loaded = self.try_load(&entry.served);
+        app.metrics.count_load(name, loaded.is_ok());
+        match &loaded {
+            Ok(hosted) => {
+                app.metrics.of(name, "");
+                log::note(app, &format!("model {name:?} was loaded in {:.0} ms", hosted.engine.load_ms()));
+                entry.set(State::Here(Arc::clone(hosted)));
+            }
+            Err(error) => {
+                log::warn(app, &error.to_string());
+                entry.set(State::Failed(problem(error), Instant::now()));
+            }
+        }
+        loaded
+    }
+
+    fn try_load(&self, served: &Served) -> Result<Arc<Hosted>, ServerError> {
+        let name = || served.name.clone();
+        let engine = self
+            .models
+            .get(&served.name)
+            .map_err(|source| ServerError::Load { name: name(), source: Box::new(source) })?;
+        if let Err(reason) = trial(&engine) {
+            self.models.unload(&served.name, Duration::ZERO);
+            return Err(ServerError::Trial { name: name(), reason });
+        }
+        self.models.pin(&served.name, served.is_pinned);
+        Ok(Arc::new(Hosted {
+            name: name(),
+            engine,
+            sampling: served.sampling.clone(),
+            created: unix_seconds(),
+            hash: OnceLock::new(),
+            stall: Mutex::new(None),
+        }))
+    }
+
+    /// Unloads what idles, and lets go of what was unloaded to make room.
+    fn let_go(&self) {
+        self.models.unload_idle();
+        let loaded = self.models.loaded();
+        for entry in &self.entries {
+            let mut state = entry.state();
+            if matches!(*state, State::Here(_)) && !loaded.iter().any(|loaded| loaded.name == entry.served.name) {
+                *state = State::Away;
+            }
+        }
+    }
+}
+
+/// One real step.
+fn trial(engine: &Engine) -> Result<(), String> {
+    let options = GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(1), ..GenerateOptions::default() };
+    let stream = engine.submit(&Request::new(vec![0], options)).map_err(|refusal| refusal.to_string())?;
+    stream.finish().map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// What whoever asks for a model that can't be loaded is told.
+fn problem(error: &ServerError) -> Problem {
+    let memory = match error {
+        ServerError::Load { source, .. } => match &**source {
+            LoadError::Memory { needed_bytes, free_bytes, .. } => Some((*needed_bytes, *free_bytes)),
+            LoadError::Engine(EngineError::Device(DeviceError::OutOfMemory { needed_bytes, free_bytes, .. })) => {
+                Some((*needed_bytes, free_bytes.unwrap_or(0)))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    match memory {
+        Some((needed_bytes, allowed_bytes)) => Problem::Memory { needed_bytes, allowed_bytes },
+        None => Problem::Internal(error.to_string().into()),
+    }
+}
+
+/// Whoever asks for the model's version before that gets it without the hash.
+fn read_hash(app: &App, hosted: &Hosted) {
+    let mut go_on = |_: u64, _: u64| match app.is_draining() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    if let Ok(Some(hash)) = hosted.engine.model().file().content_hash_with(&mut go_on) {
+        // It is set here only.
+        let _ = hosted.hash.set(hash);
+    }
+}

@@ -1,0 +1,148 @@
+//! Several models in one server: at the start and on demand, unloaded and loaded again, and those that can't be.
+
+use serde_json::{Value as Json, json};
+
+use crate::access::{KITCHEN, OTHER};
+use crate::chat::{PATH, ask};
+use crate::http::{Reply, get, head, post, raw};
+use crate::program::{Running, TempFile, command, model, serve};
+use crate::streams::wait_until;
+
+const COMPLETIONS: &str = "/v1/completions";
+
+fn complete(server: &Running, model: &str) -> Reply {
+    post(
+        server.address,
+        COMPLETIONS,
+        &json!({ "model": model, "prompt": [5, 6, 7], "max_tokens": 3, "ignore_eos": true }),
+    )
+}
+
+/// A path of the admin routes, asked with POST and this header.
+fn admin(server: &Running, path: &str, header: &str) -> Reply {
+    raw(
+        server.address,
+        head("POST", &format!("/admin/models/{path}"), &format!("Content-Length: 0\r\n{header}")).as_bytes(),
+    )
+}
+
+fn state(server: &Running, name: &str) -> Json {
+    let list = get(server.address, "/admin/models").json(200);
+    let found = list["models"].as_array().unwrap().iter().find(|model| model["name"] == name);
+    found.map_or(Json::Null, |model| model["state"].clone())
+}
+
+#[test]
+fn models_are_chosen_by_name_and_loaded_on_demand() {
+    let config = TempFile::new(
+        "models.json",
+        &json!({ "models": [
+            { "name": "commands" },
+            { "name": "tiny", "model": model("tiny-llama.gguf"), "load": "demand", "context": 128, "parallel": 2 },
+            { "name": "pinned", "model": model("tiny-qwen2.gguf"), "pinned": true, "context": 64 },
+        ] })
+        .to_string(),
+    );
+    let server = serve(&["--config", config.path()]);
+    let listed = get(server.address, "/v1/models").json(200);
+    let names: Vec<&Json> = listed["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(names, ["commands", "tiny", "pinned"]);
+    get(server.address, "/v1/models/tiny").json(200);
+    assert_eq!(
+        [state(&server, "commands"), state(&server, "tiny"), state(&server, "pinned")],
+        ["loaded", "away", "loaded"]
+    );
+    let mut chat = ask(json!({}));
+    chat["model"] = "commands".into();
+    assert_eq!(post(server.address, PATH, &chat).json(200)["model"], "commands");
+    assert_eq!(complete(&server, "tiny").json(200)["usage"]["completion_tokens"], 3);
+    assert_eq!(state(&server, "tiny"), "loaded");
+    assert_eq!(complete(&server, "nothing").error(404)["code"], "model_not_found");
+    // Each has its own settings.
+    let long = json!({ "model": "pinned", "prompt": [5, 6, 7], "max_tokens": 100 });
+    assert_eq!(post(server.address, COMPLETIONS, &long).error(400)["code"], "context_length_exceeded");
+    let version = get(server.address, "/version").json(200);
+    assert_eq!(
+        (&version["models"][1]["state"], &version["models"][1]["context_tokens"]),
+        (&"loaded".into(), &128.into())
+    );
+    let page = get(server.address, "/metrics").body;
+    for line in [
+        "farpost_model_loaded{model=\"tiny\"} 1\n",
+        "farpost_model_loads_total{model=\"tiny\",outcome=\"loaded\"} 1\n",
+        "farpost_generated_tokens_total{model=\"tiny\",key=\"\"} 3\n",
+        "farpost_batch_rows_bucket{model=\"tiny\",le=\"4\"}",
+        "farpost_health{component=\"model\",model=\"pinned\"} 0\n",
+    ] {
+        assert!(page.contains(line), "{line} is missing in {page}");
+    }
+    let unloaded = admin(&server, "tiny/unload", "").json(200);
+    assert_eq!((&unloaded["state"], &unloaded["memory_bytes"]), (&"away".into(), &Json::Null));
+    assert_eq!(admin(&server, "tiny/load", "").json(200)["state"], "loaded");
+    admin(&server, "tiny/unload", "").json(200);
+    complete(&server, "tiny").json(200);
+    assert_eq!(admin(&server, "nothing/load", "").error(404)["code"], "model_not_found");
+}
+
+#[test]
+fn what_idles_is_unloaded_and_comes_back() {
+    let server = serve(&["--model", &model("tiny-llama.gguf"), "--alias", "tiny", "--idle-unload", "1"]);
+    complete(&server, "tiny").json(200);
+    wait_until(|| state(&server, "tiny") == "away");
+    assert_eq!(get(server.address, "/readyz").status, 200);
+    complete(&server, "tiny").json(200);
+}
+
+#[test]
+fn a_model_that_can_not_be_loaded_harms_no_other() {
+    let broken = TempFile::new("broken.gguf", "no model at all");
+    let config = json!({ "models": [{}, { "name": "broken", "model": broken.path(), "load": "demand" }] });
+    let config = TempFile::new("with-broken.json", &config.to_string());
+    let server = serve(&["--config", config.path()]);
+    assert_eq!(complete(&server, "broken").error(500)["code"], "internal_error");
+    assert_eq!(state(&server, "broken"), "failed");
+    post(server.address, PATH, &ask(json!({}))).json(200);
+    assert_eq!(get(server.address, "/readyz").status, 200);
+    assert!(get(server.address, "/metrics").body.contains("farpost_health{component=\"model\",model=\"broken\"} 2\n"));
+}
+
+#[test]
+fn only_who_runs_the_server_loads_and_unloads() {
+    let keys = json!({ "keys": [
+        { "id": "user", "sha256": "ba2d46571062179931aa28d5d344080a7895e64de9055ecd59790ad6ede212cb" },
+        {
+            "id": "operator",
+            "sha256": "580843d03d2216ff1a275d0991bad66e4d1af871171d929e9de604b7959f9bca",
+            "scopes": ["admin"],
+        },
+    ] });
+    let keys = TempFile::new("admin.json", &keys.to_string());
+    let server = serve(&["--keys", keys.path()]);
+    let bearer = |key: &str| format!("Authorization: Bearer {key}\r\n");
+    assert_eq!(admin(&server, "pocket/unload", "").error(401)["code"], "invalid_api_key");
+    assert_eq!(admin(&server, "pocket/unload", &bearer(KITCHEN)).error(403)["code"], "missing_scope");
+    assert_eq!(admin(&server, "pocket/unload", &bearer(OTHER)).json(200)["state"], "away");
+    // Running it is not asking it.
+    let request = crate::http::post_request(PATH, &ask(json!({})).to_string(), &bearer(OTHER));
+    assert_eq!(raw(server.address, request.as_bytes()).error(403)["code"], "missing_scope");
+}
+
+#[test]
+fn models_that_can_not_be_told_apart_are_refused() {
+    let path = model("tiny-llama.gguf");
+    let refused = |args: &[&str], expected: &str| {
+        let output = command(args).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && err.contains(expected), "{err}");
+    };
+    refused(&["--model", &path, "--model", &path], "\"tiny-llama\" is no name for a model or that of two");
+    refused(
+        &["--model", &path, "--alias", "a", "--alias", "b"],
+        "--alias is given 2 times, expected one for each of 1",
+    );
+    let config = TempFile::new("typo.json", r#"{"models": [{"modl": "x"}]}"#);
+    refused(&["--config", config.path()], "did you mean model?");
+    let server = serve(&["--model", &path, "--model", &path, "--alias", "a", "--alias", "b"]);
+    complete(&server, "a").json(200);
+    complete(&server, "b").json(200);
+}
