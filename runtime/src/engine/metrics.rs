@@ -13,6 +13,8 @@ pub struct Metrics {
     pub kv_tokens: usize,
     /// Tokens of the KV cache that nothing holds now.
     pub kv_free_tokens: usize,
+    /// Tokens that running answers were promised room for.
+    pub kv_promised_tokens: usize,
     /// Requests taken.
     pub accepted: u64,
     /// Requests refused: queue, deadline, memory or wrong.

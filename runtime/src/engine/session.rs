@@ -4,6 +4,7 @@
 //! through [`Session::run`], which keeps it so.
 
 mod ahead;
+mod file;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -62,6 +63,8 @@ pub struct Session {
     plan: Box<dyn Plan>,
     sequence: Sequence,
     context: usize,
+    kv_type: KvType,
+    activations: Activations,
     batch_rows: usize,
     ids: Vec<u32>,
     batch: Batch,
@@ -112,7 +115,8 @@ impl Session {
         };
         let load_ms = model.open_ms() + ms(start.elapsed());
         let (ids, batch, output) = (Vec::with_capacity(context), Batch::default(), Output::default());
-        Ok(Self { model, plan, sequence, context, batch_rows, ids, batch, output, load_ms })
+        let SessionOptions { kv_type, activations, .. } = *options;
+        Ok(Self { model, plan, sequence, context, kv_type, activations, batch_rows, ids, batch, output, load_ms })
     }
 
     /// The model.

@@ -65,6 +65,11 @@ impl Drafter {
         Self { index, odds: Odds::new(), max_draft, guess }
     }
 
+    /// Bytes for a text of so many tokens at most.
+    pub(super) fn bytes_for(most_tokens: u64) -> u64 {
+        Index::bytes_for(most_tokens).saturating_add(size_of::<Odds>() as u64)
+    }
+
     /// The text goes on with `token`, which tells what the guess was worth.
     pub(super) fn push(&mut self, token: u32) {
         let known = self.guess.and_then(|guess| Some((guess, self.witnesses(guess).next()?)));

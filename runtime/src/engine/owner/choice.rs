@@ -8,6 +8,7 @@ use farpost_kernels::backend::{Sequence, WantKind};
 use super::prefixes::Hashes;
 use crate::engine::error::EngineError;
 use crate::engine::generate::{Finish, Timings};
+use crate::engine::ledger::Charge;
 use crate::engine::lookup::Drafter;
 use crate::engine::request::Priority;
 use crate::engine::sampler::Sampler;
@@ -29,6 +30,8 @@ pub(in crate::engine) struct Job {
     /// Most tokens of an answer.
     pub(in crate::engine) max_tokens: usize,
     pub(in crate::engine) prompt_tokens: usize,
+    /// Memory that it holds until it is gone.
+    pub(in crate::engine) _charge: Arc<Charge>,
 }
 
 /// One answer.

@@ -39,7 +39,7 @@ impl Bench {
         let device = change(device, &model);
         let steps = Arc::clone(&device.steps);
         let clock: Clock = Arc::new(move || *now.lock().unwrap());
-        let (engine, owner) = Engine::parts(Arc::clone(&model), Arc::new(device), options, clock).unwrap();
+        let (engine, owner) = Engine::parts(Arc::clone(&model), Arc::new(device), options, None, clock).unwrap();
         Self { model, engine, owner, steps }
     }
 
