@@ -207,7 +207,7 @@ fn a_file_that_is_written_over_while_the_model_runs_is_blamed_for_wrong_results(
 #[test]
 fn a_session_restored_from_a_file_writes_what_the_saved_one_writes() {
     let path = std::env::temp_dir().join(format!("farpost-saved-session-{}", std::process::id()));
-    let names = ["llama", "llama-moe", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3"];
+    let names = ["llama", "qwen3moe", "gemma2", "gemma3", "phi3"];
     let mut n_compared = 0;
     for (name, kv_type) in names.into_iter().flat_map(|name| [(name, KvType::F16), (name, KvType::Q8_0)]) {
         let open_model = || Model::open(&model(&format!("tiny-{name}.gguf")), &ModelOptions::default()).unwrap();
@@ -235,13 +235,11 @@ fn a_session_restored_from_a_file_writes_what_the_saved_one_writes() {
             assert!(found.timings.cached_tokens >= 96, "{name}: {}", found.timings.cached_tokens);
         }
         n_compared += 1;
-        // Another model takes nothing of it.
-        let other = if name == "llama" { "tiny-qwen2.gguf" } else { "tiny-llama.gguf" };
-        let other = Model::open(&model(other), &ModelOptions::default()).unwrap();
-        let mut other = open(other, &SessionOptions { kv_type: KvType::F16, ..options });
-        let error = other.restore(&path).unwrap_err().to_string();
-        assert!(error.contains("the hash of the model it was made with is "), "{error}");
     }
+    // Another model takes nothing of it.
+    let other = Model::open(&model("tiny-qwen2.gguf"), &ModelOptions::default()).unwrap();
+    let error = open(other, &SessionOptions::default()).restore(&path).unwrap_err().to_string();
+    assert!(error.contains("the hash of the model it was made with is "), "{error}");
     std::fs::remove_file(&path).unwrap();
     assert!(n_compared > names.len(), "{n_compared} were compared");
 }

@@ -240,6 +240,8 @@ impl From<EngineError> for Failure {
             | EngineError::OutOfRange { .. }
             | EngineError::EmptyStop { .. }
             | EngineError::Grammar { .. }
+            | EngineError::DraftModel { .. }
+            | EngineError::NoDraftModel
             | EngineError::EmptyPrompt
             | EngineError::PromptTooLong { .. }
             | EngineError::NoSuchToken { .. }

@@ -9,12 +9,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use farpost_kernels::backend::{Backend, DeviceError, MemoryUse};
+use farpost_kernels::backend::{Backend, DeviceError, Limits, MemoryUse};
 
 use super::dry::Breakers;
 use super::error::EngineError;
 use super::generate::GenerateOptions;
 use super::grammar;
+use super::guesser::{Guesser, with_draft};
 use super::ledger::{Charge, Holder, Holdings, Ledger};
 use super::lookup::{self, Drafter, Speculate};
 use super::metrics::Metrics;
@@ -26,6 +27,9 @@ use super::request::{MOST_CHOICES, Refusal, Request};
 use super::sampler::Sampler;
 use super::stream::{self, Stream};
 use crate::model::Model;
+
+/// Rows that a draft model runs at most to catch up with a text: answers wait for it.
+const DRAFT_ROWS: usize = 64;
 
 /// Many requests on one model: they share its steps, its cache and its memory.
 ///
@@ -41,6 +45,7 @@ struct Inner {
     sizes: Sizes,
     max_waiting: usize,
     kv_token_bytes: u64,
+    has_draft_model: bool,
     /// Of a saved token.
     token_bytes: usize,
     /// Whether a text is saved or restored.
@@ -63,17 +68,31 @@ impl Engine {
     /// # Errors
     /// Options out of range; what the device refuses, most of all too little memory; a thread that cannot start.
     pub fn open(model: Arc<Model>, backend: Arc<dyn Backend>, options: &EngineOptions) -> Result<Self, EngineError> {
-        Self::open_under(model, backend, options, None)
+        Self::open_under(model, None, backend, options, None)
+    }
+
+    /// The same, with a draft model for [`Speculate::Draft`]: a smaller model of the same vocabulary.
+    ///
+    /// # Errors
+    /// As [`Engine::open`], and a draft model of another vocabulary.
+    pub fn open_with_draft(
+        model: Arc<Model>,
+        draft: Arc<Model>,
+        backend: Arc<dyn Backend>,
+        options: &EngineOptions,
+    ) -> Result<Self, EngineError> {
+        Self::open_under(model, Some(draft), backend, options, None)
     }
 
     /// The same, under the cap of others too.
     pub(super) fn open_under(
         model: Arc<Model>,
+        draft: Option<Arc<Model>>,
         backend: Arc<dyn Backend>,
         options: &EngineOptions,
         whole: Option<Arc<Ledger>>,
     ) -> Result<Self, EngineError> {
-        let (engine, owner) = Self::parts(model, backend, options, whole, Arc::new(Instant::now))?;
+        let (engine, owner) = Self::parts(model, draft, backend, options, whole, Arc::new(Instant::now))?;
         let thread = std::thread::Builder::new().name("farpost-owner".to_owned()).spawn(move || owner.run());
         let thread = thread.map_err(|error| DeviceError::NoThreads { threads: 1, reason: error.to_string() })?;
         *engine.inner.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -83,6 +102,7 @@ impl Engine {
     /// An engine and its owner, who does not run yet.
     pub(super) fn parts(
         model: Arc<Model>,
+        draft: Option<Arc<Model>>,
         backend: Arc<dyn Backend>,
         options: &EngineOptions,
         whole: Option<Arc<Ledger>>,
@@ -103,6 +123,16 @@ impl Engine {
             return Err(EngineError::NoRoom { tokens: sizes.context });
         }
         let (mut memory, token_bytes) = (plan.memory(), plan.kv().token_bytes());
+        let of_draft = Limits {
+            max_rows: sizes.limits.max_rows.min(DRAFT_ROWS),
+            max_sequences: options.max_running,
+            memory_cap: sizes.limits.memory_cap.map(|cap| cap.saturating_sub(memory.kv + memory.scratch)),
+            ..sizes.limits.clone()
+        };
+        let guesser =
+            draft.map(|draft| Guesser::open(&model, draft, &*backend, &of_draft, sizes.context)).transpose()?;
+        let kv_token_bytes = memory.kv / kv_tokens.max(1) as u64;
+        memory = with_draft(memory, guesser.as_ref());
         memory.scratch = memory.scratch.saturating_add(cached_bytes);
         let needed_bytes = memory.kv.saturating_add(memory.scratch);
         let charge = ledger.charge(Holder::Engine, needed_bytes).map_err(|short| {
@@ -113,6 +143,7 @@ impl Engine {
         let board = Arc::new(Board::default());
         let load_ms = model.open_ms() + start.elapsed().as_secs_f64() * 1e3;
         let hashing = Hashing::default();
+        let has_draft_model = guesser.is_some();
         let owner = Owner::new(
             Arc::clone(&model),
             backend,
@@ -123,13 +154,15 @@ impl Engine {
             Arc::clone(&board),
             Arc::clone(&clock),
             hashing.clone(),
+            guesser,
             charge,
         );
         let inner = Inner {
             model,
             sizes,
             max_waiting: options.max_waiting,
-            kv_token_bytes: memory.kv / kv_tokens.max(1) as u64,
+            kv_token_bytes,
+            has_draft_model,
             token_bytes,
             is_copying: AtomicBool::new(false),
             kv_tokens,
@@ -283,6 +316,10 @@ impl Inner {
             Speculate::Lookup { max_draft } if !request.reproducible => Some(Drafter::new(&request.prompt, max_draft)),
             _ => None,
         };
+        let max_draft = match options.speculate {
+            Speculate::Draft { max_draft } if !request.reproducible => max_draft,
+            _ => 0,
+        };
         let constraint = grammar::constraint(&self.model, options)?;
         let (teller, stream) = stream::pair(&self.model, request, Arc::clone(&charge));
         let submitted = (self.clock)();
@@ -316,6 +353,7 @@ impl Inner {
                 n_written: 0,
                 sampler,
                 drafter: drafter.clone(),
+                max_draft,
                 siblings: Vec::new(),
                 cached_tokens: 0,
                 drafted_tokens: 0,
@@ -342,7 +380,7 @@ impl Inner {
         if let Some(number) = request.options.stop.iter().position(String::is_empty) {
             return Err(EngineError::EmptyStop { number });
         }
-        lookup::check(request.options.speculate)
+        lookup::check(request.options.speculate, self.has_draft_model)
     }
 
     fn close(&self, at: Instant) {

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub accepted_tokens: u64,
     /// Time in the plan, in milliseconds.
     pub step_ms: f64,
-    /// Time of the engine itself beside the plan, in milliseconds.
+    /// Time in the plan of the draft model, in milliseconds.
+    pub draft_ms: f64,
+    /// Time of the engine itself beside the plans, in milliseconds.
     pub overhead_ms: f64,
 }

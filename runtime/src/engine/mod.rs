@@ -8,6 +8,7 @@ mod fake;
 mod filters;
 mod generate;
 pub(crate) mod grammar;
+mod guesser;
 mod handle;
 mod ledger;
 mod lookup;

@@ -190,7 +190,7 @@ impl Models {
         loop {
             let free_bytes = self.ledger.free();
             let (backend, whole) = (Arc::clone(&self.backend), Some(Arc::clone(&self.ledger)));
-            let error = match Engine::open_under(Arc::clone(&model), backend, &options, whole) {
+            let error = match Engine::open_under(Arc::clone(&model), None, backend, &options, whole) {
                 Ok(engine) => return Ok(engine),
                 Err(error) => error,
             };

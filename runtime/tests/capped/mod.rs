@@ -56,7 +56,7 @@ fn request(number: u32) -> Request {
         _ => Sampling::greedy(),
     };
     let speculate = if number % 4 == 1 { Speculate::Lookup { max_draft: 3 } } else { Speculate::Off };
-    let max_tokens = Some(1 + number as usize % 3);
+    let max_tokens = Some(1 + number as usize % 2);
     let options = GenerateOptions { sampling, max_tokens, ignore_eos: true, speculate, ..GenerateOptions::default() };
     let n = [1, 3, 1, 2, 16][number as usize % 5];
     Request { n, ..Request::new((0..4 + number % 7).map(|i| 1000 + number * 13 + i * i).collect(), options) }
@@ -71,7 +71,7 @@ fn drive(engine: &Engine) {
             let thread_of = std::thread::Builder::new().stack_size(256 << 10);
             let asking = move || {
                 let mut unread = Vec::new();
-                for number in (thread..64).step_by(4) {
+                for number in (thread..32).step_by(4) {
                     match engine.submit(&request(number)) {
                         Ok(stream) => unread.push(stream),
                         Err(Refusal::Memory { needed_bytes, allowed_bytes, retry_after, .. }) => {

@@ -26,6 +26,7 @@ fn choice_bytes(request: &Request, n_vocab: usize, most_tokens: u64, most_events
     let options = &request.options;
     let (drafter, n_answers) = match options.speculate {
         Speculate::Lookup { max_draft } if !request.reproducible => (Drafter::bytes_for(most_tokens), 1 + max_draft),
+        Speculate::Draft { max_draft } if !request.reproducible => (0, 1 + max_draft),
         _ => (0, 1),
     };
     let form = if options.grammar.is_some() { FORM_BYTES } else { 0 };

@@ -49,6 +49,8 @@ pub(in crate::engine) struct Choice {
     pub(in crate::engine) n_written: usize,
     pub(in crate::engine) sampler: Sampler,
     pub(in crate::engine) drafter: Option<Drafter>,
+    /// Tokens that the draft model may guess at once; 0 for none.
+    pub(in crate::engine) max_draft: usize,
     /// Choices of the same request that begin when the prompt is in the cache.
     pub(in crate::engine) siblings: Vec<Choice>,
     pub(in crate::engine) cached_tokens: usize,

@@ -8,7 +8,7 @@ const RATE: f64 = 0.2;
 /// Weight of the latest step for what a position costs: that shows only over many steps.
 const SLOW_RATE: f64 = 0.02;
 /// Positions a row by which steps must differ for their times to say what a position costs.
-const TELLING_POSITIONS: f64 = 256.0;
+const TELLING_POSITIONS: f64 = 32.0;
 /// Steps of 1, 2, 4 ... rows.
 const KINDS: usize = 24;
 
@@ -23,6 +23,9 @@ pub(in crate::engine) struct Costs {
 /// How the time of a kind of step goes with the positions that its rows attend to, all together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Attention {
+    /// Positions of the steps whose mean time [`Costs`] tells.
+    latest_positions: f64,
+    /// Means of many more steps.
     rows: f64,
     positions: f64,
     ms: f64,
@@ -34,6 +37,7 @@ struct Attention {
 impl Attention {
     fn learn(&mut self, rows: f64, positions: f64, ms: f64) {
         let (of_positions, of_ms) = (positions - self.positions, ms - self.ms);
+        self.latest_positions += RATE * (positions - self.latest_positions);
         self.rows += SLOW_RATE * (rows - self.rows);
         self.positions += SLOW_RATE * of_positions;
         self.ms += SLOW_RATE * of_ms;
@@ -60,8 +64,9 @@ impl Costs {
     /// A step of `n_rows`, which attended to so many positions together, took `time`.
     pub(in crate::engine) fn learn(&mut self, n_rows: usize, positions: usize, time: Duration) {
         let (rows, ms) = (n_rows as f64, time.as_secs_f64() * 1e3);
-        let first = Attention { rows, positions: positions as f64, ms, ..Attention::default() };
-        self.attention[kind(n_rows)].get_or_insert(first).learn(rows, positions as f64, ms);
+        let positions = positions as f64;
+        let first = Attention { latest_positions: positions, rows, positions, ms, ..Attention::default() };
+        self.attention[kind(n_rows)].get_or_insert(first).learn(rows, positions, ms);
         let mean = self.kinds[kind(n_rows)].get_or_insert((rows, ms));
         mean.0 += RATE * (rows - mean.0);
         mean.1 += RATE * (ms - mean.1);
@@ -96,7 +101,7 @@ impl Costs {
         nearest.map_or((0.0, 0.0), |nearest| {
             // Of a kind with other rows: as many positions for each.
             let scale = if nearest.rows > 0.0 { n_rows as f64 / nearest.rows } else { 1.0 };
-            (nearest.position_ms(), nearest.positions * scale)
+            (nearest.position_ms(), nearest.latest_positions * scale)
         })
     }
 

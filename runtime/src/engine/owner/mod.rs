@@ -10,6 +10,8 @@ mod cache_tests;
 pub(super) mod choice;
 mod compose;
 pub(super) mod costs;
+#[cfg(all(test, feature = "pocket"))]
+mod draft_tests;
 mod estimate;
 pub(super) mod hold;
 #[cfg(all(test, feature = "pocket"))]
@@ -36,6 +38,7 @@ use farpost_kernels::backend::{Backend, Batch, Output, Plan, Sequence};
 
 use super::error::EngineError;
 use super::generate::Finish;
+use super::guesser::Guesser;
 use super::ledger::Charge;
 use super::metrics::Metrics;
 use super::options::Sizes;
@@ -126,7 +129,9 @@ pub(super) struct Owner {
     metrics: Metrics,
     /// Mean tokens of an answer.
     mean_answer: f64,
-    /// Memory that the plan takes.
+    /// The draft model.
+    guesser: Option<Guesser>,
+    /// Memory that the plans take.
     _charge: Charge,
 }
 
@@ -152,6 +157,7 @@ impl Owner {
         board: Arc<Board>,
         clock: Clock,
         hashing: Hashing,
+        guesser: Option<Guesser>,
         charge: Charge,
     ) -> Self {
         let mut owner = Self {
@@ -181,6 +187,7 @@ impl Owner {
             n_recoveries: 0,
             metrics: Metrics::default(),
             mean_answer: 0.0,
+            guesser,
             _charge: charge,
         };
         owner.metrics.kv_tokens = owner.plan.kv().free_tokens();
@@ -215,7 +222,7 @@ impl Owner {
     /// One step and all around it.
     pub(super) fn turn(&mut self) -> Next {
         let start = self.now();
-        let step_ms = self.metrics.step_ms;
+        let in_plans = self.metrics.step_ms + self.metrics.draft_ms;
         loop {
             match self.orders.try_recv() {
                 Ok(order) => self.obey(order),
@@ -235,7 +242,7 @@ impl Owner {
             self.remove_ended();
         }
         let is_empty = self.waiting.is_empty() && self.running.is_empty();
-        self.metrics.overhead_ms += ms(self.now() - start) - (self.metrics.step_ms - step_ms);
+        self.metrics.overhead_ms += ms(self.now() - start) - (self.metrics.step_ms + self.metrics.draft_ms - in_plans);
         self.show();
         match (has_work, is_empty, self.closes) {
             (_, true, Some(_)) => self.end(),
