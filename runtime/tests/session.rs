@@ -220,19 +220,19 @@ fn a_session_restored_from_a_file_writes_what_the_saved_one_writes() {
             continue;
         };
         let sampling = Sampling { temperature: 1.2, seed: 5, ..Sampling::default() };
-        let drawn = GenerateOptions { sampling, ignore_eos: true, ..greedy(20) };
-        let first = tokens(1, 77);
+        let drawn = GenerateOptions { sampling, ignore_eos: true, ..greedy(12) };
+        let first = tokens(1, 40);
         let next = [&first[..], &generate(&mut saved, &first, &drawn).ids, &tokens(2, 9)].concat();
         saved.save(&path, name.as_bytes()).unwrap();
 
         let mut restored = open(open_model(), &options);
         let told = restored.restore(&path).unwrap();
         assert_eq!((told.tokens.as_slice(), told.note.as_slice()), (saved.cached(), name.as_bytes()));
-        for options in [&drawn, &GenerateOptions { ignore_eos: true, ..greedy(20) }] {
+        for options in [&drawn, &GenerateOptions { ignore_eos: true, ..greedy(12) }] {
             let [expected, found] = [&mut saved, &mut restored].map(|session| generate(session, &next, options));
             assert_eq!((&found.ids, &found.text), (&expected.ids, &expected.text), "{name} {}", kv_type.name());
             assert_eq!(found.timings.cached_tokens, expected.timings.cached_tokens);
-            assert!(found.timings.cached_tokens >= 96, "{name}: {}", found.timings.cached_tokens);
+            assert!(found.timings.cached_tokens >= 51, "{name}: {}", found.timings.cached_tokens);
         }
         n_compared += 1;
     }

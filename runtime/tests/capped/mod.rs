@@ -89,6 +89,7 @@ fn drive(engine: &Engine) {
                 for stream in unread {
                     for event in stream {
                         assert!(!matches!(event, StreamEvent::Failed(_)), "{event:?}");
+                        n_done.fetch_add(usize::from(matches!(event, StreamEvent::Done { .. })), Ordering::Relaxed);
                     }
                 }
             };

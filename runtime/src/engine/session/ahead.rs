@@ -28,7 +28,7 @@ pub(super) struct Ahead {
 enum Guesses {
     #[default]
     None,
-    Lookup(Drafter),
+    Lookup(Box<Drafter>),
     /// The session's draft model, which is told the whole text.
     Model {
         text: Vec<u32>,
@@ -41,7 +41,7 @@ impl Ahead {
     pub(super) fn after(prompt: &[u32], speculate: Speculate) -> Self {
         let guesses = match speculate {
             Speculate::Off => Guesses::None,
-            Speculate::Lookup { max_draft } => Guesses::Lookup(Drafter::new(prompt, max_draft)),
+            Speculate::Lookup { max_draft } => Guesses::Lookup(Box::new(Drafter::new(prompt, max_draft))),
             Speculate::Draft { max_draft } => Guesses::Model { text: prompt.to_vec(), max_draft },
         };
         let rows = prompt.last().copied().into_iter().collect();
