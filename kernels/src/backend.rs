@@ -279,6 +279,17 @@ pub trait KvStore {
     fn close(&mut self, sequence: Sequence);
     /// Tokens that could still be reserved.
     fn free_tokens(&self) -> usize;
+    /// Bytes of one position, as [`KvStore::read`] gives them and [`KvStore::append`] takes them.
+    fn token_bytes(&self) -> usize;
+    /// Copies keys and values of the positions from `from` on, as many as `out` has room for.
+    ///
+    /// Position after position; of each, layer after layer: the keys of all heads, then their values. A vector is its
+    /// elements as the store keeps them; for [`KvType::Q8_0`] its codes, then its scales. False (and
+    /// nothing copied) if `out` holds no whole number of positions, or they are not all written.
+    fn read(&self, sequence: Sequence, from: usize, out: &mut [u8]) -> bool;
+    /// Appends positions whose keys and values are `bytes`, as [`KvStore::read`] gave them. False (and no position
+    /// counts as written) if they are no whole number, not all reserved, or a shared page cannot be copied.
+    fn append(&mut self, sequence: Sequence, bytes: &[u8]) -> bool;
 }
 
 /// A device.

@@ -24,7 +24,7 @@ impl Backend for Reference {
     }
 
     fn compile(&self, graph: &Graph, limits: &Limits) -> Result<Box<dyn Plan>, DeviceError> {
-        let store = Store { limits: limits.clone(), sequences: Vec::new() };
+        let store = Store { limits: limits.clone(), layers: graph.kv_layers().to_vec(), sequences: Vec::new() };
         Ok(Box::new(ReferencePlan { graph: graph.clone(), store }))
     }
 }
@@ -37,6 +37,7 @@ struct ReferencePlan {
 /// Keys and values of each sequence: `[layer][position]`.
 struct Store {
     limits: Limits,
+    layers: Vec<KvLayer>,
     sequences: Vec<Option<Kept>>,
 }
 
@@ -103,6 +104,47 @@ impl KvStore for Store {
     fn free_tokens(&self) -> usize {
         let used: usize = self.sequences.iter().flatten().map(|kept| kept.reserved).sum();
         self.limits.kv_tokens.saturating_sub(used)
+    }
+
+    fn token_bytes(&self) -> usize {
+        let floats = self.layers.iter().map(|layer| layer.n_kv_heads * (layer.key_dim + layer.value_dim));
+        floats.sum::<usize>() * size_of::<f64>()
+    }
+
+    fn read(&self, sequence: Sequence, from: usize, out: &mut [u8]) -> bool {
+        let token_bytes = self.token_bytes().max(1);
+        let end = from.saturating_add(out.len() / token_bytes);
+        let Some(kept) = self.sequences.get(sequence.0 as usize).and_then(Option::as_ref) else { return false };
+        if !out.len().is_multiple_of(token_bytes) || end > kept.len {
+            return false;
+        }
+        let floats = (from..end).flat_map(|position| {
+            kept.layers.iter().flat_map(move |layer| layer[position].0.iter().chain(&layer[position].1))
+        });
+        for (bytes, float) in out.chunks_exact_mut(size_of::<f64>()).zip(floats) {
+            bytes.copy_from_slice(&float.to_le_bytes());
+        }
+        true
+    }
+
+    fn append(&mut self, sequence: Sequence, bytes: &[u8]) -> bool {
+        let (token_bytes, layers) = (self.token_bytes().max(1), self.layers.clone());
+        let Some(kept) = self.kept(sequence) else { return false };
+        let n_new = bytes.len() / token_bytes;
+        if !bytes.len().is_multiple_of(token_bytes) || kept.len + n_new > kept.reserved {
+            return false;
+        }
+        kept.layers.resize(layers.len(), Vec::new());
+        let mut floats = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
+        for position in kept.len..kept.len + n_new {
+            for (cache, layer) in kept.layers.iter_mut().zip(&layers) {
+                let mut take = |dim: usize| floats.by_ref().take(layer.n_kv_heads * dim).collect::<Vec<f64>>();
+                cache.truncate(position);
+                cache.push((take(layer.key_dim), take(layer.value_dim)));
+            }
+        }
+        kept.len += n_new;
+        true
     }
 }
 

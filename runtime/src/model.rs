@@ -1,6 +1,7 @@
 //! A model: an opened file with its tokenizer, chat template and graph. Knows no device.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::graph::Graph;
 use farpost_models::families::{self, Built, Config, FamilyError};
-use farpost_models::gguf::{Access, File, GgufError, Place, ReadAhead};
+use farpost_models::gguf::{Access, ContentHash, File, GgufError, Place, ReadAhead};
 use farpost_models::pack::{self, PackError, Packed};
 use farpost_models::template::{ChatTemplate, TemplateError};
 use farpost_models::tokenizer::{Tokenizer, TokenizerError};
@@ -78,6 +79,8 @@ pub struct Model {
     _ahead: Option<ReadAhead>,
     /// Made when a text must have a form for the first time.
     vocabulary: OnceLock<Option<Vocabulary>>,
+    /// Made when it is asked for the first time.
+    content_hash: OnceLock<ContentHash>,
     open_ms: f64,
 }
 
@@ -121,8 +124,8 @@ impl Model {
         let tokenizer = tokenizer(&file, &built)?;
         let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer);
         let open_ms = start.elapsed().as_secs_f64() * 1e3;
-        let vocabulary = OnceLock::new();
-        Ok(Self { file, tokenizer, template, built, packed, _ahead: ahead, vocabulary, open_ms })
+        let (vocabulary, content_hash) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { file, tokenizer, template, built, packed, _ahead: ahead, vocabulary, content_hash, open_ms })
     }
 
     /// What messages call it: the file as it was named.
@@ -177,6 +180,31 @@ impl Model {
     /// The tokens arranged for parsing; `None` if no token ends a text.
     pub(crate) fn vocabulary(&self) -> Option<&Vocabulary> {
         self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer)).as_ref()
+    }
+
+    /// SHA-256 of the model's file. The first call reads all of it; later ones only look whether it is still the same.
+    ///
+    /// # Errors
+    /// A file that changed since it was opened.
+    pub fn content_hash(&self) -> Result<ContentHash, GgufError> {
+        let hash = self.content_hash_with(&mut |_, _| ControlFlow::Continue(()))?;
+        Ok(hash.expect("nobody breaks off"))
+    }
+
+    /// As [`Model::content_hash`], telling `progress` the bytes read and the bytes in all; `None` if it breaks off.
+    ///
+    /// # Errors
+    /// As [`Model::content_hash`].
+    pub fn content_hash_with(
+        &self,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Option<ContentHash>, GgufError> {
+        if let Some(known) = self.content_hash.get() {
+            self.file.check_unchanged()?;
+            return Ok(Some(*known));
+        }
+        let hash = self.file.content_hash_with(progress)?;
+        Ok(hash.map(|hash| *self.content_hash.get_or_init(|| hash)))
     }
 
     /// How long opening took, in milliseconds.

@@ -1,5 +1,8 @@
 //! The engine on the processor with real models: what many get at once is what one gets alone.
 
+#[cfg(target_os = "linux")]
+mod capped;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -11,6 +11,7 @@ use farpost::engine::{
 };
 use farpost::{Model, ModelOptions};
 use farpost_firmware_tests::{golden, model};
+use farpost_kernels::backend::KvType;
 use farpost_kernels::cpu::Cpu;
 use farpost_models::gguf::install_sigbus_guard;
 use farpost_models::template::RenderInput;
@@ -201,4 +202,44 @@ fn a_file_that_is_written_over_while_the_model_runs_is_blamed_for_wrong_results(
     assert!(matches!(error, EngineError::Changed(_)), "{error}");
     assert!(error.to_string().contains("the file changed after it was opened: it was written to"), "{error}");
     assert_eq!(session.cached(), [0; 0]);
+}
+
+#[test]
+fn a_session_restored_from_a_file_writes_what_the_saved_one_writes() {
+    let path = std::env::temp_dir().join(format!("farpost-saved-session-{}", std::process::id()));
+    let names = ["llama", "qwen3moe", "gemma2", "gemma3", "phi3"];
+    let mut n_compared = 0;
+    for (name, kv_type) in names.into_iter().flat_map(|name| [(name, KvType::F16), (name, KvType::Q8_0)]) {
+        let open_model = || Model::open(&model(&format!("tiny-{name}.gguf")), &ModelOptions::default()).unwrap();
+        let n_vocab = open_model().graph().n_vocab() as u32;
+        let tokens = |salt: u32, n: u32| -> Vec<u32> { (0..n).map(|i| (salt * 37 + i * i * 11) % n_vocab).collect() };
+        let options = SessionOptions { context: Some(160), kv_type, threads: 2, ..SessionOptions::default() };
+        let Ok(mut saved) = Session::open(Arc::new(open_model()), &Cpu::detect(), &options) else {
+            // Heads that are no whole blocks.
+            assert_eq!(kv_type, KvType::Q8_0, "{name}");
+            continue;
+        };
+        let sampling = Sampling { temperature: 1.2, seed: 5, ..Sampling::default() };
+        let drawn = GenerateOptions { sampling, ignore_eos: true, ..greedy(12) };
+        let first = tokens(1, 40);
+        let next = [&first[..], &generate(&mut saved, &first, &drawn).ids, &tokens(2, 9)].concat();
+        saved.save(&path, name.as_bytes()).unwrap();
+
+        let mut restored = open(open_model(), &options);
+        let told = restored.restore(&path).unwrap();
+        assert_eq!((told.tokens.as_slice(), told.note.as_slice()), (saved.cached(), name.as_bytes()));
+        for options in [&drawn, &GenerateOptions { ignore_eos: true, ..greedy(12) }] {
+            let [expected, found] = [&mut saved, &mut restored].map(|session| generate(session, &next, options));
+            assert_eq!((&found.ids, &found.text), (&expected.ids, &expected.text), "{name} {}", kv_type.name());
+            assert_eq!(found.timings.cached_tokens, expected.timings.cached_tokens);
+            assert!(found.timings.cached_tokens >= 51, "{name}: {}", found.timings.cached_tokens);
+        }
+        n_compared += 1;
+    }
+    // Another model takes nothing of it.
+    let other = Model::open(&model("tiny-qwen2.gguf"), &ModelOptions::default()).unwrap();
+    let error = open(other, &SessionOptions::default()).restore(&path).unwrap_err().to_string();
+    assert!(error.contains("the hash of the model it was made with is "), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    assert!(n_compared > names.len(), "{n_compared} were compared");
 }

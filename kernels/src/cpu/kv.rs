@@ -6,6 +6,8 @@
 //! page is copied first. Everything is allocated once (the system commits memory as pages fill), steps allocate
 //! nothing.
 
+mod image;
+
 use super::memory::{Block, room, zeros};
 use crate::backend::{DeviceError, KvStore, KvType, Sequence};
 use crate::graph::KvLayer;
@@ -24,6 +26,8 @@ struct Plane {
     /// Of one head of one page.
     block_bytes: usize,
     n_heads: usize,
+    /// Elements of a vector.
+    dim: usize,
 }
 
 impl Plane {
@@ -35,7 +39,7 @@ impl Plane {
         dim: usize,
     ) -> Result<Self, DeviceError> {
         let block_bytes = block_bytes(kv_type, page_tokens, dim);
-        Ok(Self { bytes: Block::try_new(n_pages * n_heads * block_bytes)?, block_bytes, n_heads })
+        Ok(Self { bytes: Block::try_new(n_pages * n_heads * block_bytes)?, block_bytes, n_heads, dim })
     }
 
     fn page_bytes(&self) -> usize {
@@ -273,6 +277,18 @@ impl KvStore for KvCache {
 
     fn free_tokens(&self) -> usize {
         self.free.len() * self.page_tokens
+    }
+
+    fn token_bytes(&self) -> usize {
+        image::token_bytes(self)
+    }
+
+    fn read(&self, sequence: Sequence, from: usize, out: &mut [u8]) -> bool {
+        image::read(self, sequence, from, out)
+    }
+
+    fn append(&mut self, sequence: Sequence, bytes: &[u8]) -> bool {
+        image::append(self, sequence, bytes)
     }
 }
 

@@ -30,6 +30,7 @@ pub use map::{Identity, Map};
 pub use metadata::Metadata;
 pub use need::{KvNeed, LayerNeed, MemoryNeed};
 pub use owned::OwnedValue;
+pub use partial::Partial;
 pub use place::Place;
 pub(crate) use place::room;
 pub use value::{Array, StringArray, StringIter, Value, ValueType};

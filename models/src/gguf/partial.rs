@@ -13,9 +13,9 @@ use super::error::GgufError;
 /// Links followed before it must be a circle, as Linux has it.
 const MOST_LINKS: usize = 40;
 
-/// Removed when dropped before it was renamed.
+/// A file being written under a temporary name; removed when dropped before [`Partial::rename`].
 #[derive(Debug)]
-pub(super) struct Partial {
+pub struct Partial {
     path: PathBuf,
     target: PathBuf,
     /// As the caller named it.
@@ -25,7 +25,22 @@ pub(super) struct Partial {
 
 impl Partial {
     /// An empty file that can become `target`, with the permissions of what is there.
-    pub(super) fn create(target: &Path) -> Result<(Self, fs::File), GgufError> {
+    ///
+    /// # Errors
+    /// What the system refuses, and a target that is there and no plain file.
+    pub fn create(target: &Path) -> Result<(Self, fs::File), GgufError> {
+        Self::create_for(target, false)
+    }
+
+    /// The same, but only its owner may read and write it (on Unix), whatever is there now.
+    ///
+    /// # Errors
+    /// As [`Partial::create`].
+    pub fn create_private(target: &Path) -> Result<(Self, fs::File), GgufError> {
+        Self::create_for(target, true)
+    }
+
+    fn create_for(target: &Path, is_private: bool) -> Result<(Self, fs::File), GgufError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let shown = target.display().to_string();
         let fail = |source| GgufError::Io { file: shown.clone(), action: "create it", source };
@@ -43,25 +58,33 @@ impl Partial {
         let mut options = fs::File::options();
         options.write(true).create_new(true);
         #[cfg(unix)]
-        if let Some(facts) = &replaced {
+        let permissions = {
             use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+            let private = is_private.then(|| fs::Permissions::from_mode(0o600));
+            let permissions = private.or_else(|| replaced.map(|facts| facts.permissions()));
             // From the start: nobody shall read meanwhile what was not for them.
-            options.mode(facts.permissions().mode() & 0o777);
-        }
+            permissions.iter().for_each(|permissions| {
+                options.mode(permissions.mode() & 0o777);
+            });
+            permissions
+        };
         let file = options.open(&path).map_err(fail)?;
         let partial = Self { path, target, shown: shown.clone(), is_renamed: false };
         #[cfg(unix)]
-        if let Some(facts) = replaced {
+        if let Some(permissions) = permissions {
             // The umask may have taken some away.
-            file.set_permissions(facts.permissions()).map_err(fail)?;
+            file.set_permissions(permissions).map_err(fail)?;
         }
         #[cfg(not(unix))]
-        drop(replaced);
+        drop((replaced, is_private));
         Ok((partial, file))
     }
 
-    /// Gives it its name, on the disk too.
-    pub(super) fn rename(mut self) -> Result<(), GgufError> {
+    /// Gives it its name, on the disk too. What was written must be on the disk before.
+    ///
+    /// # Errors
+    /// What the system refuses, and something else than a plain file that came there meanwhile.
+    pub fn rename(mut self) -> Result<(), GgufError> {
         let fail = |source| GgufError::Io { file: self.shown.clone(), action: "rename into place", source };
         // Something else may have come there meanwhile.
         replaceable(&self.target).map_err(fail)?;

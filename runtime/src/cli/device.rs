@@ -44,13 +44,23 @@ pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Sess
 
 /// The same, running at most `batch_rows` tokens of a prompt in one step.
 pub fn open_with(model: Model, memory: &MemoryArgs, batch_rows: usize, console: &Console) -> Result<Session, Failure> {
-    let options = SessionOptions {
+    let options = options(memory, batch_rows, console);
+    Ok(Session::open(Arc::new(model), &cpu()?, &options)?)
+}
+
+/// A session with a draft model.
+pub fn open_with_draft(model: Model, draft: Model, memory: &MemoryArgs, console: &Console) -> Result<Session, Failure> {
+    let options = options(memory, SessionOptions::default().batch_rows, console);
+    Ok(Session::open_with_draft(Arc::new(model), Arc::new(draft), &cpu()?, &options)?)
+}
+
+fn options(memory: &MemoryArgs, batch_rows: usize, console: &Console) -> SessionOptions {
+    SessionOptions {
         context: memory.context.map(|tokens| tokens as usize),
         threads: console.threads(),
         kv_type: memory.kv_type.0,
         activations: memory.activations.0,
         batch_rows,
         memory_cap: memory_cap(memory),
-    };
-    Ok(Session::open(Arc::new(model), &cpu()?, &options)?)
+    }
 }

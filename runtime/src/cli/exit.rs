@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use farpost::LibraryError;
 use farpost::ModelError;
-use farpost::engine::{EngineError, SamplingError};
+use farpost::engine::{EngineError, SamplingError, SessionFileError};
 use farpost_kernels::backend::DeviceError;
 use farpost_models::families::FamilyError;
 use farpost_models::gguf::GgufError;
@@ -240,6 +240,8 @@ impl From<EngineError> for Failure {
             | EngineError::OutOfRange { .. }
             | EngineError::EmptyStop { .. }
             | EngineError::Grammar { .. }
+            | EngineError::DraftModel { .. }
+            | EngineError::NoDraftModel
             | EngineError::EmptyPrompt
             | EngineError::PromptTooLong { .. }
             | EngineError::NoSuchToken { .. }
@@ -258,6 +260,18 @@ impl From<EngineError> for Failure {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
+    }
+}
+
+impl From<SessionFileError> for Failure {
+    fn from(error: SessionFileError) -> Self {
+        let exit = match error {
+            SessionFileError::Model(error) => return error.into(),
+            SessionFileError::OutOfMemory { .. } | SessionFileError::NoRoom { .. } => Exit::Memory,
+            SessionFileError::Foreign { .. } | SessionFileError::TooLong { .. } => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error)
     }
 }
 

@@ -39,6 +39,8 @@ impl clap::ValueEnum for SpeculateChoice {
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
         Some(clap::builder::PossibleValue::new(match self.0 {
             Speculate::Off => "off",
+            // No value of the option: --draft brings it.
+            Speculate::Draft { .. } => return None,
             Speculate::Lookup { .. } => "lookup",
         }))
     }

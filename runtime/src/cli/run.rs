@@ -1,6 +1,6 @@
 //! `farpost run`: one prompt, one answer.
 
-use farpost::engine::Finish;
+use farpost::engine::{Finish, Speculate};
 use serde_json::json;
 
 use super::console::Console;
@@ -27,6 +27,9 @@ pub struct Args {
     prompt: PromptArgs,
     #[command(flatten)]
     generation: GenerationArgs,
+    /// Let a smaller model of the same vocabulary guess tokens ahead; each is chosen as without
+    #[arg(long, value_name = "MODEL", conflicts_with = "speculate")]
+    draft: Option<String>,
     /// Tell speed and memory on standard error
     #[arg(long)]
     stats: bool,
@@ -36,12 +39,20 @@ pub struct Args {
 
 /// Prints the answer as it comes, or all about it as one JSON object.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
-    let options = args.generation.options(&args.sampling, args.model.is_built_in())?;
+    let mut options = args.generation.options(&args.sampling, args.model.is_built_in())?;
     let text = args.prompt.text()?;
     let model = args.model.load(args.generation.memory.context, args.packed, console)?;
     let prompt = args.prompt.ids(&text, &model)?;
     let interrupt = Interrupt::listen()?;
-    let mut session = device::open(model, &args.generation.memory, console)?;
+    let memory = &args.generation.memory;
+    let mut session = match &args.draft {
+        Some(name) => {
+            options.speculate = Speculate::draft();
+            let draft = model::ModelArgs { model: Some(name.clone()) }.load(None, args.packed, console)?;
+            device::open_with_draft(model, draft, memory, console)?
+        }
+        None => device::open(model, memory, console)?,
+    };
     let name = session.model().name().to_owned();
 
     console.detail(&format!("answering a prompt of {}", amount::count(prompt.len() as u64, "token")));

@@ -42,8 +42,12 @@ impl Candidates {
             self.weights.try_reserve_exact(n_vocab),
             self.scratch.try_reserve_exact(n_vocab),
         ];
-        let bytes = (n_vocab * (size_of::<u32>() + 2 * size_of::<f32>() + size_of::<Candidate>())) as u64;
-        if taken.iter().all(Result::is_ok) { Ok(()) } else { Err(bytes) }
+        if taken.iter().all(Result::is_ok) { Ok(()) } else { Err(Self::bytes_for(n_vocab)) }
+    }
+
+    /// Bytes for rows of `n_vocab` logits.
+    pub(super) fn bytes_for(n_vocab: usize) -> u64 {
+        (n_vocab * (size_of::<u32>() + 2 * size_of::<f32>() + size_of::<Candidate>())) as u64
     }
 
     /// Starts with a whole row.

@@ -42,6 +42,15 @@ pub enum EngineError {
         /// What in it, and why.
         reason: String,
     },
+    /// A draft model that cannot guess for the model.
+    #[error("the draft model does not belong to the model: {reason}")]
+    DraftModel {
+        /// What differs.
+        reason: String,
+    },
+    /// Guesses of a draft model where there is none.
+    #[error("guesses of a draft model were asked for, expected a session or engine that was opened with one")]
+    NoDraftModel,
     /// Nothing to go on from.
     #[error("the prompt is empty, expected at least one token")]
     EmptyPrompt,

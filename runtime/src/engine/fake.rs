@@ -232,6 +232,31 @@ impl KvStore for Cache {
     fn free_tokens(&self) -> usize {
         self.n_users.iter().filter(|n| **n == 0).count() * self.page_tokens
     }
+
+    /// A position is its token.
+    fn token_bytes(&self) -> usize {
+        size_of::<u32>()
+    }
+
+    fn read(&self, sequence: Sequence, from: usize, out: &mut [u8]) -> bool {
+        let tokens = &self.held(sequence).tokens;
+        let Some(tokens) = tokens.get(from..from + out.len() / size_of::<u32>()) else { return false };
+        out.as_chunks_mut().0.iter_mut().zip(tokens).for_each(|(bytes, token)| *bytes = token.to_le_bytes());
+        true
+    }
+
+    fn append(&mut self, sequence: Sequence, bytes: &[u8]) -> bool {
+        let tokens: Vec<u32> = bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let held = self.held(sequence);
+        let (from, to) = (held.tokens.len(), held.tokens.len() + tokens.len());
+        if to > held.pages.len() * self.page_tokens {
+            return false;
+        }
+        let own = |position: usize| self.n_users[held.pages[position / self.page_tokens]] == 1;
+        assert!((from..to).all(own), "pages are its own");
+        self.held_mut(sequence).tokens.extend(tokens);
+        true
+    }
 }
 
 /// Mixes all tokens into a number.

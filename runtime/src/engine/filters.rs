@@ -37,6 +37,11 @@ fn order(a: &Member, b: &Member) -> Ordering {
 }
 
 impl Filters {
+    /// Bytes for `n` candidates at most, all of them in one bin.
+    pub(super) fn bytes_for(n: usize) -> u64 {
+        (BINS * size_of::<f64>() + n * size_of::<Member>()) as u64
+    }
+
     /// Applies the filters that `sampling` asks for; `unit` gives random numbers.
     pub(super) fn apply(&mut self, candidates: &mut Candidates, sampling: &Sampling, unit: impl FnOnce() -> f64) {
         if sampling.top_k > 0 {

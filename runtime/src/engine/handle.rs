@@ -1,16 +1,22 @@
 //! The engine as its users hold it: requests go in by any thread, each comes back as a stream.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod file;
+mod room;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use farpost_kernels::backend::{Backend, DeviceError, MemoryUse};
+use farpost_kernels::backend::{Backend, DeviceError, Limits, MemoryUse};
 
 use super::dry::Breakers;
 use super::error::EngineError;
+use super::generate::GenerateOptions;
 use super::grammar;
+use super::guesser::{Guesser, with_draft};
+use super::ledger::{Charge, Holder, Holdings, Ledger};
 use super::lookup::{self, Drafter, Speculate};
 use super::metrics::Metrics;
 use super::options::{EngineOptions, Sizes};
@@ -21,6 +27,9 @@ use super::request::{MOST_CHOICES, Refusal, Request};
 use super::sampler::Sampler;
 use super::stream::{self, Stream};
 use crate::model::Model;
+
+/// Rows that a draft model runs at most to catch up with a text: answers wait for it.
+const DRAFT_ROWS: usize = 64;
 
 /// Many requests on one model: they share its steps, its cache and its memory.
 ///
@@ -36,8 +45,14 @@ struct Inner {
     sizes: Sizes,
     max_waiting: usize,
     kv_token_bytes: u64,
+    has_draft_model: bool,
+    /// Of a saved token.
+    token_bytes: usize,
+    /// Whether a text is saved or restored.
+    is_copying: AtomicBool,
     kv_tokens: usize,
     memory: MemoryUse,
+    ledger: Arc<Ledger>,
     load_ms: f64,
     orders: Sender<Order>,
     board: Arc<Board>,
@@ -53,7 +68,31 @@ impl Engine {
     /// # Errors
     /// Options out of range; what the device refuses, most of all too little memory; a thread that cannot start.
     pub fn open(model: Arc<Model>, backend: Arc<dyn Backend>, options: &EngineOptions) -> Result<Self, EngineError> {
-        let (engine, owner) = Self::parts(model, backend, options, Arc::new(Instant::now))?;
+        Self::open_under(model, None, backend, options, None)
+    }
+
+    /// The same, with a draft model for [`Speculate::Draft`]: a smaller model of the same vocabulary.
+    ///
+    /// # Errors
+    /// As [`Engine::open`], and a draft model of another vocabulary.
+    pub fn open_with_draft(
+        model: Arc<Model>,
+        draft: Arc<Model>,
+        backend: Arc<dyn Backend>,
+        options: &EngineOptions,
+    ) -> Result<Self, EngineError> {
+        Self::open_under(model, Some(draft), backend, options, None)
+    }
+
+    /// The same, under the cap of others too.
+    pub(super) fn open_under(
+        model: Arc<Model>,
+        draft: Option<Arc<Model>>,
+        backend: Arc<dyn Backend>,
+        options: &EngineOptions,
+        whole: Option<Arc<Ledger>>,
+    ) -> Result<Self, EngineError> {
+        let (engine, owner) = Self::parts(model, draft, backend, options, whole, Arc::new(Instant::now))?;
         let thread = std::thread::Builder::new().name("farpost-owner".to_owned()).spawn(move || owner.run());
         let thread = thread.map_err(|error| DeviceError::NoThreads { threads: 1, reason: error.to_string() })?;
         *engine.inner.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -63,22 +102,48 @@ impl Engine {
     /// An engine and its owner, who does not run yet.
     pub(super) fn parts(
         model: Arc<Model>,
+        draft: Option<Arc<Model>>,
         backend: Arc<dyn Backend>,
         options: &EngineOptions,
+        whole: Option<Arc<Ledger>>,
         clock: Clock,
     ) -> Result<(Self, Owner), EngineError> {
         let start = Instant::now();
-        let sizes = options.sizes(&model)?;
+        let mut sizes = options.sizes(&model)?;
+        let ledger = Ledger::new(options.memory_cap, whole);
+        // An engine that has no room left for a request would be of no use.
+        let plain = Request::new(Vec::new(), GenerateOptions::default());
+        let least_bytes = room::request_bytes(&plain, model.graph().n_vocab(), sizes.context);
+        let cached_bytes = room::cached_bytes(options.max_cached, sizes.context);
+        let beside = cached_bytes.saturating_add(least_bytes);
+        sizes.limits.memory_cap = ledger.free().map(|free| free.saturating_sub(beside));
         let mut plan = backend.compile(model.graph(), &sizes.limits)?;
         let kv_tokens = plan.kv().free_tokens();
         if kv_tokens < sizes.context {
             return Err(EngineError::NoRoom { tokens: sizes.context });
         }
-        let memory = plan.memory();
+        let (mut memory, token_bytes) = (plan.memory(), plan.kv().token_bytes());
+        let of_draft = Limits {
+            max_rows: sizes.limits.max_rows.min(DRAFT_ROWS),
+            max_sequences: options.max_running,
+            memory_cap: sizes.limits.memory_cap.map(|cap| cap.saturating_sub(memory.kv + memory.scratch)),
+            ..sizes.limits.clone()
+        };
+        let guesser =
+            draft.map(|draft| Guesser::open(&model, draft, &*backend, &of_draft, sizes.context)).transpose()?;
+        let kv_token_bytes = memory.kv / kv_tokens.max(1) as u64;
+        memory = with_draft(memory, guesser.as_ref());
+        memory.scratch = memory.scratch.saturating_add(cached_bytes);
+        let needed_bytes = memory.kv.saturating_add(memory.scratch);
+        let charge = ledger.charge(Holder::Engine, needed_bytes).map_err(|short| {
+            let (what, free_bytes) = ("scratch, keys and values", Some(short.free_bytes));
+            DeviceError::OutOfMemory { what, needed_bytes, free_bytes }
+        })?;
         let (orders, receiver) = crossbeam_channel::unbounded();
         let board = Arc::new(Board::default());
         let load_ms = model.open_ms() + start.elapsed().as_secs_f64() * 1e3;
         let hashing = Hashing::default();
+        let has_draft_model = guesser.is_some();
         let owner = Owner::new(
             Arc::clone(&model),
             backend,
@@ -89,14 +154,20 @@ impl Engine {
             Arc::clone(&board),
             Arc::clone(&clock),
             hashing.clone(),
+            guesser,
+            charge,
         );
         let inner = Inner {
             model,
             sizes,
             max_waiting: options.max_waiting,
-            kv_token_bytes: memory.kv / kv_tokens.max(1) as u64,
+            kv_token_bytes,
+            has_draft_model,
+            token_bytes,
+            is_copying: AtomicBool::new(false),
             kv_tokens,
             memory,
+            ledger,
             load_ms,
             orders,
             board,
@@ -118,9 +189,23 @@ impl Engine {
         self.inner.sizes.context
     }
 
-    /// Bytes that the plan takes, by kind.
+    /// Bytes that the engine takes for as long as it is open, by kind.
     pub fn memory(&self) -> MemoryUse {
         self.inner.memory
+    }
+
+    /// Who holds how many bytes, as of the last step.
+    pub fn holdings(&self) -> Holdings {
+        let (inner, metrics) = (&self.inner, self.metrics());
+        let of_tokens = |tokens: usize| tokens as u64 * inner.kv_token_bytes;
+        Holdings {
+            cap: inner.ledger.cap(),
+            kv: inner.memory.kv,
+            kv_promised: of_tokens(metrics.kv_promised_tokens),
+            kv_free: of_tokens(metrics.kv_free_tokens),
+            scratch: inner.memory.scratch,
+            requests: inner.ledger.requests(),
+        }
     }
 
     /// Opening the model and compiling it, in milliseconds.
@@ -170,8 +255,10 @@ impl Engine {
 
 impl Inner {
     fn submit(&self, request: &Request) -> Result<Stream, Refusal> {
-        let choices = self.choices(request)?;
+        self.check(request)?;
         self.check_memory(request)?;
+        let charge = self.charge(request)?;
+        let choices = self.choices(request, charge)?;
         let load = self.board.load();
         if let Some(deadline) = request.deadline {
             let options = &request.options;
@@ -188,10 +275,7 @@ impl Inner {
         let waiting = sent + self.board.n_waiting.load(Ordering::Relaxed);
         if waiting >= self.max_waiting {
             self.board.n_sent.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::QueueFull {
-                waiting,
-                retry_after: load.until_place().unwrap_or(Duration::from_secs(1)),
-            });
+            return Err(Refusal::QueueFull { waiting, retry_after: self.until_place() });
         }
         let (choice, stream) = choices;
         if self.orders.send(Order::Serve(choice)).is_err() {
@@ -208,15 +292,22 @@ impl Inner {
             return Ok(());
         }
         Err(Refusal::Memory {
+            what: "keys and values",
             tokens: most,
             needed_bytes: most as u64 * self.kv_token_bytes,
             allowed_bytes: self.kv_tokens as u64 * self.kv_token_bytes,
+            retry_after: None,
         })
     }
 
+    /// Time until somebody is done, from measured times; one second if nothing was measured yet.
+    fn until_place(&self) -> Duration {
+        self.board.load().until_place().unwrap_or(Duration::from_secs(1))
+    }
+
     /// The first choice of a request with the others behind it, and its stream.
-    fn choices(&self, request: &Request) -> Result<(Box<Choice>, Stream), EngineError> {
-        self.check(request)?;
+    fn choices(&self, request: &Request, charge: Charge) -> Result<(Box<Choice>, Stream), EngineError> {
+        let charge = Arc::new(charge);
         let (options, tokenizer) = (&request.options, self.model.tokenizer());
         let dry = &options.sampling.dry;
         let breakers =
@@ -225,8 +316,12 @@ impl Inner {
             Speculate::Lookup { max_draft } if !request.reproducible => Some(Drafter::new(&request.prompt, max_draft)),
             _ => None,
         };
+        let max_draft = match options.speculate {
+            Speculate::Draft { max_draft } if !request.reproducible => max_draft,
+            _ => 0,
+        };
         let constraint = grammar::constraint(&self.model, options)?;
-        let (teller, stream) = stream::pair(&self.model, request);
+        let (teller, stream) = stream::pair(&self.model, request, Arc::clone(&charge));
         let submitted = (self.clock)();
         let job = Arc::new(Job {
             number: self.n_requests.fetch_add(1, Ordering::Relaxed),
@@ -241,6 +336,7 @@ impl Inner {
             ignore_eos: options.ignore_eos,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             prompt_tokens: request.prompt.len(),
+            _charge: charge,
         });
         let hashes = self.hashing.of(&request.prompt, job.scope);
         let choice = |index: usize| {
@@ -258,6 +354,7 @@ impl Inner {
                 n_written: 0,
                 sampler,
                 drafter: drafter.clone(),
+                max_draft,
                 siblings: Vec::new(),
                 cached_tokens: 0,
                 drafted_tokens: 0,
@@ -284,7 +381,7 @@ impl Inner {
         if let Some(number) = request.options.stop.iter().position(String::is_empty) {
             return Err(EngineError::EmptyStop { number });
         }
-        lookup::check(request.options.speculate)
+        lookup::check(request.options.speculate, self.has_draft_model)
     }
 
     fn close(&self, at: Instant) {

@@ -18,6 +18,8 @@ pub struct Metrics {
     pub kv_tokens: usize,
     /// Tokens of the KV cache that nothing holds now.
     pub kv_free_tokens: usize,
+    /// Tokens that running answers were promised room for.
+    pub kv_promised_tokens: usize,
     /// Requests taken.
     pub accepted: u64,
     /// Requests refused: queue, deadline, memory or wrong.
@@ -60,7 +62,9 @@ pub struct Metrics {
     pub accepted_tokens: u64,
     /// Time in the plan, in milliseconds.
     pub step_ms: f64,
-    /// Time of the engine itself beside the plan, in milliseconds.
+    /// Time in the plan of the draft model, in milliseconds.
+    pub draft_ms: f64,
+    /// Time of the engine itself beside the plans, in milliseconds.
     pub overhead_ms: f64,
 }
 

@@ -11,6 +11,7 @@ use farpost_kernels::backend::{Backend, DeviceError, MemoryUse};
 
 use super::error::EngineError;
 use super::handle::Engine;
+use super::ledger::{Holdings, Ledger};
 use super::options::EngineOptions;
 use crate::model::{Model, ModelError};
 
@@ -20,7 +21,7 @@ pub type OpenModel = dyn Fn(&str) -> Result<(Model, EngineOptions), ModelError> 
 /// Settings of [`Models`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelsOptions {
-    /// Bytes that caches, scratch and repacked weights of all models may take together.
+    /// Bytes that caches, scratch and requests of all models may take together.
     pub memory_cap: Option<u64>,
     /// [`Models::unload_idle`] unloads what was not asked for in this time; `None` keeps all.
     pub idle: Option<Duration>,
@@ -56,6 +57,8 @@ pub struct Loaded {
     pub name: String,
     /// Bytes by kind.
     pub memory: MemoryUse,
+    /// Who holds how many bytes under the cap.
+    pub holdings: Holdings,
     /// Whether it stays until it is unloaded by name.
     pub is_pinned: bool,
     /// Since it was asked for last.
@@ -67,6 +70,8 @@ pub struct Models {
     open: Box<OpenModel>,
     backend: Arc<dyn Backend>,
     options: ModelsOptions,
+    /// Of all engines.
+    ledger: Arc<Ledger>,
     shelf: Mutex<Shelf>,
     is_loaded: Condvar,
 }
@@ -88,7 +93,8 @@ struct Slot {
 impl Models {
     /// None loaded yet. `open` makes a model of a name.
     pub fn new(open: Box<OpenModel>, backend: Arc<dyn Backend>, options: ModelsOptions) -> Self {
-        Self { open, backend, options, shelf: Mutex::default(), is_loaded: Condvar::new() }
+        let ledger = Ledger::new(options.memory_cap, None);
+        Self { open, backend, options, ledger, shelf: Mutex::default(), is_loaded: Condvar::new() }
     }
 
     /// The engine of a model, which is loaded if it is not. Ask anew for each request: an engine that was unloaded
@@ -162,6 +168,7 @@ impl Models {
         let of = |slot: &Slot| Loaded {
             name: slot.name.clone(),
             memory: slot.engine.memory(),
+            holdings: slot.engine.holdings(),
             is_pinned: slot.is_pinned,
             unused: slot.used.elapsed(),
         };
@@ -187,20 +194,13 @@ impl Models {
         Some(slot.name)
     }
 
-    fn free_bytes(&self) -> Option<u64> {
-        // Weights are maps in either order: the system takes their memory back where it is short of it.
-        let bytes = |memory: MemoryUse| memory.kv + memory.scratch;
-        let held: u64 = self.loaded().iter().map(|loaded| bytes(loaded.memory)).sum();
-        self.options.memory_cap.map(|cap| cap.saturating_sub(held))
-    }
-
     fn load(&self, name: &str) -> Result<Engine, LoadError> {
         let (model, mut options) = (self.open)(name)?;
-        let (model, own_cap) = (Arc::new(model), options.memory_cap);
+        let model = Arc::new(model);
         loop {
-            let free_bytes = self.free_bytes();
-            options.memory_cap = free_bytes.into_iter().chain(own_cap).min();
-            let error = match Engine::open(Arc::clone(&model), Arc::clone(&self.backend), &options) {
+            let free_bytes = self.ledger.free();
+            let (backend, whole) = (Arc::clone(&self.backend), Some(Arc::clone(&self.ledger)));
+            let error = match Engine::open_under(Arc::clone(&model), None, backend, &options, whole) {
                 Ok(engine) => return Ok(engine),
                 Err(error) => error,
             };

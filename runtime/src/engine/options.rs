@@ -96,7 +96,8 @@ impl EngineOptions {
         let limits = Limits {
             // Every running answer has a row of its own at least.
             max_rows: batch_rows.min(kv_tokens).max(max_running),
-            max_sequences: max_running.saturating_add(self.max_cached),
+            // One more is copied to a file or from one.
+            max_sequences: max_running.saturating_add(self.max_cached).saturating_add(1),
             kv_tokens,
             kv_type: self.kv_type,
             activations: self.activations,

@@ -96,15 +96,19 @@ pub enum Refusal {
         /// What it would take with what runs and waits now, from measured times.
         estimate: Duration,
     },
-    /// More memory than there is under the cap, with nothing else running.
-    #[error("{needed_bytes} bytes of keys and values are needed for {tokens} tokens, the cap allows {allowed_bytes}")]
+    /// More memory than there is under the cap.
+    #[error("{needed_bytes} bytes are needed for {what} of a prompt of {tokens} tokens, {allowed_bytes} are free")]
     Memory {
-        /// Tokens of all choices.
+        /// For what: "keys and values", or "the text and its choosing".
+        what: &'static str,
+        /// Tokens of the prompt.
         tokens: usize,
-        /// Bytes of their keys and values.
+        /// Bytes that are needed.
         needed_bytes: u64,
-        /// Bytes that all keys and values may take.
+        /// Bytes that it may take now.
         allowed_bytes: u64,
+        /// When there may be as much; `None` if there never will.
+        retry_after: Option<Duration>,
     },
     /// The request is wrong in itself.
     #[error(transparent)]

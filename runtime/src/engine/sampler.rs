@@ -128,17 +128,29 @@ impl Sampler {
 
     /// The least that a step must answer for [`Sampler::choose`] to choose as from all logits.
     pub fn wants(&self) -> WantKind {
-        let sampling = &self.sampling;
-        let told = sampling.logprobs.unwrap_or(0);
-        if sampling.changes_logits() || self.constraint.is_some() {
-            WantKind::Logits
-        } else if sampling.is_greedy() {
-            if sampling.logprobs.is_some() { WantKind::TopK(told.clamp(1, self.n_vocab)) } else { WantKind::Greedy }
-        } else if sampling.top_k > 0 && sampling.mirostat.is_none() && sampling.top_k < self.n_vocab {
-            WantKind::TopK(sampling.top_k.max(told).min(self.n_vocab))
-        } else {
-            WantKind::Logits
-        }
+        wants(&self.sampling, self.constraint.is_some(), self.n_vocab)
+    }
+
+    /// Bytes that choosing takes at most, with `n_answers` of a step, for a text of so many tokens at most.
+    pub(super) fn bytes_for(
+        sampling: &Sampling,
+        is_constrained: bool,
+        n_vocab: usize,
+        most_tokens: u64,
+        n_answers: usize,
+    ) -> u64 {
+        let kind = wants(sampling, is_constrained, n_vocab);
+        let (candidates, row_bytes) = match kind {
+            WantKind::Logits => (n_vocab, n_vocab * size_of::<f32>()),
+            WantKind::TopK(k) => (k, k * size_of::<(u32, f32)>()),
+            WantKind::Greedy | WantKind::Score(_) => (1, 0),
+        };
+        // Which ones a form allows, once as bits and once as bytes; tokens that were seen, for penalties and repeats.
+        let masks = if is_constrained { 2 * n_vocab } else { 0 };
+        let seen = if kind == WantKind::Logits { most_tokens.saturating_mul(48) } else { 0 };
+        let answers = (n_answers as u64).saturating_mul(row_bytes as u64);
+        let chosen_of = Candidates::bytes_for(candidates) + Filters::bytes_for(candidates) + masks as u64;
+        chosen_of.saturating_add(answers).saturating_add(seen)
     }
 
     /// Chooses the token after `prompt` and `generated` from the answer of the step that ran the last one of them.
@@ -264,6 +276,20 @@ impl Sampler {
             self.candidates.draw(total, self.random.unit())
         };
         chosen.map(|candidate| candidate.id).ok_or(SampleError::NothingLeft)
+    }
+}
+
+/// See [`Sampler::wants`].
+fn wants(sampling: &Sampling, is_constrained: bool, n_vocab: usize) -> WantKind {
+    let told = sampling.logprobs.unwrap_or(0);
+    if sampling.changes_logits() || is_constrained {
+        WantKind::Logits
+    } else if sampling.is_greedy() {
+        if sampling.logprobs.is_some() { WantKind::TopK(told.clamp(1, n_vocab)) } else { WantKind::Greedy }
+    } else if sampling.top_k > 0 && sampling.mirostat.is_none() && sampling.top_k < n_vocab {
+        WantKind::TopK(sampling.top_k.max(told).min(n_vocab))
+    } else {
+        WantKind::Logits
     }
 }
 

@@ -4,6 +4,7 @@
 //! through [`Session::run`], which keeps it so.
 
 mod ahead;
+mod file;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::dry::Breakers;
 use super::error::EngineError;
 use super::generate::{Event, Finish, GenerateOptions, Generated, Timings};
 use super::grammar;
+use super::guesser::{Guesser, with_draft};
 use super::lookup;
 use super::options::DEFAULT_CONTEXT;
 use super::sampler::Sampler;
@@ -62,10 +64,13 @@ pub struct Session {
     plan: Box<dyn Plan>,
     sequence: Sequence,
     context: usize,
+    kv_type: KvType,
+    activations: Activations,
     batch_rows: usize,
     ids: Vec<u32>,
     batch: Batch,
     output: Output,
+    guesser: Option<Guesser>,
     load_ms: f64,
 }
 
@@ -81,6 +86,28 @@ impl Session {
     /// # Errors
     /// Options out of range, and what the device refuses: most of all, too little memory.
     pub fn open(model: Arc<Model>, backend: &dyn Backend, options: &SessionOptions) -> Result<Self, EngineError> {
+        Self::open_with(model, None, backend, options)
+    }
+
+    /// The same, with a draft model for [`super::Speculate::Draft`]: a smaller model of the same vocabulary.
+    ///
+    /// # Errors
+    /// As [`Session::open`], and a draft model of another vocabulary.
+    pub fn open_with_draft(
+        model: Arc<Model>,
+        draft: Arc<Model>,
+        backend: &dyn Backend,
+        options: &SessionOptions,
+    ) -> Result<Self, EngineError> {
+        Self::open_with(model, Some(draft), backend, options)
+    }
+
+    fn open_with(
+        model: Arc<Model>,
+        draft: Option<Arc<Model>>,
+        backend: &dyn Backend,
+        options: &SessionOptions,
+    ) -> Result<Self, EngineError> {
         let start = Instant::now();
         let most = model.graph().max_context();
         let context = options.context.unwrap_or(most.min(DEFAULT_CONTEXT));
@@ -110,9 +137,26 @@ impl Session {
         let Some(sequence) = plan.kv().open() else {
             return Err(DeviceError::Refused("a new plan opens no sequence, expected one".to_owned()).into());
         };
+        let MemoryUse { kv, scratch, .. } = plan.memory();
+        let limits = Limits { memory_cap: limits.memory_cap.map(|cap| cap.saturating_sub(kv + scratch)), ..limits };
+        let guesser = draft.map(|draft| Guesser::open(&model, draft, backend, &limits, context)).transpose()?;
         let load_ms = model.open_ms() + ms(start.elapsed());
         let (ids, batch, output) = (Vec::with_capacity(context), Batch::default(), Output::default());
-        Ok(Self { model, plan, sequence, context, batch_rows, ids, batch, output, load_ms })
+        let SessionOptions { kv_type, activations, .. } = *options;
+        Ok(Self {
+            model,
+            plan,
+            sequence,
+            context,
+            kv_type,
+            activations,
+            batch_rows,
+            ids,
+            batch,
+            output,
+            guesser,
+            load_ms,
+        })
     }
 
     /// The model.
@@ -130,9 +174,9 @@ impl Session {
         &self.ids
     }
 
-    /// Bytes the plan takes, by kind.
+    /// Bytes the plan takes, by kind; that of the draft model with it.
     pub fn memory(&self) -> MemoryUse {
-        self.plan.memory()
+        with_draft(self.plan.memory(), self.guesser.as_ref())
     }
 
     /// Opening the model and compiling it, in milliseconds.
@@ -164,7 +208,7 @@ impl Session {
         if let Some(number) = options.stop.iter().position(String::is_empty) {
             return Err(EngineError::EmptyStop { number });
         }
-        lookup::check(options.speculate)?;
+        lookup::check(options.speculate, self.guesser.is_some())?;
         let dry = &options.sampling.dry;
         let breakers =
             if dry.multiplier > 0.0 { Breakers::of(&dry.sequence_breakers, tokenizer) } else { Breakers::default() };
@@ -391,5 +435,7 @@ fn ms(duration: Duration) -> f64 {
 
 #[cfg(all(test, feature = "pocket"))]
 mod ahead_tests;
+#[cfg(all(test, feature = "pocket"))]
+mod draft_tests;
 #[cfg(all(test, feature = "pocket"))]
 pub(super) mod tests;

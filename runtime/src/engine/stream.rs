@@ -14,6 +14,7 @@ use farpost_models::tokenizer::TextState;
 
 use super::error::EngineError;
 use super::generate::{Finish, Generated, Timings};
+use super::ledger::Charge;
 use super::request::Request;
 use super::sampler::Logprobs;
 use super::stop::StopMatcher;
@@ -73,6 +74,13 @@ pub(super) enum Told {
     Failed(Arc<EngineError>),
 }
 
+/// Bytes of an event that was not read yet.
+pub(super) fn event_bytes(logprobs: Option<usize>) -> u64 {
+    // Links of the queue, and what the allocator adds to the list of log-probabilities.
+    let told = logprobs.map_or(0, |n| n * size_of::<(u32, f32)>() + 32);
+    (size_of::<Told>() + 16 + told) as u64
+}
+
 /// What both ends of a stream share.
 #[derive(Debug)]
 pub(super) struct Wish {
@@ -124,10 +132,12 @@ pub struct Stream {
     texts: Vec<Text>,
     ready: VecDeque<StreamEvent>,
     n_open: usize,
+    /// Held for as long as its events are.
+    _charge: Arc<Charge>,
 }
 
 /// Both ends of the stream of `request`.
-pub(super) fn pair(model: &Arc<Model>, request: &Request) -> (Teller, Stream) {
+pub(super) fn pair(model: &Arc<Model>, request: &Request, charge: Arc<Charge>) -> (Teller, Stream) {
     let (sender, receiver) = crossbeam_channel::unbounded();
     let is_enough = (0..request.n).map(|_| AtomicBool::new(false)).collect();
     let wish = Arc::new(Wish { is_cancelled: AtomicBool::new(false), is_enough, waker: Mutex::new(None) });
@@ -137,7 +147,8 @@ pub(super) fn pair(model: &Arc<Model>, request: &Request) -> (Teller, Stream) {
     let text = |_| Text { state: state.clone(), matcher: matcher.clone(), n_tokens: 0, is_done: false };
     let texts = (0..request.n).map(text).collect();
     let teller = Teller { sender, wish: Arc::clone(&wish) };
-    (teller, Stream { receiver, wish, model: Arc::clone(model), texts, ready: VecDeque::new(), n_open: request.n })
+    let (ready, model) = (VecDeque::new(), Arc::clone(model));
+    (teller, Stream { receiver, wish, model, texts, ready, n_open: request.n, _charge: charge })
 }
 
 impl Stream {

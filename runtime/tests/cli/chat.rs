@@ -239,3 +239,59 @@ fn what_is_typed_ahead_is_not_lost() {
     session.exp_eof().unwrap();
     assert_eq!(exit_code(&session), 0);
 }
+
+#[test]
+fn a_conversation_in_a_session_file_goes_on_where_it_ended() {
+    let folder = Folder::new("session");
+    let template = folder.with("chat.jinja", TEMPLATE);
+    let (kept, path) = (folder.file("talk.session"), model("tiny-llama.gguf"));
+    let plain = ["chat", "-m", &path, "--template", &template, "--json", "-n", "4", "--ignore-eos", "-t", "0"];
+    let args = [&plain[..], &["--session", &kept]].concat();
+    let whole = farpost_with(&plain, b"one two three\nfour\nfive\n");
+    let expected: Vec<serde_json::Value> =
+        whole.done().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // The same in three runs of the program.
+    for (number, message) in ["one two three", "four", "five"].iter().enumerate() {
+        let ran = farpost_with(&args, message.as_bytes());
+        let answer: serde_json::Value = serde_json::from_str(ran.done().trim_end()).unwrap();
+        for field in ["prompt_ids", "ids", "text"] {
+            assert_eq!(answer[field], expected[number][field], "{field} of answer {number}");
+        }
+        let cached = |answer: &serde_json::Value| answer["timings"]["cached_tokens"].clone();
+        assert_eq!(cached(&answer), cached(&expected[number]), "what was said is not run again");
+        let told = format!("going on after {} messages, ", 2 * number);
+        assert_eq!((ran.err.contains(&told), ran.err.lines().count()), (number > 0, number.min(1)), "{}", ran.err);
+    }
+    // What is forgotten is forgotten in the file, too; and a new system message is the conversation's.
+    let ran = farpost_with(&[&args[..], &["--system", "be brief"]].concat(), b"/reset\n/system be long\n");
+    assert_eq!((ran.code, ran.text()), (Some(0), ""), "{}", ran.err);
+    let ran = farpost_with(&args, b"/system\n/stats\n");
+    for part in ["going on after 0 messages, 0 tokens of them ready", "be long", "context 0 of "] {
+        assert!(ran.err.contains(part), "{part} is missing in {}", ran.err);
+    }
+    assert_eq!(std::fs::read_dir(folder.file(".")).unwrap().count(), 2, "nothing else is left");
+}
+
+#[test]
+fn a_session_file_that_cannot_be_used_ends_the_program_and_stays_as_it_is() {
+    let folder = Folder::new("unusable");
+    let kept = folder.file("talk.session");
+    let args = ["chat", "--session", &kept];
+    farpost_with(&args, b"turn on the porch light").done();
+    let whole = std::fs::read(&kept).unwrap();
+    let (path, template) = (model("tiny-llama.gguf"), folder.with("chat.jinja", TEMPLATE));
+    let ran = farpost_with(&["chat", "-m", &path, "--template", &template, "--session", &kept], b"hello");
+    assert!(ran.error(2).contains("the hash of the model it was made with is "), "{}", ran.err);
+    let ran = farpost_with(&["chat", "--kv-type", "f32", "--session", &kept], b"hello");
+    assert!(ran.error(2).ends_with("the storage of keys and values is f16, expected f32"), "{}", ran.err);
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    let broken = folder.with("broken", &damaged);
+    let ran = farpost_with(&["chat", "--session", &broken], b"hello");
+    assert!(ran.error(1).ends_with("the checksum of the keys and values is wrong: the file is damaged"), "{}", ran.err);
+    assert_eq!((std::fs::read(&kept).unwrap(), std::fs::read(&broken).unwrap()), (whole, damaged));
+    // Where none can be made, the answer is given all the same.
+    let ran = farpost_with(&["chat", "--session", &folder.file("nowhere/talk")], b"turn on the porch light");
+    assert_eq!((ran.code, ran.text().lines().count()), (Some(1), 1), "{}", ran.err);
+    assert!(ran.err.contains("nowhere/talk: cannot create it: "), "{}", ran.err);
+}

@@ -260,3 +260,18 @@ fn a_reader_that_leaves_ends_the_answer_quietly() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
 }
+
+#[test]
+fn a_draft_model_changes_no_text_and_must_have_the_same_vocabulary() {
+    let (path, draft) = (model("tiny-llama.gguf"), model("tiny-llama-moe.gguf"));
+    let args = ["run", "-m", &path, "--raw", "--seed", "7", "-n", "12", "--ignore-eos", "--json", "once upon a time"];
+    let plain = farpost(&args).json();
+    let drafted = farpost(&[&args[..], &["--draft", &draft]].concat()).json();
+    assert_eq!((&drafted["ids"], &drafted["text"]), (&plain["ids"], &plain["text"]));
+    assert_eq!(drafted["ids"].as_array().map(Vec::len), Some(12));
+    let ran = farpost(&["run", "--draft", &path, "turn on the porch light"]);
+    let line = ran.error(2);
+    assert!(line.starts_with("the draft model does not belong to the model: its vocabulary has 512 tokens"), "{line}");
+    let both = farpost(&["run", "--draft", &path, "--speculate", "lookup", "turn on the porch light"]);
+    assert_eq!(both.code, Some(2), "{}", both.err);
+}

@@ -33,6 +33,28 @@ impl Conversation {
         Self { system, turns: Vec::new() }
     }
 
+    /// One that was written as `{"messages": [...]}`; `None` if that is none, or one in the middle of an exchange.
+    pub fn from_report(report: &Json) -> Option<Self> {
+        let mut messages = report.get("messages")?.as_array()?.iter().peekable();
+        let text = |message: &Json, role: &str| {
+            let is_of = message.get("role")?.as_str()? == role;
+            is_of.then(|| message.get("content")?.as_str().map(str::to_owned))?
+        };
+        let mut conversation = Self::new(
+            messages.next_if(|message| text(message, "system").is_some()).and_then(|message| text(message, "system")),
+        );
+        while let Some(question) = messages.next() {
+            conversation.ask(text(question, "user")?);
+            conversation.answer(text(messages.next()?, "assistant")?);
+        }
+        Some(conversation)
+    }
+
+    /// How many messages were said.
+    pub fn len(&self) -> usize {
+        self.turns.len()
+    }
+
     /// Forgets all turns; the system message stays.
     pub fn reset(&mut self) {
         self.turns.clear();
@@ -116,6 +138,27 @@ mod tests {
         let mut shortest = conversation();
         let Fit::Fits { ids, n_dropped: 2 } = shortest.fit(7, encode).unwrap() else { panic!("both must go") };
         assert_eq!(ids, b"syscccc".map(u32::from));
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_else() {
+        let mut said = conversation();
+        said.take_back();
+        let report = json!({ "model": "m", "messages": said.messages() });
+        let read = Conversation::from_report(&report).unwrap();
+        assert_eq!((read.messages(), read.len()), (said.messages(), 4));
+        let empty = Conversation::from_report(&json!({ "messages": [] })).unwrap();
+        assert_eq!((empty.system, empty.turns.len()), (None, 0));
+        let user = json!({ "role": "user", "content": "a" });
+        for bad in [
+            json!({}),
+            json!({ "messages": [user] }),
+            json!({ "messages": [user, user] }),
+            json!({ "messages": [{ "role": "user", "content": 7 }, { "role": "assistant", "content": "b" }] }),
+            json!({ "messages": [user, { "role": "assistant", "content": "b" }, { "role": "system", "content": "c" }] }),
+        ] {
+            assert!(Conversation::from_report(&bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@
 mod command;
 mod conversation;
 mod input;
+mod kept;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use farpost::engine::{Finish, GenerateOptions, Generated, Session};
 use serde_json::json;
@@ -23,6 +24,7 @@ use super::{amount, answer, device, model};
 use command::Command;
 use conversation::{Conversation, Fit};
 use input::{Input, Source};
+use kept::Kept;
 
 /// Talk with a model
 ///
@@ -41,6 +43,9 @@ pub struct Args {
     /// Keep no history of messages in a file, and read none
     #[arg(long)]
     no_history: bool,
+    /// Go on with the conversation in this file, and keep it there after every answer; it is made if it is not there
+    #[arg(long, value_name = "FILE")]
+    session: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -50,19 +55,28 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let options = args.generation.options(&args.sampling, args.model.is_built_in())?;
     let model = args.model.load(args.generation.memory.context, args.packed, console)?;
     let interrupt = Interrupt::listen_for_answers()?;
-    let session = device::open(model, &args.generation.memory, console)?;
+    let mut session = device::open(model, &args.generation.memory, console)?;
     let model = std::sync::Arc::clone(session.model());
     let template = Template::of(&model, &args.chat, "--template takes one from a file")?;
     let source = Source::open(!args.no_history)?;
-    let conversation = Conversation::new(args.chat.system.clone());
+    let system = args.chat.system.clone();
+    let (kept, conversation) = match &args.session {
+        Some(path) => {
+            let (kept, conversation) = Kept::open(path, &mut session, system, console)?;
+            (Some(kept), conversation)
+        }
+        None => (None, Conversation::new(system)),
+    };
     let mut chat =
-        Chat { console, options, template, interrupt, session, conversation, last: None, has_refused: false };
+        Chat { console, options, template, interrupt, session, conversation, kept, last: None, has_refused: false };
     if source.is_terminal() {
         let (name, context) = (model.name(), amount::grouped(chat.session.context() as u64));
         console.note(&format!("{name}, context of {context} tokens; /help lists the commands"));
     }
     let is_watched = source.is_terminal();
-    chat.talk(source)?;
+    let talked = chat.talk(source);
+    chat.keep();
+    talked?;
     // Nobody watches a pipe: what was refused has been told, and the exit code tells of it too.
     if chat.has_refused && !is_watched { Err(Failure::new(Exit::Failed, "")) } else { Ok(()) }
 }
@@ -74,6 +88,7 @@ struct Chat<'a> {
     interrupt: Interrupt,
     session: Session,
     conversation: Conversation,
+    kept: Option<Kept>,
     last: Option<Generated>,
     /// Whether anything was not done that was asked for.
     has_refused: bool,
@@ -130,6 +145,8 @@ impl Chat<'_> {
             Command::Reset => {
                 self.conversation.reset();
                 self.session.clear();
+                self.change();
+                self.keep();
                 self.console.say("the conversation is forgotten");
             }
             Command::System(None) => {
@@ -138,6 +155,7 @@ impl Chat<'_> {
             }
             Command::System(Some(text)) => {
                 self.conversation.system = Some((*text).to_owned());
+                self.change();
                 self.console.say("the system message is set, from the next answer on");
             }
             Command::Save(path) => match self.save(Path::new(path)) {
@@ -157,9 +175,22 @@ impl Chat<'_> {
 
     /// Writes the conversation to a file that is not there yet.
     fn save(&self, path: &Path) -> std::io::Result<()> {
-        let report = json!({ "model": self.session.model().name(), "messages": self.conversation.messages() });
+        let report = kept::report(self.session.model().name(), &self.conversation);
         let mut file = std::fs::File::create_new(path)?;
         std::io::Write::write_all(&mut file, format!("{report:#}\n").as_bytes())
+    }
+
+    fn change(&mut self) {
+        self.kept.iter_mut().for_each(Kept::change);
+    }
+
+    /// Brings the session file up to date. That it can't be written is no reason to lose the conversation.
+    fn keep(&mut self) {
+        let Some(kept) = &mut self.kept else { return };
+        if let Err(error) = kept.save(&mut self.session, &self.conversation) {
+            self.has_refused = true;
+            self.console.complain_of(&Failure::from(error));
+        }
     }
 
     fn stats(&self) -> String {
@@ -223,6 +254,8 @@ impl Chat<'_> {
             self.conversation.answer(generated.text.clone());
         }
         self.last = Some(generated);
+        self.change();
+        self.keep();
         Ok(())
     }
 }

@@ -54,6 +54,14 @@ impl Index {
         Self { tokens: Vec::new(), chains: [chain(), chain(), chain()] }
     }
 
+    /// Bytes for a text of so many tokens at most: vectors that grow may be half empty.
+    pub(super) fn bytes_for(most_tokens: u64) -> u64 {
+        let entries = most_tokens
+            .saturating_mul(2 * (1 + CHAINS.len() as u64))
+            .saturating_add((CHAINS.len() as u64) << HEAD_BITS);
+        entries.saturating_mul(size_of::<u32>() as u64)
+    }
+
     /// The text.
     pub(super) fn tokens(&self) -> &[u32] {
         &self.tokens

@@ -25,6 +25,11 @@ pub enum Speculate {
         /// Most tokens guessed at once, 1 to [`MOST_DRAFT`].
         max_draft: usize,
     },
+    /// Guesses are what the draft model says that session or engine was opened with.
+    Draft {
+        /// Most tokens guessed at once, 1 to [`MOST_DRAFT`].
+        max_draft: usize,
+    },
 }
 
 impl Speculate {
@@ -32,17 +37,26 @@ impl Speculate {
     pub const fn lookup() -> Self {
         Self::Lookup { max_draft: 15 }
     }
+
+    /// What a draft model says, up to 7 tokens: steps of 8 rows.
+    pub const fn draft() -> Self {
+        Self::Draft { max_draft: 7 }
+    }
 }
 
 /// Checks the parameters.
-pub(super) fn check(speculate: Speculate) -> Result<(), EngineError> {
-    match speculate {
-        Speculate::Lookup { max_draft } if !(1..=MOST_DRAFT).contains(&max_draft) => Err(EngineError::OutOfRange {
-            parameter: "max_draft",
-            found: max_draft,
-            expected: format!("1 to {MOST_DRAFT}"),
-        }),
-        _ => Ok(()),
+pub(super) fn check(speculate: Speculate, has_draft_model: bool) -> Result<(), EngineError> {
+    let max_draft = match speculate {
+        Speculate::Off => return Ok(()),
+        Speculate::Draft { .. } if !has_draft_model => return Err(EngineError::NoDraftModel),
+        Speculate::Lookup { max_draft } | Speculate::Draft { max_draft } => max_draft,
+    };
+    match max_draft {
+        1..=MOST_DRAFT => Ok(()),
+        found => {
+            let expected = format!("1 to {MOST_DRAFT}");
+            Err(EngineError::OutOfRange { parameter: "max_draft", found, expected })
+        }
     }
 }
 
@@ -63,6 +77,11 @@ impl Drafter {
         prompt.iter().for_each(|&token| index.push(token));
         let guess = index.find();
         Self { index, odds: Odds::new(), max_draft, guess }
+    }
+
+    /// Bytes for a text of so many tokens at most.
+    pub(super) fn bytes_for(most_tokens: u64) -> u64 {
+        Index::bytes_for(most_tokens).saturating_add(size_of::<Odds>() as u64)
     }
 
     /// The text goes on with `token`, which tells what the guess was worth.

@@ -8,7 +8,7 @@ use farpost_kernels::backend::{KvStore, Sequence};
 
 use super::Owner;
 use super::choice::Choice;
-use super::prefixes::{BLOCK, Found, shared};
+use super::prefixes::{BLOCK, Found, Hashes, shared};
 use crate::engine::error::EngineError;
 
 /// Tokens of an answer that have room for sure, if there is not room enough for all it may have.
@@ -134,9 +134,15 @@ impl Owner {
         if choice.job.reproducible {
             return None;
         }
+        let best = self.longest(&choice.hashes, &choice.tokens);
+        best.filter(|found| found.shared.min(choice.tokens.len() - 1) >= BLOCK)
+    }
+
+    /// Where most of `tokens`, which have these hashes, are.
+    pub(super) fn longest(&self, hashes: &Hashes, tokens: &[u32]) -> Option<Found> {
         let mut best: Option<Found> = None;
         let mut seen: Vec<Sequence> = Vec::new();
-        for (n_tokens, holders) in self.prefixes.holders(&choice.hashes) {
+        for (n_tokens, holders) in self.prefixes.holders(hashes) {
             if best.is_some_and(|best| best.shared >= n_tokens) {
                 break;
             }
@@ -144,12 +150,12 @@ impl Owner {
             for &sequence in holders.iter().rev().take(MOST_COMPARED) {
                 if !seen.contains(&sequence) {
                     seen.push(sequence);
-                    let found = self.compare(sequence, &choice.tokens);
+                    let found = self.compare(sequence, tokens);
                     best = best.into_iter().chain(found).max_by_key(|found| found.shared);
                 }
             }
         }
-        best.filter(|found| found.shared.min(choice.tokens.len() - 1) >= BLOCK)
+        best
     }
 
     /// How much of `tokens` a sequence has.
@@ -183,7 +189,7 @@ impl Owner {
         }
     }
 
-    fn open(&mut self) -> Option<Sequence> {
+    pub(super) fn open(&mut self) -> Option<Sequence> {
         loop {
             if let Some(sequence) = self.plan.kv().open() {
                 return Some(sequence);
@@ -194,11 +200,12 @@ impl Owner {
         }
     }
 
-    /// Drops the cached prefix that was not used for longest, but never `kept`.
+    /// Drops the cached prefix that was not used for longest, but never `kept`; after all of them, the text that is
+    /// copied.
     pub(super) fn evict(&mut self, kept: Option<Sequence>) -> bool {
         let kv: &mut dyn KvStore = self.plan.kv();
         let is_evicted = self.prefixes.evict(kept, kv);
         self.metrics.evicted += u64::from(is_evicted);
-        is_evicted
+        is_evicted || self.forget_held()
     }
 }

@@ -8,6 +8,7 @@ use farpost_kernels::backend::{Sequence, WantKind};
 use super::prefixes::Hashes;
 use crate::engine::error::EngineError;
 use crate::engine::generate::{Finish, Timings};
+use crate::engine::ledger::Charge;
 use crate::engine::lookup::Drafter;
 use crate::engine::request::Priority;
 use crate::engine::sampler::Sampler;
@@ -31,6 +32,8 @@ pub(in crate::engine) struct Job {
     /// Most tokens of an answer.
     pub(in crate::engine) max_tokens: usize,
     pub(in crate::engine) prompt_tokens: usize,
+    /// Memory that it holds until it is gone.
+    pub(in crate::engine) _charge: Arc<Charge>,
 }
 
 /// One answer.
@@ -48,6 +51,8 @@ pub(in crate::engine) struct Choice {
     pub(in crate::engine) n_written: usize,
     pub(in crate::engine) sampler: Sampler,
     pub(in crate::engine) drafter: Option<Drafter>,
+    /// Tokens that the draft model may guess at once; 0 for none.
+    pub(in crate::engine) max_draft: usize,
     /// Choices of the same request that begin when the prompt is in the cache.
     pub(in crate::engine) siblings: Vec<Choice>,
     pub(in crate::engine) cached_tokens: usize,

@@ -4,7 +4,7 @@
 use farpost_kernels::backend::{Row, Want};
 
 use super::Owner;
-use super::choice::Choice;
+use super::choice::{Choice, ms};
 use crate::engine::error::EngineError;
 use crate::engine::request::MOST_CHOICES;
 
@@ -42,6 +42,10 @@ impl Owner {
         self.batch.rows.clear();
         self.batch.want.clear();
         self.parts.clear();
+        if let Some(guesser) = &mut self.guesser {
+            let running = &self.running;
+            guesser.keep_only(|whose| running.iter().any(|choice| (choice.job.number, choice.index) == whose));
+        }
         if self.running.is_empty() || self.compose_alone() {
             return;
         }
@@ -134,6 +138,16 @@ impl Owner {
             let room = choice.job.max_tokens.saturating_sub(choice.n_generated() + 1);
             let room = room.min(context - end).min(free - n_rows);
             drafter.draft(room, &mut drafts);
+        }
+        if choice.max_draft > 0
+            && choice.is_decoding()
+            && let Some(guesser) = &mut self.guesser
+        {
+            let start = (self.clock)();
+            let room = choice.job.max_tokens.saturating_sub(choice.n_generated() + 1);
+            let room = room.min(context - end).min(free - n_rows).min(choice.max_draft);
+            guesser.guess(id, &choice.tokens, room, &mut drafts);
+            self.metrics.draft_ms += ms((self.clock)() - start);
         }
         // Nobody gives way for guesses.
         if !drafts.is_empty() && !self.plan.kv().reserve(sequence, end + drafts.len()) {

@@ -10,9 +10,20 @@ use crate::engine::request::Priority;
 pub(in crate::engine) struct Backlog {
     /// Of prompts.
     pub(super) prompt: f64,
+    /// Positions that these attend to, all together.
+    pub(super) prompt_positions: f64,
     /// Of answers.
     pub(super) answer: f64,
     pub(super) n_choices: usize,
+}
+
+impl Backlog {
+    /// So many tokens of a prompt, after so many.
+    fn add_prompt(&mut self, n_tokens: usize, n_before: usize) {
+        let n_tokens = n_tokens as f64;
+        self.prompt += n_tokens;
+        self.prompt_positions += n_tokens * (n_before as f64 + n_tokens / 2.0);
+    }
 }
 
 /// How things stand: what an estimate needs.
@@ -21,11 +32,17 @@ pub(in crate::engine) struct Load {
     /// By lane, lowest first: all that waits and runs.
     pub(super) backlog: [Backlog; 3],
     pub(super) max_running: usize,
-    /// Milliseconds of a row of a prompt, in steps as long as they are now; `None` before a step was measured.
+    /// Milliseconds of a row of a prompt, in steps as long as they are now, without what it attends to; `None` before a
+    /// step was measured.
     pub(super) prompt_row_ms: Option<f64>,
-    /// Milliseconds of a step with as many answers as would run with one more, and with as many as may.
+    /// Milliseconds that a position adds to a step of a prompt.
+    pub(super) prompt_position_ms: f64,
+    /// Milliseconds of a step with as many answers as would run with one more, without what that one attends to; and of one
+    /// with as many as may, as they are on average.
     pub(super) answer_step_ms: f64,
     pub(super) full_step_ms: f64,
+    /// Milliseconds that a position adds to a step of answers.
+    pub(super) answer_position_ms: f64,
     pub(super) mean_answer: f64,
 }
 
@@ -45,12 +62,18 @@ impl Load {
         let max_running = self.max_running.max(1);
         // With a place free it begins at once, behind the prompts that are being read; without, when enough answers end.
         let n_rounds = n.div_ceil(max_running);
-        let prompts_ms = (ahead.prompt + prompt_tokens as f64) * prompt_row_ms;
+        let mut prompts = ahead;
+        prompts.add_prompt(prompt_tokens, 0);
+        let prompts_ms = prompts.prompt * prompt_row_ms + prompts.prompt_positions * self.prompt_position_ms;
         let wait_ms = match ahead.n_choices + n > max_running {
             true => ahead.answer / max_running as f64 * self.full_step_ms,
             false => 0.0,
         };
-        let own_ms = answer * n_rounds as f64 * if n > 1 { self.full_step_ms } else { self.answer_step_ms };
+        let step_ms = match n {
+            0 | 1 => self.answer_step_ms + self.answer_position_ms * (prompt_tokens as f64 + answer / 2.0),
+            _ => self.full_step_ms,
+        };
+        let own_ms = answer * n_rounds as f64 * step_ms;
         Some(Duration::from_secs_f64((prompts_ms + wait_ms + own_ms) / 1e3))
     }
 
@@ -66,6 +89,7 @@ impl Load {
         let lanes = self.backlog.iter().skip(priority as usize);
         lanes.fold(Backlog::default(), |sum, lane| Backlog {
             prompt: sum.prompt + lane.prompt,
+            prompt_positions: sum.prompt_positions + lane.prompt_positions,
             answer: sum.answer + lane.answer,
             n_choices: sum.n_choices + lane.n_choices,
         })
@@ -82,18 +106,24 @@ impl Owner {
             let left = choice.most_tokens(self.sizes.context).saturating_sub(choice.tokens.len()) as f64;
             let n_generated = choice.n_generated() as f64;
             let likely = if self.mean_answer > n_generated { left.min(self.mean_answer - n_generated) } else { left };
-            lane.prompt += choice.n_missing() as f64;
+            lane.add_prompt(choice.n_missing(), choice.n_written);
             lane.answer += likely * n_choices as f64;
             lane.n_choices += n_choices;
         }
-        let n_answers = self.running.iter().filter(|choice| choice.is_decoding()).count();
-        let max_rows = self.sizes.limits.max_rows;
-        load.answer_step_ms = self.costs.step_ms(n_answers + 1).unwrap_or(0.0);
-        load.full_step_ms = self.costs.step_ms(self.max_running).unwrap_or(0.0);
-        load.prompt_row_ms = match n_answers {
-            0 => self.costs.step_ms(max_rows).map(|ms| ms / max_rows as f64),
-            n => self.prompt_rows(n).and_then(|rows| Some(self.costs.step_ms(n + rows)? / rows as f64)),
+        let answers = self.running.iter().filter(|choice| choice.is_decoding());
+        let (n_answers, positions) = answers.fold((0, 0), |(n, sum), choice| (n + 1, sum + choice.tokens.len()));
+        let (max_rows, costs, positions) = (self.sizes.limits.max_rows, &self.costs, positions as f64);
+        load.answer_step_ms = costs.step_ms_at(n_answers + 1, positions).unwrap_or(0.0);
+        load.answer_position_ms = costs.attention(n_answers + 1).0;
+        load.full_step_ms = costs.step_ms(self.max_running).unwrap_or(0.0);
+        let prompt_rows = match n_answers {
+            0 => Some(max_rows),
+            n => self.prompt_rows(n),
         };
+        if let Some(rows) = prompt_rows {
+            load.prompt_row_ms = costs.step_ms_at(n_answers + rows, positions).map(|ms| ms / rows as f64);
+            load.prompt_position_ms = costs.attention(n_answers + rows).0;
+        }
         load
     }
 }
@@ -125,10 +155,27 @@ mod tests {
         assert_eq!(ms(&load, Priority::Normal, Some(8), 1), 50 + 80);
         assert_eq!(ms(&load, Priority::Normal, None, 1), 50 + 200);
         assert_eq!(ms(&load, Priority::Normal, Some(8), 4), 50 + 2 * 8 * 12);
-        load.backlog[Priority::Normal as usize] = Backlog { prompt: 10.0, answer: 100.0, n_choices: 2 };
+        load.backlog[Priority::Normal as usize] =
+            Backlog { prompt: 10.0, answer: 100.0, n_choices: 2, ..Backlog::default() };
         assert_eq!(ms(&load, Priority::High, Some(8), 1), 50 + 80);
         assert_eq!(ms(&load, Priority::Normal, Some(8), 1), 55 + 600 + 80);
         assert_eq!(ms(&load, Priority::Low, Some(8), 1), 55 + 600 + 80);
         assert_eq!(load.until_place().unwrap().as_millis(), 300);
+    }
+
+    #[test]
+    fn what_is_attended_to_counts() {
+        let load = Load {
+            max_running: 2,
+            prompt_row_ms: Some(0.5),
+            prompt_position_ms: 0.001,
+            answer_step_ms: 10.0,
+            answer_position_ms: 0.01,
+            ..Load::default()
+        };
+        // A hundred tokens attend to fifty on average; eight answers to the prompt and four of their own.
+        assert_eq!(ms(&load, Priority::Normal, Some(8), 1), 50 + 5 + 8 * 10 + 8);
+        let long = load.estimate(Priority::Normal, 4000, Some(8), 1).unwrap().as_millis();
+        assert_eq!(long, 2000 + 8000 + 80 + 320);
     }
 }

@@ -1,7 +1,7 @@
 //! The thread that owns a plan: takes requests, puts rows of many into each step, and tells what comes of them.
 //!
 //! Invariants: the plan's cache holds, for each running choice, its first `n_written` tokens, and for each cached prefix
-//! all of its tokens; no other sequence is open. Whoever loses its place is made again from its tokens, so preemption
+//! all of its tokens; no other sequence is open but the one that is copied. Whoever loses its place is made again from its tokens, so preemption
 //! and a lost device are one thing. No lock is held while the plan works.
 
 mod admit;
@@ -10,8 +10,15 @@ mod cache_tests;
 pub(super) mod choice;
 mod compose;
 pub(super) mod costs;
+#[cfg(all(test, feature = "pocket"))]
+mod draft_tests;
 mod estimate;
+pub(super) mod hold;
+#[cfg(all(test, feature = "pocket"))]
+mod hold_tests;
 pub(super) mod prefixes;
+#[cfg(all(test, feature = "pocket"))]
+mod room_tests;
 #[cfg(all(test, feature = "pocket"))]
 mod schedule_tests;
 mod shares;
@@ -26,20 +33,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError};
-use farpost_kernels::backend::{Backend, Batch, Output, Plan};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use farpost_kernels::backend::{Backend, Batch, Output, Plan, Sequence};
 
 use super::error::EngineError;
 use super::generate::Finish;
+use super::guesser::Guesser;
+use super::ledger::Charge;
 use super::metrics::Metrics;
 use super::options::Sizes;
 use super::request::Priority;
+use super::session_file::SessionFileError;
 use super::stream::Told;
 use crate::model::Model;
 use choice::{Choice, ms};
 use compose::Part;
 use costs::{Costs, Pace};
 pub(super) use estimate::Load;
+use hold::{Copied, Copy};
 use prefixes::{Hashing, Prefixes};
 use shares::Shares;
 
@@ -51,6 +62,8 @@ pub(super) type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 pub(super) enum Order {
     /// Serve this one.
     Serve(Box<Choice>),
+    /// Do a part of a copy, and tell what came of it.
+    Copy(Copy, Sender<Result<Copied, SessionFileError>>),
     /// Take no more; end what is not done at this time.
     Close(Instant),
 }
@@ -99,6 +112,8 @@ pub(super) struct Owner {
     running: Vec<Choice>,
     /// When what is left ends, once the engine closes.
     closes: Option<Instant>,
+    /// The text that is copied out or in.
+    held: Option<Sequence>,
     prefixes: Prefixes,
     hashing: Hashing,
     costs: Costs,
@@ -115,6 +130,10 @@ pub(super) struct Owner {
     metrics: Metrics,
     /// Mean tokens of an answer.
     mean_answer: f64,
+    /// The draft model.
+    guesser: Option<Guesser>,
+    /// Memory that the plans take.
+    _charge: Charge,
 }
 
 /// What there is to do after a turn.
@@ -139,6 +158,8 @@ impl Owner {
         board: Arc<Board>,
         clock: Clock,
         hashing: Hashing,
+        guesser: Option<Guesser>,
+        charge: Charge,
     ) -> Self {
         let mut owner = Self {
             model,
@@ -153,6 +174,7 @@ impl Owner {
             waiting: Vec::new(),
             running: Vec::new(),
             closes: None,
+            held: None,
             prefixes: Prefixes::new(options.max_cached, hashing.clone()),
             hashing,
             costs: Costs::default(),
@@ -166,6 +188,8 @@ impl Owner {
             n_recoveries: 0,
             metrics: Metrics::default(),
             mean_answer: 0.0,
+            guesser,
+            _charge: charge,
         };
         owner.metrics.kv_tokens = owner.plan.kv().free_tokens();
         owner.show();
@@ -199,7 +223,7 @@ impl Owner {
     /// One step and all around it.
     pub(super) fn turn(&mut self) -> Next {
         let start = self.now();
-        let step_ms = self.metrics.step_ms;
+        let in_plans = self.metrics.step_ms + self.metrics.draft_ms;
         loop {
             match self.orders.try_recv() {
                 Ok(order) => self.obey(order),
@@ -219,11 +243,15 @@ impl Owner {
             self.remove_ended();
         }
         let is_empty = self.waiting.is_empty() && self.running.is_empty();
-        self.metrics.overhead_ms += ms(self.now() - start) - (self.metrics.step_ms - step_ms);
+        self.metrics.overhead_ms += ms(self.now() - start) - (self.metrics.step_ms + self.metrics.draft_ms - in_plans);
         self.show();
         match (has_work, is_empty, self.closes) {
             (_, true, Some(_)) => self.end(),
-            (_, true, None) => Next::Wait,
+            (_, true, None) => {
+                // Rows of logits can be large; nobody holds them any more.
+                self.output = Output::default();
+                Next::Wait
+            }
             // Someone waits for something that a turn brings about: a prefix, a place.
             _ => Next::Work,
         }
@@ -232,6 +260,11 @@ impl Owner {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Close(at) => self.close(at),
+            Order::Copy(part, teller) => {
+                let copied = self.copy(part);
+                // Whoever asked may be gone; then forgetting it is on its way.
+                let _ = teller.send(copied);
+            }
             Order::Serve(choice) => {
                 let (job, now) = (Arc::clone(&choice.job), self.now());
                 if let Some(key) = &job.supersede {
@@ -262,7 +295,7 @@ impl Owner {
 
     /// Frees everything.
     fn end(&mut self) -> Next {
-        while self.prefixes.evict(None, self.plan.kv()) {}
+        while self.evict(None) {}
         self.show();
         Next::End
     }
@@ -405,6 +438,7 @@ impl Owner {
         metrics.running = self.running.len();
         metrics.cached_prefixes = self.prefixes.len();
         metrics.kv_free_tokens = self.plan.kv().free_tokens();
+        metrics.kv_promised_tokens = self.running.iter().map(|choice| choice.promised_tokens).sum();
         let load = self.load();
         *self.board.shown.lock().unwrap_or_else(PoisonError::into_inner) = (self.metrics, load);
         // Last: whoever finds none waiting finds those that run now.

@@ -128,12 +128,17 @@ impl Prefixes {
         self.cached.retain(|cached| cached.sequence != sequence);
     }
 
+    /// Whether a text of so many tokens is kept.
+    pub(super) fn keeps(&self, n_tokens: usize) -> bool {
+        self.most > 0 && n_tokens >= BLOCK
+    }
+
     /// Keeps `sequence`, which holds `tokens`; those that are beginnings of it are dropped, and the least recently used
     /// if there are too many. Returns how many of those were.
     pub(super) fn keep(&mut self, sequence: Sequence, tokens: Vec<u32>, scope: u64, kv: &mut dyn KvStore) -> u64 {
         self.leave(sequence);
         let is_known = self.cached.iter().any(|cached| cached.scope == scope && cached.tokens.starts_with(&tokens));
-        if self.most == 0 || tokens.len() < BLOCK || is_known {
+        if !self.keeps(tokens.len()) || is_known {
             kv.close(sequence);
             return 0;
         }

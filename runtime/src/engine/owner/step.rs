@@ -67,7 +67,8 @@ impl Owner {
             return Err(error.into());
         }
         let n_rows = self.batch.rows.len();
-        self.costs.learn(n_rows, time);
+        let positions = self.batch.rows.iter().map(|row| row.position + 1).sum();
+        self.costs.learn(n_rows, positions, time);
         let has_answers = self.running.iter().any(Choice::is_decoding);
         if let Some(pace_ms) = self.pace_ms().filter(|_| has_answers && n_rows > self.parts.len()) {
             self.pace.learn(n_rows, ms(time), pace_ms);
@@ -137,6 +138,7 @@ impl Owner {
                 self.plan = plan;
                 self.metrics.recovered += 1;
                 self.prefixes.forget();
+                self.held = None;
                 for mut choice in std::mem::take(&mut self.running) {
                     (choice.sequence, choice.n_written, choice.promised_tokens) = (None, 0, 0);
                     self.enqueue(choice);

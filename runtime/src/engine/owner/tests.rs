@@ -31,6 +31,15 @@ impl Bench {
     }
 
     pub(super) fn with(options: &EngineOptions, change: impl FnOnce(Fake, &Model) -> Fake) -> Self {
+        Self::make(options, false, change)
+    }
+
+    /// With a draft model on the same device.
+    pub(super) fn with_draft(options: &EngineOptions) -> Self {
+        Self::make(options, true, |fake, _| fake)
+    }
+
+    fn make(options: &EngineOptions, has_draft: bool, change: impl FnOnce(Fake, &Model) -> Fake) -> Self {
         let model = Arc::new(Model::pocket().unwrap());
         let now = Arc::new(Mutex::new(Instant::now()));
         let mut device = fake(&model);
@@ -39,7 +48,8 @@ impl Bench {
         let device = change(device, &model);
         let steps = Arc::clone(&device.steps);
         let clock: Clock = Arc::new(move || *now.lock().unwrap());
-        let (engine, owner) = Engine::parts(Arc::clone(&model), Arc::new(device), options, clock).unwrap();
+        let draft = has_draft.then(|| Arc::clone(&model));
+        let (engine, owner) = Engine::parts(Arc::clone(&model), draft, Arc::new(device), options, None, clock).unwrap();
         Self { model, engine, owner, steps }
     }
 

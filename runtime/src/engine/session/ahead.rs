@@ -12,7 +12,7 @@ use crate::engine::lookup::{Drafter, Speculate};
 /// The rows of the last step, as far as they answer what comes next.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    drafter: Option<Drafter>,
+    guesses: Guesses,
     /// The tokens of the last step that answer: the last chosen one, then its drafts.
     rows: Vec<u32>,
     /// How many of them are sure: their answers were asked for.
@@ -23,15 +23,29 @@ pub(super) struct Ahead {
     pub(super) accepted_tokens: usize,
 }
 
+/// Where drafts come from.
+#[derive(Debug, Default)]
+enum Guesses {
+    #[default]
+    None,
+    Lookup(Box<Drafter>),
+    /// The session's draft model, which is told the whole text.
+    Model {
+        text: Vec<u32>,
+        max_draft: usize,
+    },
+}
+
 impl Ahead {
     /// For a text that goes on from `prompt`, whose last token the last step has run.
     pub(super) fn after(prompt: &[u32], speculate: Speculate) -> Self {
-        let drafter = match speculate {
-            Speculate::Off => None,
-            Speculate::Lookup { max_draft } => Some(Drafter::new(prompt, max_draft)),
+        let guesses = match speculate {
+            Speculate::Off => Guesses::None,
+            Speculate::Lookup { max_draft } => Guesses::Lookup(Box::new(Drafter::new(prompt, max_draft))),
+            Speculate::Draft { max_draft } => Guesses::Model { text: prompt.to_vec(), max_draft },
         };
         let rows = prompt.last().copied().into_iter().collect();
-        Self { drafter, rows, n_sure: 1, ..Self::default() }
+        Self { guesses, rows, n_sure: 1, ..Self::default() }
     }
 
     /// A token was chosen from the answer.
@@ -51,8 +65,10 @@ impl Session {
         room: usize,
         want: WantKind,
     ) -> Result<bool, EngineError> {
-        if let Some(drafter) = &mut ahead.drafter {
-            drafter.push(last);
+        match &mut ahead.guesses {
+            Guesses::None => {}
+            Guesses::Lookup(drafter) => drafter.push(last),
+            Guesses::Model { text, .. } => text.push(last),
         }
         if ahead.is_right {
             ahead.is_right = false;
@@ -64,10 +80,14 @@ impl Session {
         ahead.rows.clear();
         ahead.rows.push(last);
         ahead.n_sure = 1;
-        if let Some(drafter) = &ahead.drafter {
-            // The answer to the last draft is a token, too.
-            let room = room.saturating_sub(1).min(free).min(self.batch_rows - 1);
-            drafter.draft(room, &mut ahead.rows);
+        // The answer to the last draft is a token, too.
+        let room = room.saturating_sub(1).min(free).min(self.batch_rows - 1);
+        match (&ahead.guesses, &mut self.guesser) {
+            (Guesses::Lookup(drafter), _) => drafter.draft(room, &mut ahead.rows),
+            (Guesses::Model { text, max_draft }, Some(guesser)) => {
+                guesser.guess((0, 0), text, room.min(*max_draft), &mut ahead.rows);
+            }
+            _ => {}
         }
         match self.run(&ahead.rows, |_| Some(want)) {
             // A draft that no text would hold may be what the model makes no numbers of.

@@ -15,7 +15,7 @@ use crate::engine::fake::{Fake, N_COPIED, copying, text_ids};
 
 const HOW: Speculate = Speculate::lookup();
 
-fn prompt(model: &Model) -> Vec<u32> {
+pub(super) fn prompt(model: &Model) -> Vec<u32> {
     let ids = &text_ids(model)[..N_COPIED];
     [ids, &ids[..7], &ids[2..9], &ids[..4]].concat()
 }
@@ -26,14 +26,14 @@ fn lookup(options: &GenerateOptions) -> GenerateOptions {
 
 /// All that is told.
 #[derive(Debug, PartialEq)]
-enum Told {
+pub(super) enum Told {
     Prefill(usize),
     Token(u32, Option<super::super::sampler::Logprobs>),
     Text(String),
 }
 
 /// Generates, with the receiver's `Break` at the event `last`; what was told, the result without times, the cache.
-fn whole(
+pub(super) fn whole(
     session: &mut Session,
     prompt: &[u32],
     options: &GenerateOptions,
@@ -85,7 +85,7 @@ fn assert_same(
     (n_steps - n_fewer_steps, n_more_rows - n_rows)
 }
 
-fn samplings() -> Vec<(&'static str, Sampling)> {
+pub(super) fn samplings() -> Vec<(&'static str, Sampling)> {
     let off = || Sampling { seed: 11, ..Sampling::default() };
     let dry = Dry { multiplier: 0.8, sequence_breakers: vec![], ..Dry::default() };
     vec![

@@ -10,20 +10,20 @@ use super::*;
 
 use crate::engine::fake::{Fake, expected, fake, logits, text_ids};
 
-pub(super) fn model() -> Arc<Model> {
+pub(in crate::engine) fn model() -> Arc<Model> {
     Arc::new(Model::pocket().unwrap())
 }
 
-pub(super) fn open(model: &Arc<Model>, fake: &Fake, context: usize, batch_rows: usize) -> Session {
+pub(in crate::engine) fn open(model: &Arc<Model>, fake: &Fake, context: usize, batch_rows: usize) -> Session {
     let options = SessionOptions { context: Some(context), batch_rows, ..SessionOptions::default() };
     Session::open(Arc::clone(model), fake, &options).unwrap()
 }
 
-pub(super) fn greedy(max_tokens: usize) -> GenerateOptions {
+pub(in crate::engine) fn greedy(max_tokens: usize) -> GenerateOptions {
     GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(max_tokens), ..GenerateOptions::default() }
 }
 
-pub(super) fn generate(session: &mut Session, prompt: &[u32], options: &GenerateOptions) -> Generated {
+pub(in crate::engine) fn generate(session: &mut Session, prompt: &[u32], options: &GenerateOptions) -> Generated {
     let mut told = String::new();
     let mut ids = Vec::new();
     let generated = session

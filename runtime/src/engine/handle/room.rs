@@ -1,0 +1,68 @@
+//! What a request takes of memory beside keys and values, at most: it is charged before anything is made for it.
+
+use super::Inner;
+use crate::engine::ledger::{Charge, Holder};
+use crate::engine::lookup::{Drafter, Speculate};
+use crate::engine::owner::choice::Choice;
+use crate::engine::request::{Refusal, Request};
+use crate::engine::sampler::Sampler;
+use crate::engine::stream;
+
+/// A token of a text: itself, in a vector that may be half empty, its share of hashes, and of who holds them.
+const TOKEN_BYTES: u64 = 8 + 12;
+/// The parser of a form. It has bounds of its own, but none in bytes.
+const FORM_BYTES: u64 = 4 << 20;
+/// What a request takes however short it is: strings, queues, the state of its text, and being told of its place in a
+/// queue of a few hundred.
+const REQUEST_BYTES: u64 = 32 << 10;
+
+/// Bytes of what is known of cached texts.
+pub(super) fn cached_bytes(max_cached: usize, context: usize) -> u64 {
+    (max_cached as u64).saturating_mul(context as u64).saturating_mul(TOKEN_BYTES)
+}
+
+/// Bytes of one answer, with the prompt, that may have `most_tokens` in all, of which `most_events` are told.
+fn choice_bytes(request: &Request, n_vocab: usize, most_tokens: u64, most_events: u64) -> u64 {
+    let options = &request.options;
+    let (drafter, n_answers) = match options.speculate {
+        Speculate::Lookup { max_draft } if !request.reproducible => (Drafter::bytes_for(most_tokens), 1 + max_draft),
+        Speculate::Draft { max_draft } if !request.reproducible => (0, 1 + max_draft),
+        _ => (0, 1),
+    };
+    let form = if options.grammar.is_some() { FORM_BYTES } else { 0 };
+    let choosing = Sampler::bytes_for(&options.sampling, options.grammar.is_some(), n_vocab, most_tokens, n_answers);
+    let events = most_events.saturating_mul(stream::event_bytes(options.sampling.logprobs));
+    let text = most_tokens.saturating_mul(TOKEN_BYTES);
+    [size_of::<Choice>() as u64, drafter, form, choosing, events].into_iter().fold(text, u64::saturating_add)
+}
+
+impl Inner {
+    /// Holds what a request takes, or refuses it.
+    pub(super) fn charge(&self, request: &Request) -> Result<Charge, Refusal> {
+        let needed_bytes = self.request_bytes(request);
+        self.ledger.charge(Holder::Requests, needed_bytes).map_err(|short| Refusal::Memory {
+            what: "the text and its choosing",
+            tokens: request.prompt.len(),
+            needed_bytes,
+            allowed_bytes: short.free_bytes,
+            retry_after: (needed_bytes <= short.most_bytes).then(|| self.until_place()),
+        })
+    }
+
+    fn request_bytes(&self, request: &Request) -> u64 {
+        request_bytes(request, self.model.graph().n_vocab(), self.sizes.context)
+    }
+}
+
+/// Bytes of a request, with all its answers.
+pub(super) fn request_bytes(request: &Request, n_vocab: usize, context: usize) -> u64 {
+    let prompt_tokens = request.prompt.len();
+    let answer_tokens = request.options.max_tokens.unwrap_or(usize::MAX);
+    // There is one more than the context holds: the last is not run.
+    let most_tokens = prompt_tokens.saturating_add(answer_tokens).min(context + 1);
+    // Prompts are told in parts of some tokens.
+    let most_events = most_tokens.saturating_add(4);
+    let stops: usize = request.options.stop.iter().map(|stop| 2 * stop.len() + 128).sum();
+    let choice = choice_bytes(request, n_vocab, most_tokens as u64, most_events as u64).saturating_add(stops as u64);
+    choice.saturating_mul(request.n as u64).saturating_add(REQUEST_BYTES)
+}
