@@ -7,6 +7,8 @@
 mod app;
 mod error;
 mod following;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guard;
 mod health;
 mod json;
@@ -17,6 +19,7 @@ mod metrics;
 mod options;
 mod patient;
 mod sse;
+mod turn;
 mod wire;
 
 pub use app::Served;
