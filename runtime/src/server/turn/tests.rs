@@ -168,3 +168,106 @@ fn reasoning_is_told_apart() {
     let thought = "call <tool_call>{\"name\": \"read\"}".to_owned();
     assert_eq!(read(with(false, tools), text), (thought, String::new(), calls(&[("read", "{}")])));
 }
+
+/// Turns held to their grammars, with the tokens of the built-in model.
+#[cfg(all(feature = "pocket", feature = "grammar"))]
+mod held {
+    use farpost_models::tokenizer::Special;
+
+    use super::*;
+    use crate::Model;
+    use crate::engine::{Grammar, grammar};
+
+    const SCHEMA: &str = r#"{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
+        "additionalProperties": false}"#;
+    /// Marks that are control tokens there.
+    static CONTROL: CallFormat = CallFormat { open: "<|USER|>", ..format::MISTRAL };
+    static CONTROL_MARKS: Marks = Marks { open: "<|USER|>", close: "<|ASSISTANT|>" };
+
+    fn held(format: &'static CallFormat, is_required: bool) -> Turn {
+        let mut turn = turn(Some(format), true);
+        if let Some(calls) = &mut turn.calls {
+            calls.is_required = is_required;
+            calls.tools[0].schema = Some(SCHEMA.to_owned());
+        }
+        turn
+    }
+
+    /// Whether a model may write this and end there.
+    fn may_write(turn: &Turn, form: Option<Grammar>, text: &str) -> bool {
+        let model = Model::pocket().unwrap();
+        let tokenizer = model.tokenizer();
+        let grammar = turn.grammar(form, tokenizer).unwrap().expect("it is held to something");
+        let mut constraint = grammar::compile(&model, &grammar).unwrap();
+        let end = tokenizer.eos().unwrap();
+        for id in tokenizer.encode(text, Special::Parse).into_iter().chain([end]) {
+            constraint.advance().unwrap();
+            let mut is_allowed = false;
+            constraint.for_each_allowed(|allowed| is_allowed |= allowed == id as usize);
+            if !is_allowed {
+                return false;
+            }
+            constraint.push(id).unwrap();
+        }
+        true
+    }
+
+    #[test]
+    fn text_and_calls_may_come_and_nothing_half() {
+        let tagged = held(&format::TAGGED, false);
+        let call = "<tool_call>\n{\"name\": \"light\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+        let other = "<tool_call>\n{\"name\": \"read\", \"arguments\": {\"b\": [\"</tool_call>\"]}}\n</tool_call>";
+        for text in ["hi < there", "", call, &format!("so:\n{call}\n{other}")] {
+            assert!(may_write(&tagged, None, text), "{text}");
+        }
+        for text in ["<tool_call>", "<tool_call>\n{\"name\": \"unknown\"", &call.replace("\"a\"", "\"b\""), &call[..40]] {
+            assert!(!may_write(&tagged, None, text), "{text}");
+        }
+        let bare = held(&format::TRAINED, false);
+        for text in ["{\"tool\":\"none\"}", "x", "{\"tool\":\"light\",\"arguments\":{\"a\": 1}}"] {
+            assert!(may_write(&bare, None, text), "{text}");
+        }
+        for text in ["{\"tool\":\"light\",\"arguments\":{}}", "{ \"tool\" : \"light\"", "{\"tool\":\"light\"}"] {
+            assert!(!may_write(&bare, None, text), "{text}");
+        }
+        let control = held(&CONTROL, false);
+        let list = "[{\"name\": \"light\", \"arguments\": {\"a\": 1}}, {\"name\": \"read\", \"arguments\": {}}]";
+        assert!(may_write(&control, None, &format!("so <|USER|>{list}")));
+        assert!(may_write(&control, None, "so") && !may_write(&control, None, "so <|USER|>"));
+    }
+
+    #[test]
+    fn calls_must_come_where_they_are_required() {
+        let call = "{\"name\": \"light\", \"parameters\": {\"a\": 1}}";
+        let bare = held(&format::LLAMA, true);
+        assert!(may_write(&bare, None, call));
+        assert!(!may_write(&bare, None, "") && !may_write(&bare, None, "x") && !may_write(&bare, None, "{}"));
+        // After the reasoning, if there is one.
+        let thinking = Turn { thinking: Some(Marks::MOST), ..bare };
+        for text in [call.to_owned(), format!("<think>\nhm {call}\n</think>\n\n{call}"), format!("<think></think>{call}")] {
+            assert!(may_write(&thinking, None, &text), "{text}");
+        }
+        assert!(!may_write(&thinking, None, "<think>hm</think>so"));
+        let begun = Turn { is_thinking: true, ..thinking };
+        assert!(may_write(&begun, None, &format!("hm</think>{call}")) && !may_write(&begun, None, call));
+        let control = Turn { thinking: Some(&CONTROL_MARKS), ..held(&format::LLAMA, true) };
+        assert!(may_write(&control, None, &format!("<|USER|>hm<|ASSISTANT|>\n{call}")));
+        assert!(may_write(&control, None, call) && !may_write(&control, None, "<|USER|>hm"));
+    }
+
+    #[test]
+    fn an_answer_has_its_form_or_is_a_call() {
+        let form = || Some(Grammar::JsonSchema(SCHEMA.to_owned()));
+        let turn = held(&format::LLAMA, false);
+        for text in ["{\"a\": 1}", "{\"name\": \"light\", \"parameters\": {\"a\": 1}}"] {
+            assert!(may_write(&turn, form(), text), "{text}");
+        }
+        assert!(!may_write(&turn, form(), "so") && !may_write(&turn, form(), "{\"b\": 1}"));
+        let thinking = Turn { thinking: Some(Marks::MOST), is_thinking: false, calls: None };
+        for form in [Grammar::Regex("a/b|c".to_owned()), Grammar::Lark("start: \"a/\" x | \"c\"\nx: \"b\"".to_owned())] {
+            assert!(may_write(&thinking, Some(form.clone()), "<think>c</think>\n\na/b"));
+            assert!(may_write(&thinking, Some(form.clone()), "c") && !may_write(&thinking, Some(form), "b"));
+        }
+        assert!(thinking.grammar(None, Model::pocket().unwrap().tokenizer()).unwrap().is_none());
+    }
+}
