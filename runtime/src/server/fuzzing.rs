@@ -58,7 +58,7 @@ pub fn turn(family: usize, is_enforced: bool, is_thinking: bool, text: &str, end
     let tool = |name: &str| Tool { name: name.to_owned(), schema: None };
     let tools = vec![tool("f"), tool("f_2")];
     let calls = Calls { format, tools, is_required: false, is_parallel: true, is_enforced };
-    let turn = Turn { thinking: Some(Marks::MOST), is_thinking, calls: Some(calls) };
+    let turn = Turn { thinking: Some(Marks::MOST), is_thinking, has_thought: false, calls: Some(calls) };
     let mut reader = Arc::new(turn).reader();
     let mut pieces = Vec::new();
     let mut start = 0;

@@ -14,6 +14,8 @@ fn with_template(name: &str) -> (Running, TempFile) {
     let file = File::open(std::path::Path::new(&model("tiny-qwen3.gguf"))).unwrap();
     let template = farpost_firmware_tests::golden(&format!("templates/{name}.jinja"));
     let mut writer = Writer::with_metadata_of(file.metadata());
+    // Tools take their room.
+    writer.set("qwen3.context_length", 2048_u32);
     writer.set("tokenizer.chat_template", std::fs::read_to_string(template).unwrap().as_str());
     for tensor in file.tensors() {
         writer.tensor(tensor.name(), tensor.dtype(), tensor.dims()).unwrap();

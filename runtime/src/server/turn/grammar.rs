@@ -20,7 +20,7 @@ impl Turn {
         tokenizer: &Tokenizer,
     ) -> Result<Option<Grammar>, EngineError> {
         let calls = self.calls.as_ref().filter(|calls| calls.is_enforced);
-        if calls.is_none() && (form.is_none() || self.thinking.is_none()) {
+        if calls.is_none() && (form.is_none() || self.thinking.is_none() || self.has_thought) {
             return Ok(form);
         }
         let writer = Writer { turn: self, tokenizer };
@@ -63,7 +63,7 @@ impl Writer<'_> {
 
     /// The reasoning, as the beginning of a rule.
     fn thought(&self, gap: &str, lines: &mut Vec<String>) -> String {
-        let Some(marks) = self.turn.thinking else { return String::new() };
+        let Some(marks) = self.turn.thinking.filter(|_| !self.turn.has_thought) else { return String::new() };
         let ((open, is_text), (close, _)) = (self.mark(marks.open), self.mark(marks.close));
         let open = if self.turn.is_thinking { String::new() } else { format!("{open} ") };
         lines.push(format!("INNER: {}", free(&[escaped(marks.close)])));

@@ -50,6 +50,8 @@ pub(super) struct Turn {
     pub(super) thinking: Option<&'static Marks>,
     /// The prompt ends within the reasoning.
     pub(super) is_thinking: bool,
+    /// The prompt has ended the reasoning, or left it out.
+    pub(super) has_thought: bool,
     pub(super) calls: Option<Calls>,
 }
 

@@ -34,7 +34,7 @@ fn turn(format: Option<&'static CallFormat>, is_enforced: bool) -> Turn {
         is_parallel: true,
         is_enforced,
     });
-    Turn { thinking: None, is_thinking: false, calls }
+    Turn { calls, ..Turn::default() }
 }
 
 /// Reads a turn whole, with every split in two and one character at a time: always the same.
@@ -220,7 +220,8 @@ mod held {
         for text in ["hi < there", "", call, &format!("so:\n{call}\n{other}")] {
             assert!(may_write(&tagged, None, text), "{text}");
         }
-        for text in ["<tool_call>", "<tool_call>\n{\"name\": \"unknown\"", &call.replace("\"a\"", "\"b\""), &call[..40]] {
+        for text in ["<tool_call>", "<tool_call>\n{\"name\": \"unknown\"", &call.replace("\"a\"", "\"b\""), &call[..40]]
+        {
             assert!(!may_write(&tagged, None, text), "{text}");
         }
         let bare = held(&format::TRAINED, false);
@@ -244,10 +245,14 @@ mod held {
         assert!(!may_write(&bare, None, "") && !may_write(&bare, None, "x") && !may_write(&bare, None, "{}"));
         // After the reasoning, if there is one.
         let thinking = Turn { thinking: Some(Marks::MOST), ..bare };
-        for text in [call.to_owned(), format!("<think>\nhm {call}\n</think>\n\n{call}"), format!("<think></think>{call}")] {
+        for text in
+            [call.to_owned(), format!("<think>\nhm {call}\n</think>\n\n{call}"), format!("<think></think>{call}")]
+        {
             assert!(may_write(&thinking, None, &text), "{text}");
         }
         assert!(!may_write(&thinking, None, "<think>hm</think>so"));
+        let over = Turn { has_thought: true, ..thinking.clone() };
+        assert!(may_write(&over, None, call) && !may_write(&over, None, &format!("<think>hm</think>{call}")));
         let begun = Turn { is_thinking: true, ..thinking };
         assert!(may_write(&begun, None, &format!("hm</think>{call}")) && !may_write(&begun, None, call));
         let control = Turn { thinking: Some(&CONTROL_MARKS), ..held(&format::LLAMA, true) };
@@ -263,8 +268,9 @@ mod held {
             assert!(may_write(&turn, form(), text), "{text}");
         }
         assert!(!may_write(&turn, form(), "so") && !may_write(&turn, form(), "{\"b\": 1}"));
-        let thinking = Turn { thinking: Some(Marks::MOST), is_thinking: false, calls: None };
-        for form in [Grammar::Regex("a/b|c".to_owned()), Grammar::Lark("start: \"a/\" x | \"c\"\nx: \"b\"".to_owned())] {
+        let thinking = Turn { thinking: Some(Marks::MOST), ..Turn::default() };
+        for form in [Grammar::Regex("a/b|c".to_owned()), Grammar::Lark("start: \"a/\" x | \"c\"\nx: \"b\"".to_owned())]
+        {
             assert!(may_write(&thinking, Some(form.clone()), "<think>c</think>\n\na/b"));
             assert!(may_write(&thinking, Some(form.clone()), "c") && !may_write(&thinking, Some(form), "b"));
         }

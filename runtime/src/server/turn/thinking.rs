@@ -26,4 +26,9 @@ impl Marks {
     pub(in crate::server) fn is_open_in(&self, prompt: &str) -> bool {
         prompt.trim_end().ends_with(self.open)
     }
+
+    /// Whether the reasoning was ended by `prompt`.
+    pub(in crate::server) fn is_over_in(&self, prompt: &str) -> bool {
+        prompt.trim_end().ends_with(self.close)
+    }
 }

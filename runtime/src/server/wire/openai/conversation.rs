@@ -48,7 +48,9 @@ pub(super) fn read(fields: &mut Fields, hosted: &Hosted) -> Result<Conversation,
     let prompt = prompt(model, template, messages, described, format, extra)?;
     let thinking = Marks::of(template);
     let is_thinking = thinking.is_some_and(|marks| marks.is_open_in(&prompt.text));
-    Ok(Conversation { prompt: prompt.encode_with_bos(model.tokenizer()), turn: Turn { thinking, is_thinking, calls } })
+    let has_thought = thinking.is_some_and(|marks| marks.is_over_in(&prompt.text));
+    let turn = Turn { thinking, is_thinking, has_thought, calls };
+    Ok(Conversation { prompt: prompt.encode_with_bos(model.tokenizer()), turn })
 }
 
 fn prompt(
