@@ -48,17 +48,14 @@ fn calls_are_forced_and_read_in_every_form() {
         "google-gemma-2-2b-it",
     ] {
         let (server, _file) = with_template(name);
-        for seed in 0..3 {
-            let more = json!({
-                "tools": [tools()[1]], "tool_choice": "required", "parallel_tool_calls": false, "seed": seed,
-                "max_tokens": 300,
-            });
-            let (message, reason) = both(&server, &ask(more));
-            assert_eq!(reason, "tool_calls", "{name}: {message}");
-            let (tool, arguments) = only_call(&message);
-            assert_eq!(tool, "set_valve");
-            assert!((0..=100).contains(&arguments["percent"].as_i64().unwrap()), "{name}: {arguments}");
-        }
+        let more = json!({
+            "tools": [tools()[1]], "tool_choice": "required", "parallel_tool_calls": false, "seed": 1, "max_tokens": 300,
+        });
+        let (message, reason) = both(&server, &ask(more));
+        assert_eq!(reason, "tool_calls", "{name}: {message}");
+        let (tool, arguments) = only_call(&message);
+        assert_eq!(tool, "set_valve");
+        assert!((0..=100).contains(&arguments["percent"].as_i64().unwrap()), "{name}: {arguments}");
         // A conversation with calls and results has its place in every template.
         let call = json!({ "id": "call_1", "type": "function", "function": { "name": "set_valve", "arguments": "{\"valve\": \"valve_3\"}" } });
         let messages = json!([

@@ -40,6 +40,8 @@ pub(super) fn read(fields: &mut Fields, hosted: &Hosted) -> Result<Conversation,
         Invalid::of("model", format!("is {:?}, which has no chat template: ask /v1/completions", hosted.name))
     })?;
     let extra = variables(fields, template)?;
+    // Where a variable of this name turns it on, it is off without.
+    let is_off = template.uses("thinking") && extra.get("thinking") != Some(&Json::Bool(true));
     let has_calls = messages.iter().any(|message| message.get("tool_calls").is_some());
     let format = (has_calls || tools.may_be_called()).then(|| CallFormat::of(template, model.tokenizer()));
     let calls = format.map_or(Ok(None), |format| tools.calls(model, format))?;
@@ -48,7 +50,7 @@ pub(super) fn read(fields: &mut Fields, hosted: &Hosted) -> Result<Conversation,
     let prompt = prompt(model, template, messages, described, format, extra)?;
     let thinking = Marks::of(template);
     let is_thinking = thinking.is_some_and(|marks| marks.is_open_in(&prompt.text));
-    let has_thought = thinking.is_some_and(|marks| marks.is_over_in(&prompt.text));
+    let has_thought = is_off || thinking.is_some_and(|marks| marks.is_over_in(&prompt.text));
     let turn = Turn { thinking, is_thinking, has_thought, calls };
     Ok(Conversation { prompt: prompt.encode_with_bos(model.tokenizer()), turn })
 }
