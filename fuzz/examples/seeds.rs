@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use farpost_fuzz::{TEMPLATES, byte_level, every_kind, sentence_pieces, word_pieces};
+use farpost_fuzz::{BODIES, KEYS, TEMPLATES, TURNS, byte_level, every_kind, sentence_pieces, word_pieces};
 use farpost_kernels::tensor::DType;
 
 fn main() -> io::Result<()> {
@@ -23,6 +23,15 @@ fn main() -> io::Result<()> {
     }
     for (number, source) in TEMPLATES.iter().enumerate() {
         write("template", &format!("{number}"), format!("{source}\0<|im_end|> \u{e9}\n").as_bytes())?;
+    }
+    for (number, body) in BODIES.iter().enumerate() {
+        let route = (number / 3).min(3) as u8;
+        write("request", &format!("{number}"), &[&[route], body.as_bytes()].concat())?;
+        write("json", &format!("{number}"), body.as_bytes())?;
+    }
+    write("keys", "keys", KEYS.as_bytes())?;
+    for (number, text) in TURNS.iter().enumerate() {
+        write("turn", &format!("{number}"), &[&[number as u8, 5], text.as_bytes()].concat())?;
     }
     for (number, dtype) in DType::all().enumerate() {
         let blocks = vec![0x3C; dtype.block_bytes() * 2];

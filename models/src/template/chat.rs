@@ -70,6 +70,16 @@ impl Prompt {
         let ranges: Vec<_> = starts.zip(ends).map(|(start, end)| start..end).collect();
         tokenizer.encode_trusting(&self.text, &ranges)
     }
+
+    /// Its ids, with BOS there once if the model wants it, whether the template writes it or not.
+    pub fn encode_with_bos(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        let mut ids = self.encode(tokenizer);
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        if let Some(bos) = bos.filter(|bos| ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        ids
+    }
 }
 
 /// A model's chat template.
@@ -80,6 +90,8 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     writes_bos: bool,
+    /// Names it reads and does not define itself.
+    variables: HashSet<String>,
 }
 
 impl ChatTemplate {
@@ -101,7 +113,8 @@ impl ChatTemplate {
         let variables: HashSet<String> =
             environment.get_template(NAME).map_err(|error| syntax_error(&error))?.undeclared_variables(false);
         let writes_bos = variables.contains("bos_token") || (!bos.is_empty() && source.contains(bos));
-        Ok(Self { environment, source: source.to_owned(), bos: bos.to_owned(), eos: eos.to_owned(), writes_bos })
+        let (source, bos, eos) = (source.to_owned(), bos.to_owned(), eos.to_owned());
+        Ok(Self { environment, source, bos, eos, writes_bos, variables })
     }
 
     /// The template a file brings.
@@ -164,6 +177,11 @@ impl ChatTemplate {
         self.writes_bos
     }
 
+    /// True if the template reads a variable of this name, such as `tools` or `enable_thinking`.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
+    }
+
     /// The prompt as text.
     ///
     /// # Errors
@@ -200,12 +218,7 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`].
     pub fn encode(&self, tokenizer: &Tokenizer, input: &RenderInput) -> Result<Vec<u32>, TemplateError> {
-        let mut ids = self.prompt(tokenizer, input)?.encode(tokenizer);
-        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        if let Some(bos) = bos.filter(|bos| ids.first() != Some(bos)) {
-            ids.insert(0, bos);
-        }
-        Ok(ids)
+        Ok(self.prompt(tokenizer, input)?.encode_with_bos(tokenizer))
     }
 
     fn run(

@@ -30,10 +30,58 @@ impl Grammar {
         }
     }
 
+    /// The same form as a part of a rule of a Lark grammar.
+    ///
+    /// # Errors
+    /// A schema that is no JSON.
+    #[cfg(feature = "server")]
+    pub(crate) fn as_part(&self) -> Result<String, EngineError> {
+        Ok(match self {
+            Self::JsonSchema(schema) => format!("%json {}", self.schema(schema)?),
+            Self::JsonObject => format!("%json {}", self.schema(OBJECT)?),
+            // As a regular expression stands between slashes, one in it is escaped; pairs of characters that begin with
+            // a backslash stay as they are.
+            Self::Regex(regex) => {
+                let mut part = "/".to_owned();
+                let mut is_escaped = false;
+                for character in regex.chars() {
+                    match character {
+                        '/' if !is_escaped => part.push_str("\\/"),
+                        '\n' if !is_escaped => part.push_str("\\n"),
+                        '\r' if !is_escaped => part.push_str("\\r"),
+                        other => part.push(other),
+                    }
+                    is_escaped = character == '\\' && !is_escaped;
+                }
+                part + "/"
+            }
+            Self::Lark(lark) => format!("%lark {{\n{lark}\n}}"),
+        })
+    }
+
+    /// A schema with what may stand between the parts of a text.
+    #[cfg(any(feature = "grammar", feature = "server"))]
+    fn schema(&self, text: &str) -> Result<serde_json::Value, EngineError> {
+        let mut schema: serde_json::Value =
+            serde_json::from_str(text).map_err(|error| self.refuse(format!("it is no JSON: {error}")))?;
+        if let Some(schema) = schema.as_object_mut() {
+            schema.insert("x-guidance".to_owned(), serde_json::json!({ "whitespace_pattern": WHITESPACE }));
+        }
+        Ok(schema)
+    }
+
     fn refuse(&self, reason: impl Into<String>) -> EngineError {
         EngineError::Grammar { form: self.name(), reason: reason.into() }
     }
 }
+
+/// The schema of any object.
+#[cfg(any(feature = "grammar", feature = "server"))]
+const OBJECT: &str = r#"{"type": "object"}"#;
+
+/// What may stand between the parts of a JSON text: without a bound a small model may go on with spaces for good.
+#[cfg(any(feature = "grammar", feature = "server"))]
+const WHITESPACE: &str = r"\x0A\x20{0,12}|\x20{1,2}";
 
 #[cfg(feature = "grammar")]
 pub(crate) use enforced::{Constraint, Vocabulary};
@@ -50,7 +98,7 @@ mod enforced {
     use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
     use llguidance::{Matcher, ParserFactory};
 
-    use super::{EngineError, Grammar};
+    use super::{EngineError, Grammar, OBJECT};
 
     /// The tokens of a model, arranged for parsing. Made once a model, shared by its requests.
     pub(crate) struct Vocabulary {
@@ -79,9 +127,6 @@ mod enforced {
         }
     }
 
-    /// What may stand between the parts of a JSON text: without a bound a small model may go on with spaces for good.
-    const WHITESPACE: &str = r"\x0A\x20{0,12}|\x20{1,2}";
-
     /// A form, and how much of it was written.
     pub(crate) struct Constraint {
         matcher: Matcher,
@@ -93,25 +138,19 @@ mod enforced {
         /// # Errors
         /// A form that cannot be enforced, with what in it.
         pub(crate) fn new(vocabulary: &Vocabulary, grammar: &Grammar) -> Result<Self, EngineError> {
-            let json = |text: &str| {
-                let mut schema: serde_json::Value =
-                    serde_json::from_str(text).map_err(|error| grammar.refuse(format!("it is no JSON: {error}")))?;
-                if let Some(schema) = schema.as_object_mut() {
-                    schema.insert("x-guidance".to_owned(), serde_json::json!({ "whitespace_pattern": WHITESPACE }));
-                }
-                Ok::<_, EngineError>(schema)
-            };
             let top = match grammar {
-                Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(json(schema)?),
-                Grammar::JsonObject => TopLevelGrammar::from_json_schema(json(r#"{"type": "object"}"#)?),
+                Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(grammar.schema(schema)?),
+                Grammar::JsonObject => TopLevelGrammar::from_json_schema(grammar.schema(OBJECT)?),
                 Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
                 Grammar::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
             };
             let parser = catch_unwind(AssertUnwindSafe(|| vocabulary.factory.create_parser(top)))
                 .map_err(|_| grammar.refuse("the parser gave up on it"))?
                 .map_err(|error| grammar.refuse(error.to_string()))?;
-            let matcher = Matcher::new(Ok(parser));
-            match matcher.get_error() {
+            let mut matcher = Matcher::new(Ok(parser));
+            // What is warned of would not be enforced as it was asked for.
+            let warnings = matcher.grammar_warnings();
+            match matcher.get_error().or_else(|| warnings.into_iter().next()) {
                 Some(error) => Err(grammar.refuse(error)),
                 None => Ok(Self { matcher, stops: Arc::clone(&vocabulary.stops), mask: SimpleVob::new() }),
             }
@@ -203,6 +242,14 @@ pub(super) fn constraint(
     if options.ignore_eos {
         return Err(grammar.refuse("with ignore_eos the text would have to go on after its end"));
     }
+    compile(model, grammar).map(Some)
+}
+
+/// A form, arranged for a model.
+///
+/// # Errors
+/// A form that cannot be enforced, with what in it.
+pub(crate) fn compile(model: &crate::model::Model, grammar: &Grammar) -> Result<Constraint, EngineError> {
     let vocabulary = model.vocabulary().ok_or_else(|| grammar.refuse("the model has no token that ends a text"))?;
-    Constraint::new(vocabulary, grammar).map(Some)
+    Constraint::new(vocabulary, grammar)
 }

@@ -57,6 +57,11 @@ pub(super) struct Hosted {
 }
 
 impl Hosted {
+    /// A model that was loaded just now.
+    pub(super) fn new(name: String, engine: Engine, sampling: Sampling) -> Self {
+        Self { name, engine, sampling, created: unix_seconds(), hash: OnceLock::new(), stall: Mutex::new(None) }
+    }
+
     /// Build and model, short; `None` until the file's hash is known.
     pub(super) fn fingerprint(&self) -> Option<String> {
         let hash = self.hash.get()?.to_string();
@@ -270,14 +275,7 @@ impl Catalogue {
             return Err(ServerError::Trial { name: name(), reason });
         }
         self.models.pin(&served.name, served.is_pinned);
-        Ok(Arc::new(Hosted {
-            name: name(),
-            engine,
-            sampling: served.sampling.clone(),
-            created: unix_seconds(),
-            hash: OnceLock::new(),
-            stall: Mutex::new(None),
-        }))
+        Ok(Arc::new(Hosted::new(name(), engine, served.sampling.clone())))
     }
 
     /// Unloads what idles, and lets go of what was unloaded to make room.

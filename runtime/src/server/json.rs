@@ -157,6 +157,11 @@ impl Fields {
         self.fields.shift_remove(field).filter(|value| !value.is_null())
     }
 
+    /// Whether a field is there, without taking it.
+    pub(super) fn is_given(&self, field: &str) -> bool {
+        self.fields.get(field).is_some_and(|value| !value.is_null())
+    }
+
     fn refuse<T>(&self, field: &str, message: String) -> Result<T, Problem> {
         Err(Invalid::of(&self.name(field), message).into())
     }

@@ -11,6 +11,8 @@ mod config;
 mod courteous;
 mod error;
 mod following;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guard;
 mod health;
 mod json;
@@ -25,6 +27,7 @@ mod patient;
 mod quota;
 mod sse;
 mod tls;
+mod turn;
 mod wire;
 
 pub use catalogue::Served;

@@ -19,8 +19,9 @@ pub fn ask(more: Json) -> Json {
     request
 }
 
+/// The message of a request that is refused for a parameter.
 #[track_caller]
-fn refused(server: &Running, more: Json, param: &str) -> String {
+pub fn refused(server: &Running, more: Json, param: &str) -> String {
     let error = post(server.address, PATH, &ask(more)).error(400);
     assert_eq!((&error["type"], &error["param"]), (&"invalid_request_error".into(), &param.into()), "{error}");
     error["message"].as_str().unwrap().to_owned()

@@ -115,6 +115,10 @@ pub struct TempFile(pub PathBuf);
 
 impl TempFile {
     pub fn new(name: &str, content: &str) -> Self {
+        Self::with(name, content.as_bytes())
+    }
+
+    pub fn with(name: &str, content: &[u8]) -> Self {
         let path = std::env::temp_dir().join(format!("farpost-server-{}-{name}", std::process::id()));
         std::fs::write(&path, content).expect("temporary files can be written");
         Self(path)

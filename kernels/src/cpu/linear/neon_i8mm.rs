@@ -207,12 +207,12 @@ unsafe fn flat_pairs<F: Format, const PAIRS: usize>(job: &Job<'_>, start: usize,
                     let inputs = [inputs[0].advance(chunk), inputs[1].advance(chunk)];
                     *sum = pair.dot::<F>(*sum, inputs);
                     for (input, outliers) in inputs.into_iter().zip(outliers) {
-                        input.outliers_of_chunk(|Outlier { at, value }| {
+                        for Outlier { at, value } in input.outliers_of_chunk() {
                             for (weights, sum) in weights.iter().zip(outliers.iter_mut()) {
                                 let code = drive::as_multiplied::<Set, F>(weights.codes[at]) as f32;
                                 *sum = (weights.scales[at / F::SUB] * code).mul_add(value, *sum);
                             }
-                        });
+                        }
                     }
                 }
             }

@@ -3,6 +3,9 @@
 mod body;
 mod openai;
 
+#[cfg(feature = "fuzzing")]
+pub(super) use openai::read_only;
+
 use std::sync::Arc;
 
 use axum::Router;

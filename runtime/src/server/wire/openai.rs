@@ -3,9 +3,12 @@
 mod answer;
 mod chat;
 mod completions;
+mod conversation;
+mod messages;
 mod narrate;
 mod params;
 mod tokens;
+mod tools;
 
 use std::sync::Arc;
 
@@ -126,7 +129,7 @@ async fn answer(State(app): Shared, Extension(visit): Visitor, request: Request,
     let taken = aside(move || take(&app, &visit, &body, style)).await;
     let told = match taken {
         Ok(Taken { following, hosted, asked }) if asked.is_stream => {
-            let chunks = narrate::Chunks::new(style, &hosted, &asked, following.n_choices());
+            let chunks = narrate::Chunks::new(style, &hosted, asked, following.n_choices());
             return sse::response(following, chunks);
         }
         Ok(Taken { following, hosted, asked }) => answer::whole(following, style, &hosted, &asked).await,
@@ -146,12 +149,19 @@ fn named(app: &App, visit: &Visit, fields: &mut Fields) -> Result<Arc<Hosted>, P
 }
 
 /// What a request that needs no engine is told.
-type Told = fn(&App, &Visit, &Bytes) -> Result<Json, Problem>;
+type Told = fn(Fields, &Hosted) -> Result<Json, Problem>;
 
 /// One request that needs no engine.
 async fn tell(State(app): Shared, Extension(visit): Visitor, request: Request, answer: Told) -> Response {
     let told = match body::read(&app, request).await {
-        Ok(body) => aside(move || answer(&app, &visit, &body)).await,
+        Ok(body) => {
+            let work = move || {
+                let mut fields = Fields::new(crate::server::json::object(&body)?);
+                let hosted = named(&app, &visit, &mut fields)?;
+                answer(fields, &hosted)
+            };
+            aside(work).await
+        }
         Err(problem) => Err(problem),
     };
     match told {
@@ -170,11 +180,35 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> + Se
 fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style) -> Result<Taken, Problem> {
     let mut fields = Fields::new(crate::server::json::object(body)?);
     let hosted = named(app, visit, &mut fields)?;
-    let mut asked = Asked::read(&mut fields, &hosted)?;
-    asked.options.sampling.logprobs = (style.logprobs)(&mut fields)?;
-    let prompts = (style.prompts)(&mut fields, &hosted)?;
-    fields.finish()?;
+    let (asked, prompts) = read(fields, &hosted, style)?;
     let requests = asked.requests(prompts, &hosted, visit)?;
-    let following = Following::submit(app, visit, &hosted, &requests)?;
+    let following = Following::submit(app, visit, &hosted, &requests).map_err(|problem| asked.blame(problem))?;
     Ok(Taken { following, hosted, asked })
+}
+
+/// What a request asks for, and its prompts.
+fn read(mut fields: Fields, hosted: &Hosted, style: &Style) -> Result<(Asked, Vec<Vec<u32>>), Problem> {
+    let mut asked = Asked::read(&mut fields, hosted)?;
+    asked.options.sampling.logprobs = (style.logprobs)(&mut fields)?;
+    let prompts = (style.prompts)(&mut fields, hosted, &mut asked)?;
+    fields.finish()?;
+    Ok((asked, prompts))
+}
+
+/// Reads a body as a route does, and asks nothing.
+#[cfg(feature = "fuzzing")]
+pub(in crate::server) fn read_only(
+    route: crate::server::fuzzing::Route,
+    body: &[u8],
+    hosted: &Hosted,
+) -> Result<(), Problem> {
+    use crate::server::fuzzing::Route;
+    let mut fields = Fields::new(crate::server::json::object(body)?);
+    fields.string("model")?;
+    match route {
+        Route::Chat => read(fields, hosted, &chat::STYLE).map(drop),
+        Route::Completions => read(fields, hosted, &completions::STYLE).map(drop),
+        Route::Tokenize => tokens::tokenize(fields, hosted).map(drop),
+        Route::Detokenize => tokens::detokenize(fields, hosted).map(drop),
+    }
 }

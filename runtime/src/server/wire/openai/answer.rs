@@ -10,9 +10,10 @@ use crate::server::catalogue::Hosted;
 use crate::server::error::Problem;
 use crate::server::following::{Following, Said, Usage};
 use crate::server::json::Fields;
+use crate::server::turn::{Piece, Reader};
 
-/// Reads the prompts of a request, as ids.
-pub(super) type Prompts = fn(&mut Fields, &Hosted) -> Result<Vec<Vec<u32>>, Problem>;
+/// Reads the prompts of a request, as ids, and what the answers may hold.
+pub(super) type Prompts = fn(&mut Fields, &Hosted, &mut Asked) -> Result<Vec<Vec<u32>>, Problem>;
 
 /// Where the two kinds of answers differ.
 pub(super) struct Style {
@@ -25,11 +26,11 @@ pub(super) struct Style {
     /// How many alternatives to each token it wants to know.
     pub(super) logprobs: fn(&mut Fields) -> Result<Option<usize>, Problem>,
     /// A choice that is complete.
-    pub(super) choice: fn(usize, &str, &str, Option<&[TokenTold]>) -> Json,
+    pub(super) choice: fn(usize, &Message, &str, Option<&[TokenTold]>) -> Json,
     /// What a choice begins with in a stream.
     pub(super) role: Option<fn(usize) -> Json>,
-    /// A piece of text.
-    pub(super) text: fn(usize, &str, Option<&[TokenTold]>) -> Json,
+    /// A part of one.
+    pub(super) piece: fn(usize, &Piece, Option<&[TokenTold]>) -> Json,
     /// The end of a choice.
     pub(super) last: fn(usize, &str, Option<&[TokenTold]>) -> Json,
 }
@@ -45,22 +46,101 @@ pub(super) struct TokenTold {
     pub(super) offset: usize,
 }
 
-/// The tokens of a choice that were not told yet.
+/// What one choice says, as a whole.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tokens {
-    waiting: Vec<TokenTold>,
-    n_chars: usize,
+pub(super) struct Message {
+    pub(super) text: String,
+    pub(super) thought: String,
+    /// Names and arguments.
+    pub(super) calls: Vec<(String, String)>,
 }
 
-impl Tokens {
-    pub(super) fn push(&mut self, id: u32, logprobs: &Logprobs, tokenizer: &Tokenizer) {
-        let token = TokenTold::new(id, logprobs, tokenizer, self.n_chars);
-        self.n_chars += token.text.chars().count();
-        self.waiting.push(token);
+impl Message {
+    fn push(&mut self, piece: Piece) {
+        match piece {
+            Piece::Text(text) => self.text.push_str(&text),
+            Piece::Thought(text) => self.thought.push_str(&text),
+            Piece::Call { name, .. } => self.calls.push((name, String::new())),
+            Piece::Arguments { place, text } => {
+                if let Some((_, arguments)) = self.calls.get_mut(place) {
+                    arguments.push_str(&text);
+                }
+            }
+        }
+    }
+}
+
+/// A choice that is being written.
+#[derive(Clone, Debug)]
+pub(super) struct Writing {
+    reader: Reader,
+    /// Tokens that were not told yet, if anything is told of tokens.
+    tokens: Option<Vec<TokenTold>>,
+    n_chars: usize,
+    /// Tokens whose text has not come yet.
+    n_waiting: usize,
+    n_thought: usize,
+}
+
+impl Writing {
+    /// `n` choices of what was asked for.
+    pub(super) fn several(n: usize, asked: &Asked) -> Vec<Self> {
+        let tokens = asked.tells_tokens().then(Vec::new);
+        vec![Self { reader: asked.turn.reader(), tokens, n_chars: 0, n_waiting: 0, n_thought: 0 }; n]
     }
 
-    pub(super) fn take(&mut self) -> Vec<TokenTold> {
-        std::mem::take(&mut self.waiting)
+    /// A token was chosen.
+    pub(super) fn token(&mut self, id: u32, logprobs: Option<&Logprobs>, tokenizer: &Tokenizer) {
+        self.n_waiting += 1;
+        if let (Some(tokens), Some(logprobs)) = (&mut self.tokens, logprobs) {
+            let token = TokenTold::new(id, logprobs, tokenizer, self.n_chars);
+            self.n_chars += token.text.chars().count();
+            tokens.push(token);
+        }
+    }
+
+    /// The text goes on.
+    pub(super) fn text(&mut self, text: &str) -> Vec<Piece> {
+        let was_in_thought = self.reader.is_in_thought();
+        let mut pieces = Vec::new();
+        self.reader.push(text, &mut pieces);
+        self.count(was_in_thought);
+        pieces
+    }
+
+    /// The text is over.
+    pub(super) fn finish(&mut self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        self.reader.finish(&mut pieces);
+        self.count(self.reader.is_in_thought());
+        pieces
+    }
+
+    /// Tokens of the reasoning, those of its marks among them.
+    fn count(&mut self, was_in_thought: bool) {
+        let n = std::mem::take(&mut self.n_waiting);
+        if was_in_thought || self.reader.is_in_thought() {
+            self.n_thought += n;
+        }
+    }
+
+    /// Tokens of the reasoning.
+    pub(super) fn n_thought(&self) -> usize {
+        self.n_thought
+    }
+
+    /// What is to be told of tokens since it was told last.
+    pub(super) fn take_tokens(&mut self) -> Option<Vec<TokenTold>> {
+        self.tokens.as_mut().map(std::mem::take)
+    }
+
+    /// Why it ended.
+    pub(super) fn finish_reason(&self, is_length: bool) -> &'static str {
+        match (is_length, self.reader.n_calls()) {
+            (true, _) => "length",
+            (false, 0) => "stop",
+            (false, _) => "tool_calls",
+        }
     }
 }
 
@@ -118,18 +198,23 @@ impl Envelope {
     }
 }
 
-pub(super) fn usage(usage: Usage) -> Json {
-    json!({
+/// `n_thought` is told where a model reasons.
+pub(super) fn usage(usage: Usage, n_thought: Option<usize>) -> Json {
+    let mut json = json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
-    })
+    });
+    if let Some(n_thought) = n_thought {
+        json["completion_tokens_details"] = json!({ "reasoning_tokens": n_thought });
+    }
+    json
 }
 
-/// "length" or "stop".
-pub(super) fn finish_reason(is_length: bool) -> &'static str {
-    if is_length { "length" } else { "stop" }
+/// Tokens of the reasoning of all choices, where a model reasons.
+pub(super) fn n_thought(asked: &Asked, choices: &[Writing]) -> Option<usize> {
+    asked.turn.thinking.map(|_| choices.iter().map(Writing::n_thought).sum())
 }
 
 /// The answer, when it is complete.
@@ -139,30 +224,29 @@ pub(super) async fn whole(
     hosted: &Hosted,
     asked: &Asked,
 ) -> Result<Json, Problem> {
-    struct Choice {
-        text: String,
-        tokens: Tokens,
-        finish_reason: &'static str,
-    }
-    let empty = |_| Choice { text: String::new(), tokens: Tokens::default(), finish_reason: "stop" };
-    let mut choices: Vec<Choice> = (0..following.n_choices()).map(empty).collect();
+    let n = following.n_choices();
+    let mut writing = Writing::several(n, asked);
+    let mut messages = vec![Message::default(); n];
+    let mut reasons = vec!["stop"; n];
     let tokenizer = hosted.engine.model().tokenizer();
     while let Some(said) = following.next().await {
         match said {
-            Said::Token { choice, id, logprobs: Some(logprobs) } => {
-                choices[choice].tokens.push(id, &logprobs, tokenizer);
+            Said::Token { choice, id, logprobs } => writing[choice].token(id, logprobs.as_ref(), tokenizer),
+            Said::Text { choice, text } => {
+                writing[choice].text(&text).into_iter().for_each(|piece| messages[choice].push(piece));
             }
-            Said::Token { .. } => {}
-            Said::Text { choice, text } => choices[choice].text.push_str(&text),
-            Said::Done { choice, is_length } => choices[choice].finish_reason = finish_reason(is_length),
+            Said::Done { choice, is_length } => {
+                writing[choice].finish().into_iter().for_each(|piece| messages[choice].push(piece));
+                reasons[choice] = writing[choice].finish_reason(is_length);
+            }
             Said::Broken(problem) => return Err(problem),
         }
     }
-    let told = choices.into_iter().enumerate().map(|(index, mut choice)| {
-        let tokens = asked.tells_tokens().then(|| choice.tokens.take());
-        (style.choice)(index, &choice.text, choice.finish_reason, tokens.as_deref())
+    let told = (0..n).map(|index| {
+        let tokens = writing[index].take_tokens();
+        (style.choice)(index, &messages[index], reasons[index], tokens.as_deref())
     });
     let mut json = Envelope::new(style, hosted).around(style.object, &told.collect::<Vec<_>>());
-    json["usage"] = usage(following.usage());
+    json["usage"] = usage(following.usage(), n_thought(asked, &writing));
     Ok(json)
 }

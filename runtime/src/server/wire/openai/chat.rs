@@ -1,12 +1,15 @@
-//! Chat completions: messages put into the model's chat template.
+//! Chat completions: messages put into the model's chat template, and its turn told as text, reasoning and calls.
 
-use farpost_models::template::RenderInput;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
-use super::answer::{Style, TokenTold, told};
+use super::answer::{Message, Style, TokenTold, told};
+use super::conversation;
+use super::params::Asked;
+use crate::engine::fresh_seed;
 use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
-use crate::server::json::{Fields, kind};
+use crate::server::json::Fields;
+use crate::server::turn::Piece;
 
 /// Alternatives that may be asked for.
 const MOST_TOP: i64 = 20;
@@ -18,118 +21,21 @@ pub(super) static STYLE: Style = Style {
     prompts,
     logprobs: top_logprobs,
     choice,
-    role: Some(|index| piece(index, &json!({ "role": "assistant", "content": "" }), None)),
-    text: |index, text, tokens| piece(index, &json!({ "content": text }), tokens),
-    last: |index, finish_reason, tokens| {
-        let mut last = piece(index, &json!({}), tokens);
-        last["finish_reason"] = finish_reason.into();
-        last
-    },
+    role: Some(role),
+    piece,
+    last,
 };
 
 /// Fields that clients know and nothing here does.
-const UNSUPPORTED: [&str; 11] = [
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "functions",
-    "function_call",
-    "reasoning_effort",
-    "prediction",
-    "modalities",
-    "audio",
-    "web_search_options",
-    "verbosity",
-];
+const UNSUPPORTED: [&str; 7] =
+    ["functions", "function_call", "prediction", "modalities", "audio", "web_search_options", "verbosity"];
 
-fn prompts(fields: &mut Fields, hosted: &Hosted) -> Result<Vec<Vec<u32>>, Problem> {
+fn prompts(fields: &mut Fields, hosted: &Hosted, asked: &mut Asked) -> Result<Vec<Vec<u32>>, Problem> {
     fields.refuse_unsupported(&UNSUPPORTED)?;
-    let messages = fields.take("messages");
-    let messages = messages.ok_or_else(|| Invalid::of("messages", "is missing, expected an array".to_owned()))?;
-    Ok(vec![encode(messages, hosted)?])
-}
-
-/// Ids of a conversation that is to be answered.
-pub(super) fn encode(messages: Json, hosted: &Hosted) -> Result<Vec<u32>, Problem> {
-    let messages = match messages {
-        Json::Array(messages) if messages.is_empty() => {
-            return Err(Invalid::of("messages", "is empty, expected a message or more".to_owned()).into());
-        }
-        Json::Array(messages) => messages,
-        other => return Err(Invalid::of("messages", format!("is {}, expected an array", kind(&other))).into()),
-    };
-    let messages = messages.into_iter().enumerate();
-    let messages: Vec<Json> = messages.map(|(place, json)| message(place, json)).collect::<Result<_, _>>()?;
-    let model = hosted.engine.model();
-    let template = model.require_template().map_err(|_| {
-        Invalid::of("model", format!("is {:?}, which has no chat template: ask /v1/completions", hosted.name))
-    })?;
-    let rendered = template.encode(model.tokenizer(), &RenderInput::new(messages.into()));
-    // What a template says is about the conversation as a whole.
-    let refused = |message: String| Invalid { param: Some("messages".to_owned()), code: None, message };
-    rendered.map_err(|error| refused(error.to_string()).into())
-}
-
-/// One message as templates know it.
-fn message(place: usize, json: Json) -> Result<Json, Problem> {
-    let mut fields = Fields::of(format!("messages[{place}]"), json)?;
-    let role = fields.string("role")?;
-    let role = match role.as_deref() {
-        // Templates know the older name only.
-        Some("system" | "developer") => "system",
-        Some("user") => "user",
-        Some("assistant") => "assistant",
-        Some(role @ ("tool" | "function")) => {
-            return Err(
-                Invalid::unsupported(&fields.name("role"), format!("is {role:?}, which is not supported")).into()
-            );
-        }
-        found => {
-            let found = found.map_or("missing".to_owned(), |role| format!("{role:?}"));
-            let expected = "expected system, developer, user or assistant";
-            return Err(Invalid::of(&fields.name("role"), format!("is {found}, {expected}")).into());
-        }
-    };
-    let content = content(&mut fields)?;
-    let name = fields.string("name")?;
-    fields.refuse_unsupported(&["tool_calls", "tool_call_id", "function_call", "audio", "refusal"])?;
-    fields.finish()?;
-    let mut message = json!({ "role": role, "content": content });
-    if let Some(name) = name {
-        message["name"] = name.into();
-    }
-    Ok(message)
-}
-
-/// A text, or its parts with a line break between them.
-fn content(fields: &mut Fields) -> Result<String, Problem> {
-    let name = fields.name("content");
-    let parts = match fields.take("content") {
-        Some(Json::String(text)) => return Ok(text),
-        Some(Json::Array(parts)) => parts,
-        found => {
-            let found = found.as_ref().map_or("missing", kind);
-            return Err(Invalid::of(&name, format!("is {found}, expected a string or an array of parts")).into());
-        }
-    };
-    let mut texts = Vec::with_capacity(parts.len());
-    for (place, part) in parts.into_iter().enumerate() {
-        let mut part = Fields::of(format!("{name}[{place}]"), part)?;
-        match part.string("type")?.as_deref() {
-            Some("text") => {
-                let text = part.string("text")?;
-                let missing = || Invalid::of(&part.name("text"), "is missing, expected a string".to_owned());
-                texts.push(text.ok_or_else(missing)?);
-                part.finish()?;
-            }
-            found => {
-                let found = found.map_or("missing".to_owned(), |found| format!("{found:?}"));
-                let message = format!("is {found}, this model takes \"text\" only");
-                return Err(Invalid::unsupported(&part.name("type"), message).into());
-            }
-        }
-    }
-    Ok(texts.join("\n"))
+    let conversation = conversation::read(fields, hosted)?;
+    let prompt = conversation.prompt;
+    asked.expect(conversation.turn, hosted)?;
+    Ok(vec![prompt])
 }
 
 /// How many alternatives are to be told with each token; `None` if nothing is.
@@ -143,19 +49,60 @@ fn top_logprobs(fields: &mut Fields) -> Result<Option<usize>, Problem> {
     }
 }
 
-/// A choice that is complete.
-fn choice(index: usize, text: &str, finish_reason: &str, tokens: Option<&[TokenTold]>) -> Json {
-    json!({
-        "index": index,
-        "message": { "role": "assistant", "content": text, "refusal": null },
-        "logprobs": logprobs(tokens),
-        "finish_reason": finish_reason,
-    })
+fn choice(index: usize, message: &Message, finish_reason: &str, tokens: Option<&[TokenTold]>) -> Json {
+    let has_content = !message.text.is_empty() || message.calls.is_empty();
+    let mut json = json!({
+        "role": "assistant",
+        "content": has_content.then_some(&message.text),
+        "refusal": null,
+    });
+    if !message.thought.is_empty() {
+        json["reasoning_content"] = message.thought.as_str().into();
+    }
+    if !message.calls.is_empty() {
+        json["tool_calls"] = message.calls.iter().map(|(name, arguments)| Json::from(call(name, arguments))).collect();
+    }
+    json!({ "index": index, "message": json, "logprobs": logprobs(tokens), "finish_reason": finish_reason })
 }
 
-/// A part of one.
-fn piece(index: usize, delta: &Json, tokens: Option<&[TokenTold]>) -> Json {
-    json!({ "index": index, "delta": delta, "logprobs": logprobs(tokens), "finish_reason": null })
+fn role(index: usize) -> Json {
+    chunk(index, &json!({ "role": "assistant", "content": "" }), &Json::Null, None)
+}
+
+fn piece(index: usize, piece: &Piece, tokens: Option<&[TokenTold]>) -> Json {
+    let delta = match piece {
+        Piece::Text(text) => json!({ "content": text }),
+        Piece::Thought(text) => json!({ "reasoning_content": text }),
+        Piece::Call { place, name } => {
+            let mut fields = Map::new();
+            fields.insert("index".to_owned(), (*place).into());
+            fields.extend(call(name, ""));
+            json!({ "tool_calls": [fields] })
+        }
+        Piece::Arguments { place, text } => {
+            json!({ "tool_calls": [{ "index": place, "function": { "arguments": text } }] })
+        }
+    };
+    chunk(index, &delta, &Json::Null, tokens)
+}
+
+fn last(index: usize, finish_reason: &str, tokens: Option<&[TokenTold]>) -> Json {
+    chunk(index, &json!({}), &finish_reason.into(), tokens)
+}
+
+/// A part of a choice.
+fn chunk(index: usize, delta: &Json, finish_reason: &Json, tokens: Option<&[TokenTold]>) -> Json {
+    json!({ "index": index, "delta": delta, "logprobs": logprobs(tokens), "finish_reason": finish_reason })
+}
+
+/// A call with an id that no other has.
+fn call(name: &str, arguments: &str) -> Map<String, Json> {
+    let id = format!("call_{:016x}{:08x}", fresh_seed(), fresh_seed() >> 32);
+    let mut fields = Map::new();
+    fields.insert("id".to_owned(), id.into());
+    fields.insert("type".to_owned(), "function".into());
+    fields.insert("function".to_owned(), json!({ "name": name, "arguments": arguments }));
+    fields
 }
 
 fn logprobs(tokens: Option<&[TokenTold]>) -> Json {

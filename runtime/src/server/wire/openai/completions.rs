@@ -3,10 +3,12 @@
 use farpost_models::tokenizer::Special;
 use serde_json::{Map, Value as Json, json};
 
-use super::answer::{Style, TokenTold, rounded};
+use super::answer::{Message, Style, TokenTold, rounded};
+use super::params::Asked;
 use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::json::{Fields, kind};
+use crate::server::turn::Piece;
 
 /// Prompts that a request may have.
 const MOST_PROMPTS: usize = 64;
@@ -18,14 +20,14 @@ pub(super) static STYLE: Style = Style {
     object: "text_completion",
     chunk_object: "text_completion",
     prompts,
-    logprobs: |fields| fields.count("logprobs", 0, MOST_TOP),
-    choice: |index, text, finish_reason, tokens| piece(index, text, &finish_reason.into(), tokens),
+    logprobs: top_logprobs,
+    choice,
     role: None,
-    text: |index, text, tokens| piece(index, text, &Json::Null, tokens),
-    last: |index, finish_reason, tokens| piece(index, "", &finish_reason.into(), tokens),
+    piece,
+    last,
 };
 
-fn prompts(fields: &mut Fields, hosted: &Hosted) -> Result<Vec<Vec<u32>>, Problem> {
+fn prompts(fields: &mut Fields, hosted: &Hosted, _asked: &mut Asked) -> Result<Vec<Vec<u32>>, Problem> {
     fields.refuse_unsupported(&["suffix", "best_of"])?;
     if fields.flag("echo")? == Some(true) {
         return Err(Invalid::unsupported("echo", "is true, which is not supported".to_owned()).into());
@@ -69,7 +71,27 @@ pub(super) fn ids(param: &str, items: &[Json]) -> Result<Vec<u32>, Problem> {
     items.iter().enumerate().map(id).collect()
 }
 
-fn piece(index: usize, text: &str, finish_reason: &Json, tokens: Option<&[TokenTold]>) -> Json {
+/// How many alternatives are to be told with each token; `None` if nothing is.
+fn top_logprobs(fields: &mut Fields) -> Result<Option<usize>, Problem> {
+    fields.count("logprobs", 0, MOST_TOP)
+}
+
+fn choice(index: usize, message: &Message, finish_reason: &str, tokens: Option<&[TokenTold]>) -> Json {
+    chunk(index, &message.text, &finish_reason.into(), tokens)
+}
+
+fn piece(index: usize, piece: &Piece, tokens: Option<&[TokenTold]>) -> Json {
+    // All is text where nothing else is expected.
+    let text = if let Piece::Text(text) = piece { text } else { "" };
+    chunk(index, text, &Json::Null, tokens)
+}
+
+fn last(index: usize, finish_reason: &str, tokens: Option<&[TokenTold]>) -> Json {
+    chunk(index, "", &finish_reason.into(), tokens)
+}
+
+/// A choice, or a part of one.
+fn chunk(index: usize, text: &str, finish_reason: &Json, tokens: Option<&[TokenTold]>) -> Json {
     json!({ "text": text, "index": index, "logprobs": logprobs(tokens), "finish_reason": finish_reason })
 }
 

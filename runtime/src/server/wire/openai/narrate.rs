@@ -4,39 +4,39 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use super::answer::{Envelope, Style, TokenTold, Tokens, finish_reason, usage};
+use super::answer::{Envelope, Style, Writing, n_thought, usage};
 use super::params::Asked;
 use crate::model::Model;
 use crate::server::catalogue::Hosted;
 use crate::server::following::{Said, Usage};
 use crate::server::sse::{self, Narrator};
+use crate::server::turn::Piece;
 
 pub(super) struct Chunks {
     style: &'static Style,
     envelope: Envelope,
     model: Arc<Model>,
-    wants_usage: bool,
+    asked: Asked,
     /// By choice.
     has_begun: Vec<bool>,
-    /// Tokens whose text has not come yet, by choice; `None` if nothing is told of tokens.
-    tokens: Option<Vec<Tokens>>,
+    choices: Vec<Writing>,
 }
 
 impl Chunks {
-    pub(super) fn new(style: &'static Style, hosted: &Hosted, asked: &Asked, n_choices: usize) -> Self {
+    pub(super) fn new(style: &'static Style, hosted: &Hosted, asked: Asked, n_choices: usize) -> Self {
         Self {
             style,
             envelope: Envelope::new(style, hosted),
             model: Arc::clone(hosted.engine.model()),
-            wants_usage: asked.wants_usage,
             has_begun: vec![false; n_choices],
-            tokens: asked.tells_tokens().then(|| vec![Tokens::default(); n_choices]),
+            choices: Writing::several(n_choices, &asked),
+            asked,
         }
     }
 
     fn chunk(&self, choices: &[Json], usage: Json, out: &mut String) {
         let mut json = self.envelope.around(self.style.chunk_object, choices);
-        if self.wants_usage {
+        if self.asked.wants_usage {
             json["usage"] = usage;
         }
         sse::data(out, &json.to_string());
@@ -50,9 +50,12 @@ impl Chunks {
         }
     }
 
-    /// What is to be told of the tokens of a choice since it was told last.
-    fn take_tokens(&mut self, choice: usize) -> Option<Vec<TokenTold>> {
-        self.tokens.as_mut().map(|tokens| tokens[choice].take())
+    /// Tells pieces of a choice, and its tokens with the first of them.
+    fn pieces(&mut self, choice: usize, pieces: &[Piece], out: &mut String) {
+        for piece in pieces {
+            let tokens = self.choices[choice].take_tokens();
+            self.chunk(&[(self.style.piece)(choice, piece, tokens.as_deref())], Json::Null, out);
+        }
     }
 }
 
@@ -61,29 +64,30 @@ impl Narrator for Chunks {
         match said {
             Said::Token { choice, id, logprobs } => {
                 self.begin(choice, out);
-                if let (Some(tokens), Some(logprobs)) = (&mut self.tokens, logprobs) {
-                    tokens[choice].push(id, &logprobs, self.model.tokenizer());
-                }
+                self.choices[choice].token(id, logprobs.as_ref(), self.model.tokenizer());
             }
             Said::Text { choice, text } => {
                 self.begin(choice, out);
-                let tokens = self.take_tokens(choice);
-                self.chunk(&[(self.style.text)(choice, &text, tokens.as_deref())], Json::Null, out);
+                let pieces = self.choices[choice].text(&text);
+                self.pieces(choice, &pieces, out);
             }
             Said::Done { choice, is_length } => {
                 self.begin(choice, out);
+                let pieces = self.choices[choice].finish();
+                self.pieces(choice, &pieces, out);
                 // Tokens that left no text of their own.
-                let tokens = self.take_tokens(choice).filter(|tokens| !tokens.is_empty());
-                let last = (self.style.last)(choice, finish_reason(is_length), tokens.as_deref());
-                self.chunk(&[last], Json::Null, out);
+                let tokens = self.choices[choice].take_tokens().filter(|tokens| !tokens.is_empty());
+                let reason = self.choices[choice].finish_reason(is_length);
+                self.chunk(&[(self.style.last)(choice, reason, tokens.as_deref())], Json::Null, out);
             }
             Said::Broken(problem) => sse::data(out, &super::error(&problem).to_string()),
         }
     }
 
     fn end(&mut self, told: Usage, out: &mut String) {
-        if self.wants_usage {
-            self.chunk(&[], usage(told), out);
+        if self.asked.wants_usage {
+            let told = usage(told, n_thought(&self.asked, &self.choices));
+            self.chunk(&[], told, out);
         }
         sse::data(out, "[DONE]");
     }

@@ -1,6 +1,7 @@
 //! Fields that chat completions and completions share, with their ranges, and requests made of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
@@ -10,6 +11,7 @@ use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::guard::Visit;
 use crate::server::json::{Fields, Range, kind};
+use crate::server::turn::Turn;
 
 /// Stop strings that a request may have.
 const MOST_STOPS: usize = 16;
@@ -20,6 +22,8 @@ pub(super) struct Asked {
     pub(super) wants_usage: bool,
     pub(super) n: usize,
     pub(super) options: GenerateOptions,
+    /// What the answers may hold.
+    pub(super) turn: Arc<Turn>,
     priority: Priority,
     deadline: Option<Duration>,
     supersede: Option<String>,
@@ -50,7 +54,41 @@ impl Asked {
         let reproducible = fields.flag("reproducible")?.unwrap_or(false);
         without_effect(fields)?;
         let deadline = deadline.map(|ms| Duration::from_millis(ms.unsigned_abs()));
-        Ok(Self { is_stream, wants_usage, n, options, priority, deadline, supersede, reproducible })
+        Ok(Self {
+            is_stream,
+            wants_usage,
+            n,
+            options,
+            turn: Arc::default(),
+            priority,
+            deadline,
+            supersede,
+            reproducible,
+        })
+    }
+
+    /// The answers are turns of this kind: marked where they have parts, and held to it where they must be.
+    pub(super) fn expect(&mut self, mut turn: Turn, hosted: &Hosted) -> Result<(), Problem> {
+        let tokenizer = hosted.engine.model().tokenizer();
+        if let Some(calls) = turn.calls.as_mut().filter(|_| self.options.grammar.is_some()) {
+            // Where the answer has a form a call must be told from it.
+            calls.is_enforced = true;
+        }
+        let grammar = turn.grammar(self.options.grammar.take(), tokenizer);
+        self.options.grammar = grammar.map_err(|error| Problem::of_engine(&error))?;
+        self.options.render_special = turn.has_control_marks(tokenizer);
+        self.turn = Arc::new(turn);
+        Ok(())
+    }
+
+    /// A problem with a grammar that was put together here is one with the tools.
+    pub(super) fn blame(&self, problem: Problem) -> Problem {
+        match problem {
+            Problem::Invalid(invalid) if self.turn.calls.is_some() && invalid.param.as_deref() == Some("grammar") => {
+                Problem::Invalid(Invalid { param: Some("tools".to_owned()), ..invalid })
+            }
+            other => other,
+        }
     }
 
     /// Whether tokens are told with their log-probabilities.

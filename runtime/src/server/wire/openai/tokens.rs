@@ -1,37 +1,24 @@
 //! Text to tokens and back, without running the model: `/tokenize` and `/detokenize`, as vLLM has them beside OpenAI's
 //! routes.
 
-use std::sync::Arc;
-
-use axum::body::Bytes;
 use farpost_models::tokenizer::Special;
 use serde_json::{Value as Json, json};
 
-use crate::server::app::App;
 use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
-use crate::server::guard::Visit;
 use crate::server::json::{Fields, kind};
 
-/// The fields of a request and the model it names.
-fn read(app: &App, visit: &Visit, body: &Bytes) -> Result<(Fields, Arc<Hosted>), Problem> {
-    let mut fields = Fields::new(crate::server::json::object(body)?);
-    let hosted = super::named(app, visit, &mut fields)?;
-    Ok((fields, hosted))
-}
-
 /// Ids of a text, or of a conversation as the model is given it; and how many they are.
-pub(super) fn tokenize(app: &App, visit: &Visit, body: &Bytes) -> Result<Json, Problem> {
-    let (mut fields, hosted) = read(app, visit, body)?;
+pub(super) fn tokenize(mut fields: Fields, hosted: &Hosted) -> Result<Json, Problem> {
     let tokenizer = hosted.engine.model().tokenizer();
     let adds_special = fields.flag("add_special_tokens")?.unwrap_or(true);
     let wants_texts = fields.flag("return_token_strs")?.unwrap_or(false);
-    let ids = match (fields.string("prompt")?, fields.take("messages")) {
-        (Some(text), None) if adds_special => tokenizer.encode_prompt(&text, Special::AsText),
-        (Some(text), None) => tokenizer.encode(&text, Special::AsText),
-        (None, Some(messages)) => super::chat::encode(messages, &hosted)?,
-        (None, None) => return Err(Invalid::of("prompt", "is missing, or messages".to_owned()).into()),
-        (Some(_), Some(_)) => return Err(Invalid::of("prompt", "and messages are both given".to_owned()).into()),
+    let ids = match (fields.string("prompt")?, fields.is_given("messages")) {
+        (Some(text), false) if adds_special => tokenizer.encode_prompt(&text, Special::AsText),
+        (Some(text), false) => tokenizer.encode(&text, Special::AsText),
+        (None, true) => super::conversation::read(&mut fields, hosted)?.prompt,
+        (None, false) => return Err(Invalid::of("prompt", "is missing, or messages".to_owned()).into()),
+        (Some(_), true) => return Err(Invalid::of("prompt", "and messages are both given".to_owned()).into()),
     };
     fields.finish()?;
     let texts = wants_texts.then(|| ids.iter().map(|&id| tokenizer.token_text(id)).collect::<Vec<_>>());
@@ -44,8 +31,7 @@ pub(super) fn tokenize(app: &App, visit: &Visit, body: &Bytes) -> Result<Json, P
 }
 
 /// The text of ids; bytes that are no text are replaced.
-pub(super) fn detokenize(app: &App, visit: &Visit, body: &Bytes) -> Result<Json, Problem> {
-    let (mut fields, hosted) = read(app, visit, body)?;
+pub(super) fn detokenize(mut fields: Fields, hosted: &Hosted) -> Result<Json, Problem> {
     let tokenizer = hosted.engine.model().tokenizer();
     let items = match fields.take("tokens") {
         Some(Json::Array(items)) => items,
