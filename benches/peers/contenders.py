@@ -44,7 +44,12 @@ class Farpost:
         pass
 
     def prepare(self, row, hold):
-        """What is to be known before measuring: nothing here, which variant is fastest in a peer."""
+        """What is to be done before measuring: packing here; in a peer, finding out which variant is fastest."""
+        if row.is_packed:
+            # Made anew where it is stale.
+            done = subprocess.run([self.program, "pack", "--quiet", self.model], capture_output=True, text=True, env=self.environment)
+            if done.returncode != 0:
+                raise Refused(done.stderr.strip())
 
     def measure(self, row):
         request = row.request()
@@ -53,7 +58,7 @@ class Farpost:
             f"--{request['test']}", str(request["n"]), "--depth", str(row.depth), "--batch", str(row.batch),
             "--kv-type", row.kv, "--repetitions", "1",
             # Filling the context warms up enough.
-            "--warmup", "0" if row.depth else "1",
+            "--warmup", "0" if row.depth else "1", *([] if row.is_packed else ["--unpacked"]),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
         if done.returncode != 0:
@@ -63,7 +68,7 @@ class Farpost:
     def _run(self, prompt, n_tokens):
         command = [
             self.program, "run", "--quiet", "--model", self.model, "--threads", self.threads, "--raw", "--ignore-eos",
-            "--temperature", "0", "--context", str(CONTEXT), "--max-tokens", str(n_tokens), prompt,
+            "--temperature", "0", "--unpacked", "--context", str(CONTEXT), "--max-tokens", str(n_tokens), prompt,
         ]  # fmt: skip
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=self.environment)
 

@@ -1,6 +1,6 @@
 """The rows of the table: what is measured on which file, and what must be reached."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Row:
     # the least share of the idle speed.
     goal: float | None = None
     is_quick: bool = False
+    # Ours with its packed file (`farpost pack`); otherwise without.
+    is_packed: bool = False
     # Decode has two states of the memory: (least ratio, least share of reads) in the slow and in the fast one.
     states: tuple | None = None
 
@@ -42,7 +44,7 @@ class Row:
     def name(self):
         test = f"{self.test}{self.n}" if self.n else self.test
         extra = (f" x {self.batch}" if self.batch > 1 else "") + (f" at {self.depth}, KV {self.kv}" if self.depth else "")
-        return f"{self.model.shape} {self.model.type.upper()} {test}{extra}"
+        return f"{self.model.shape} {self.model.type.upper()} {test}{extra}{', packed' if self.is_packed else ''}"
 
     def request(self):
         """The test as the workers of peers take it."""
@@ -77,6 +79,13 @@ ROWS = [
     Row("memory", Model(L1B, "q4_0"), "memory", goal=float(64 << 20)),
     Row("busy", Model(L1B, "q4_0"), "busy", 32, goal=0.45),
     Row("moe", Model("mixtral-8x0.2b", "q4_0"), "pp", 512, goal=2.0),
+]
+
+# Writing is measured once more with weights in the order that `farpost pack` gives them, where their type has one.
+ROWS = [
+    twin
+    for row in ROWS
+    for twin in ([row, replace(row, is_packed=True)] if row.test == "tg" and row.model.type in ("q4_0", "q8_0") else [row])
 ]
 
 # Bytes of keys and values in F16: layers, heads and their width, each kept twice, two bytes a number.
