@@ -1,5 +1,6 @@
 """Ours and the peers, each behind the same few calls: `measure` a row once, `start` to a first token."""
 
+import glob
 import json
 import os
 import select
@@ -45,8 +46,7 @@ class Farpost:
 
     def prepare(self, row, hold):
         """What is to be done before measuring: packing here; in a peer, finding out which variant is fastest."""
-        if row.is_packed:
-            # Made anew where it is stale.
+        if row.is_packed and not glob.glob(f"{glob.escape(self.model)}.*.pack"):
             done = subprocess.run([self.program, "pack", "--quiet", self.model], capture_output=True, text=True, env=self.environment)
             if done.returncode != 0:
                 raise Refused(done.stderr.strip())
@@ -63,7 +63,10 @@ class Farpost:
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
         if done.returncode != 0:
             raise Refused(done.stderr.strip())
-        return json.loads(done.stdout)
+        answer = json.loads(done.stdout)
+        if row.is_packed and not answer["packed"]:
+            raise Refused("the packed file is stale: remove it")
+        return answer
 
     def _run(self, prompt, n_tokens):
         command = [
