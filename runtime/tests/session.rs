@@ -13,6 +13,7 @@ use farpost::{Model, ModelOptions};
 use farpost_firmware_tests::{golden, model};
 use farpost_kernels::backend::KvType;
 use farpost_kernels::cpu::Cpu;
+use farpost_kernels::reference::Reference;
 use farpost_models::gguf::install_sigbus_guard;
 use farpost_models::template::RenderInput;
 use farpost_models::tokenizer::Special;
@@ -242,4 +243,23 @@ fn a_session_restored_from_a_file_writes_what_the_saved_one_writes() {
     assert!(error.contains("the hash of the model it was made with is "), "{error}");
     std::fs::remove_file(&path).unwrap();
     assert!(n_compared > names.len(), "{n_compared} were compared");
+}
+
+#[test]
+fn a_plain_device_saves_and_restores_as_well() {
+    let path = std::env::temp_dir().join(format!("farpost-saved-plainly-{}", std::process::id()));
+    let model = Arc::new(Model::open(&model("tiny-llama.gguf"), &ModelOptions::default()).unwrap());
+    let options = SessionOptions { context: Some(32), ..SessionOptions::default() };
+    let open = || Session::open(Arc::clone(&model), &Reference, &options).unwrap();
+    let (mut saved, mut restored) = (open(), open());
+    let short = GenerateOptions { ignore_eos: true, ..greedy(3) };
+    let next = [&[5, 6, 7][..], &generate(&mut saved, &[5, 6, 7], &short).ids, &[9]].concat();
+    saved.save(&path, b"").unwrap();
+    restored.restore(&path).unwrap();
+    let [expected, found] = [&mut saved, &mut restored].map(|session| generate(session, &next, &short));
+    assert_eq!((&found.ids, found.timings.cached_tokens), (&expected.ids, 5));
+    // What the processor keeps is not what this device keeps.
+    let error = Session::open(Arc::clone(&model), &Cpu::detect(), &options).unwrap().restore(&path).unwrap_err();
+    assert!(error.to_string().contains("the number of bytes of a token is "), "{error}");
+    std::fs::remove_file(&path).unwrap();
 }
