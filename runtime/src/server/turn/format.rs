@@ -63,7 +63,7 @@ pub(super) static INSTRUCTED: CallFormat = CallFormat { teller: Teller::Instruct
 const TRAINED_TOKEN: &[u8] = br#"{"tool":""#;
 
 /// All formats.
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(feature = "fuzzing")]
 pub(in crate::server) static ALL: [&CallFormat; 7] = [&TAGGED, &MISTRAL, &GRANITE, &PHI, &LLAMA, &TRAINED, &INSTRUCTED];
 
 impl CallFormat {
