@@ -254,6 +254,15 @@ impl Reader {
                 self.state = State::Between;
                 true
             }
+            Reached::Broken if self.is_announced => {
+                // No grammar lets this happen. What was told stays a call.
+                self.n_calls += 1;
+                let len = self.held.len();
+                let end = (scan.reached()..len).find(|at| self.held.is_char_boundary(*at)).unwrap_or(len);
+                self.take(end);
+                self.state = State::Text;
+                true
+            }
             Reached::Broken => {
                 self.give_up(calls, out);
                 true

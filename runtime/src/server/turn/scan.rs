@@ -102,6 +102,11 @@ impl Scan {
         }
     }
 
+    /// Bytes that were looked at.
+    pub(super) fn reached(&self) -> usize {
+        self.at
+    }
+
     /// The part of the arguments that is known and lies at or after `told`.
     pub(super) fn fresh_arguments<'t>(&self, text: &'t str, told: usize) -> &'t str {
         let Some(start) = self.arguments else { return "" };
