@@ -155,7 +155,7 @@ fn tell(
 pub fn note(model: &Model, console: &Console) {
     match model.packed() {
         PackUse::Unused(why) => {
-            console.note(&format!("{why}; reading the model's own file (farpost pack makes it anew)"))
+            console.note(&format!("{why}; reading the model's own file (farpost pack makes it anew)"));
         }
         other => console.detail(&format!("packed file: {}", words(other))),
     }
