@@ -1,6 +1,7 @@
 //! An assistant's turn, taken apart: models write their reasoning, their answer and their calls of tools as one text, and
 //! each family marks them in its own way. Knows no protocol and no connection.
 
+mod find;
 mod format;
 mod grammar;
 mod instruct;

@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use serde_json::Value as Json;
-
+use super::find::{find, find_bare};
 use super::format::CallFormat;
 use super::scan::{Reached, Scan};
-use super::{Calls, Tool, Turn};
+use super::{Calls, Turn};
 
 /// A part of a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,6 +254,15 @@ impl Reader {
                 self.state = State::Between;
                 true
             }
+            Reached::Broken if self.is_announced => {
+                // No grammar lets this happen. What was told stays a call.
+                self.n_calls += 1;
+                let len = self.held.len();
+                let end = (scan.reached()..len).find(|at| self.held.is_char_boundary(*at)).unwrap_or(len);
+                self.take(end);
+                self.state = State::Text;
+                true
+            }
             Reached::Broken => {
                 self.give_up(calls, out);
                 true
@@ -304,7 +312,7 @@ impl Reader {
 
     /// Tells a call that is complete, if it is one.
     fn tell_whole(&self, scan: &Scan, end: usize, calls: &Calls, out: &mut Vec<Piece>) -> bool {
-        let Some((name, text)) = whole_call(&self.held, scan, end, calls) else { return false };
+        let Some((name, text)) = scan.whole_call(&self.held, end, calls) else { return false };
         let place = self.n_calls;
         out.push(Piece::Call { place, name });
         out.push(Piece::Arguments { place, text });
@@ -350,77 +358,4 @@ impl Reader {
         self.drops_space = true;
         true
     }
-}
-
-/// The first place of `mark` in `text`, or where it may begin at the end of it, with false.
-fn find(text: &str, mark: &str, is_end: bool) -> Option<(usize, bool)> {
-    if let Some(at) = text.find(mark) {
-        return Some((at, true));
-    }
-    let most = mark.len().saturating_sub(1).min(text.len());
-    let mut ends = (1..=most).rev().filter(|len| mark.is_char_boundary(*len));
-    let len = ends.find(|len| text.ends_with(&mark[..*len]))?;
-    (!is_end).then_some((text.len() - len, false))
-}
-
-/// The first object that begins as a call of a known tool, or may yet do so, with false.
-fn find_bare(text: &str, calls: &Calls, is_end: bool) -> Option<(usize, bool)> {
-    text.match_indices('{').find_map(|(at, _)| match begins(text.get(at..)?, calls) {
-        Some(true) => Some((at, true)),
-        None if !is_end => Some((at, false)),
-        _ => None,
-    })
-}
-
-/// Whether `text` begins `{"name": "a tool"`; `None` while that is open.
-fn begins(text: &str, calls: &Calls) -> Option<bool> {
-    let mut rest = text;
-    let key = format!("\"{}\"", calls.format.name);
-    for part in ["{", key.as_str(), ":"] {
-        rest = match rest.strip_prefix(part) {
-            Some(rest) => rest.trim_start(),
-            None if part.starts_with(rest) => return None,
-            None => return Some(false),
-        };
-    }
-    let is_name = |tool: &Tool| -> Option<bool> {
-        let name = format!("\"{}\"", tool.name);
-        if rest.starts_with(&name) {
-            Some(true)
-        } else if name.starts_with(rest) {
-            None
-        } else {
-            Some(false)
-        }
-    };
-    let found: Vec<Option<bool>> = calls.tools.iter().map(is_name).collect();
-    if found.contains(&Some(true)) {
-        Some(true)
-    } else if found.contains(&None) {
-        None
-    } else {
-        Some(false)
-    }
-}
-
-/// Name and arguments of a call that is complete, if it is valid and of a known tool.
-fn whole_call(text: &str, scan: &Scan, end: usize, calls: &Calls) -> Option<(String, String)> {
-    let open = text.find('{')?;
-    let object: Json = serde_json::from_str(text.get(open..end)?).ok()?;
-    let name = object.get(calls.format.name)?.as_str()?;
-    calls.tools.iter().find(|tool| tool.name == name)?;
-    let arguments = match (scan.arguments, scan.arguments_end) {
-        (Some(start), Some(end)) => text.get(start..end)?,
-        _ => "{}",
-    };
-    let arguments = match serde_json::from_str(arguments).ok()? {
-        Json::Object(_) => arguments.to_owned(),
-        // Some models write the text of the object.
-        Json::String(inner) => {
-            serde_json::from_str::<serde_json::Map<String, Json>>(&inner).ok()?;
-            inner
-        }
-        _ => return None,
-    };
-    Some((name.to_owned(), arguments))
 }

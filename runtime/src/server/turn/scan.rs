@@ -3,6 +3,9 @@
 
 use std::ops::Range;
 
+use serde_json::Value as Json;
+
+use super::Calls;
 use super::format::CallFormat;
 
 /// Where a scan is.
@@ -99,11 +102,38 @@ impl Scan {
         }
     }
 
+    /// Bytes that were looked at.
+    pub(super) fn reached(&self) -> usize {
+        self.at
+    }
+
     /// The part of the arguments that is known and lies at or after `told`.
     pub(super) fn fresh_arguments<'t>(&self, text: &'t str, told: usize) -> &'t str {
         let Some(start) = self.arguments else { return "" };
         let end = self.arguments_end.unwrap_or(self.at);
         text.get(start.max(told)..end).unwrap_or("")
+    }
+
+    /// Name and arguments of a call that ends at byte `end`, if it is valid and of a known tool.
+    pub(super) fn whole_call(&self, text: &str, end: usize, calls: &Calls) -> Option<(String, String)> {
+        let open = text.find('{')?;
+        let object: Json = serde_json::from_str(text.get(open..end)?).ok()?;
+        let name = object.get(calls.format.name)?.as_str()?;
+        calls.tools.iter().find(|tool| tool.name == name)?;
+        let arguments = match (self.arguments, self.arguments_end) {
+            (Some(start), Some(end)) => text.get(start..end)?,
+            _ => "{}",
+        };
+        let arguments = match serde_json::from_str(arguments).ok()? {
+            Json::Object(_) => arguments.to_owned(),
+            // Some models write the text of the object.
+            Json::String(inner) => {
+                serde_json::from_str::<serde_json::Map<String, Json>>(&inner).ok()?;
+                inner
+            }
+            _ => return None,
+        };
+        Some((name.to_owned(), arguments))
     }
 
     fn step(&mut self, byte: u8, text: &str, format: &CallFormat) {

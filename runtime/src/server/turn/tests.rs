@@ -169,6 +169,57 @@ fn reasoning_is_told_apart() {
     assert_eq!(read(with(false, tools), text), (thought, String::new(), calls(&[("read", "{}")])));
 }
 
+/// What turns are made of, whole and broken.
+const PARTS: [&str; 24] = [
+    "<think>",
+    "</think>",
+    "</th",
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "<|tool_call|>",
+    "<|/tool_call|>",
+    "[",
+    "]",
+    ",",
+    ";",
+    " ",
+    "\n",
+    "{\"name\": \"light\", \"arguments\": {",
+    "{\"tool\":\"read\",\"arguments\":{}}",
+    "{\"name\": \"read\", \"parameters\": {}}",
+    "\"arguments\": ",
+    "\"",
+    "}",
+    "{",
+    "\\",
+    "a",
+    "é",
+];
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+    #[test]
+    fn whatever_is_written_is_read_the_same_in_all_pieces(
+        parts in proptest::collection::vec(proptest::sample::select(&PARTS[..]), 1..10),
+        family in 0_usize..6,
+        is_enforced in proptest::bool::ANY,
+        thinking in 0_u8..3,
+    ) {
+        let families =
+            [&format::TAGGED, &format::MISTRAL, &format::GRANITE, &format::PHI, &format::LLAMA, &format::TRAINED];
+        let turn = Turn {
+            thinking: (thinking > 0).then_some(Marks::MOST),
+            is_thinking: thinking == 2,
+            ..turn(Some(families[family]), is_enforced)
+        };
+        let (_, _, calls) = read(turn, &parts.concat());
+        for (_, arguments) in calls.iter().filter(|_| !is_enforced) {
+            assert!(serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(arguments).is_ok(), "{arguments}");
+        }
+    }
+}
+
 /// Turns held to their grammars, with the tokens of the built-in model.
 #[cfg(all(feature = "pocket", feature = "grammar"))]
 mod held {
