@@ -110,10 +110,7 @@ fn check_same(path: &Path, prompt: usize) {
 #[test]
 fn logits_are_the_same_to_the_bit_in_every_mixture() {
     let folder = Folder::new("mixtures");
-    for mixture in [
-        "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs",
-        "mxfp4", "tq2_0",
-    ] {
+    for mixture in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4"] {
         check_same(&folder.quantized("llama", mixture), 21);
     }
 }
@@ -122,7 +119,7 @@ fn logits_are_the_same_to_the_bit_in_every_mixture() {
 fn logits_are_the_same_to_the_bit_in_every_family() {
     let folder = Folder::new("families");
     for name in ["llama-freqs", "llama-moe", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3"] {
-        check_same(&folder.quantized(name, "q4_k_m"), 37);
+        check_same(&folder.quantized(name, "q4_0"), 37);
     }
 }
 
