@@ -207,13 +207,20 @@ def processor():
     return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
+def has_amx():
+    with open("/proc/cpuinfo") as file:
+        return any(line.startswith("flags") and " amx_int8" in line for line in file)
+
+
 def main():
     parser = argparse.ArgumentParser(prog="run", description=__doc__)
     parser.add_argument("--rows", default="", help="groups of rows, comma-separated (default: all; --list shows them)")
     parser.add_argument("--list", action="store_true", help="list the rows")
     parser.add_argument("--quick", action="store_true", help="a few rows, three rounds")
     parser.add_argument("--rounds", type=int, help="how often all take turns (default: 5)")
-    parser.add_argument("--peers", default="native,no-amx,candle", help="llama.cpp builds (native, no-amx, avx2) and candle")
+    # Without AMX, native is no-amx already.
+    default = "native,no-amx,candle" if has_amx() else "native,candle"
+    parser.add_argument("--peers", default=default, help=f"llama.cpp builds (native, no-amx, avx2) and candle (default: {default})")
     parser.add_argument("--isa", help="hold Farpost to an instruction set, such as avx2 (for the build of that name)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--models", default=os.path.join(PEERS, "models"), help="where model files are or are made")

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use farpost_kernels::backend::DeviceError;
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::graph::Graph;
 use farpost_models::families::{self, Built, Config, FamilyError};
@@ -180,6 +181,17 @@ impl Model {
     /// The tokens arranged for parsing; `None` if no token ends a text.
     pub(crate) fn vocabulary(&self) -> Option<&Vocabulary> {
         self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer)).as_ref()
+    }
+
+    /// An error of the device with what it may be due to: wrong results come of a damaged packed file too.
+    pub(crate) fn explained(&self, error: DeviceError) -> DeviceError {
+        match (error, &self.packed) {
+            (DeviceError::Wrong(reason), PackUse::Used(packed)) => DeviceError::Wrong(format!(
+                "{reason}; the weights are those of {}, 'farpost pack --check' tells whether they are damaged",
+                packed.path().display()
+            )),
+            (error, _) => error,
+        }
     }
 
     /// SHA-256 of the model's file. The first call reads all of it; later ones only look whether it is still the same.

@@ -180,8 +180,16 @@ fn a_packed_file_is_stale_once_the_model_was_written_again() {
     file.set_modified(before).unwrap();
     let why = refusal(&path);
     assert!(why.contains(&format!("stale: the size of the model is {}, when", size + 32)), "{why}");
-    // What size and time do not tell, the check does.
+    // Another model of the same size and time.
     file.set_len(size).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let half = size as usize / 2;
+    write_at(&path, half as u64, &whole[half..].iter().map(|byte| byte ^ 1).collect::<Vec<u8>>());
+    file.set_modified(before).unwrap();
+    let why = refusal(&path);
+    assert!(why.contains("stale: a hash of some weights of the model is "), "{why}");
+    write_at(&path, 0, &whole);
+    // What these do not tell, the check does.
     let last = fs::read(&path).unwrap()[size as usize - 1];
     write_at(&path, size - 1, &[last ^ 1]);
     file.set_modified(before).unwrap();

@@ -43,6 +43,7 @@ mod key {
     pub(super) const MODEL_HASH: &str = "farpost-pack.model.sha256";
     pub(super) const MODEL_SIZES: &str = "farpost-pack.model.sizes";
     pub(super) const MODEL_TIMES: &str = "farpost-pack.model.modified_ns";
+    pub(super) const MODEL_SAMPLE: &str = "farpost-pack.model.sample";
 }
 
 /// Whether kernels of this set read any type faster in another order than files have.

@@ -45,8 +45,8 @@ impl fmt::Debug for Packed {
 
 /// Opens the packed file at `path` and puts its weights in the place of those of `graph`, which was built of `model`.
 ///
-/// The graph is left as it was unless everything fits. Only the head is read: sizes and times of the model's files are
-/// compared, not its hash (see [`super::check`]). The model's pages are given back to the system.
+/// The graph is left as it was unless everything fits. Only the head is read: sizes and times of the model's files and some
+/// of its weights are compared, not its hash (see [`super::check`]). The model's pages are given back to the system.
 pub fn open(path: &Path, model: &File, graph: &mut Graph, isa: Isa) -> Result<Packed, PackError> {
     let stamp = Stamp::of(model)?;
     let file = File::open(path)?;

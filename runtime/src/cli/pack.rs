@@ -22,10 +22,10 @@ use super::{amount, device, model};
 
 /// Write a model's weights once more, in the order this processor reads fastest
 ///
-/// The packed file lies beside the model and is used in its place from then on: answers are the same to the bit, and are
-/// written faster, several at once most of all. It is as large as the model, appears under its name only when it is
-/// whole, and is left aside once the model's file was written again. Only types with one scale per block have another
-/// order (Q4_0, Q8_0 and the like, not Q4_K).
+/// The packed file lies beside the model and is used in its place from then on: answers are the same to the bit, and
+/// those of 4-bit models are written faster, several at once most of all. It is as large as the model, appears under its
+/// name only when it is whole, and is left aside once the model's file was written again. Only types with one scale per
+/// block have another order (Q4_0 and the like, not Q4_K); Q8_0 gains little.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The model: a GGUF file, a folder with one, or the name of a model in the model folder

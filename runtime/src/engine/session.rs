@@ -400,7 +400,7 @@ impl Session {
             }
             None => {
                 self.keep(start);
-                error.into()
+                self.model.explained(error).into()
             }
         }
     }

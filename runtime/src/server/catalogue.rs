@@ -16,7 +16,7 @@ use super::app::{App, unix_seconds};
 use super::error::Problem;
 use super::log;
 use super::options::ServerError;
-use crate::engine::{Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling};
+use crate::engine::{Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate};
 
 /// After a model could not be loaded, all who ask for it are told so for this time without trying again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -30,6 +30,8 @@ pub struct Served {
     pub name: String,
     /// How tokens are chosen where a request does not say.
     pub sampling: Sampling,
+    /// How tokens are guessed ahead where a request does not say.
+    pub speculate: Speculate,
     /// Load it when it is asked for, not at the start.
     pub is_on_demand: bool,
     /// Never unload it to make room or because it idles.
@@ -39,7 +41,7 @@ pub struct Served {
 impl Served {
     /// A model that is loaded at the start and may give way to others.
     pub fn new(name: String, sampling: Sampling) -> Self {
-        Self { name, sampling, is_on_demand: false, is_pinned: false }
+        Self { name, sampling, speculate: Speculate::Off, is_on_demand: false, is_pinned: false }
     }
 }
 
@@ -48,6 +50,7 @@ pub(super) struct Hosted {
     pub(super) name: String,
     pub(super) engine: Engine,
     pub(super) sampling: Sampling,
+    pub(super) speculate: Speculate,
     /// Seconds since 1970 when it was loaded.
     pub(super) created: u64,
     /// Known some time after loading: it reads the whole file.
@@ -58,8 +61,16 @@ pub(super) struct Hosted {
 
 impl Hosted {
     /// A model that was loaded just now.
-    pub(super) fn new(name: String, engine: Engine, sampling: Sampling) -> Self {
-        Self { name, engine, sampling, created: unix_seconds(), hash: OnceLock::new(), stall: Mutex::new(None) }
+    pub(super) fn new(served: &Served, engine: Engine) -> Self {
+        Self {
+            name: served.name.clone(),
+            engine,
+            sampling: served.sampling.clone(),
+            speculate: served.speculate,
+            created: unix_seconds(),
+            hash: OnceLock::new(),
+            stall: Mutex::new(None),
+        }
     }
 
     /// Build and model, short; `None` until the file's hash is known.
@@ -275,7 +286,7 @@ impl Catalogue {
             return Err(ServerError::Trial { name: name(), reason });
         }
         self.models.pin(&served.name, served.is_pinned);
-        Ok(Arc::new(Hosted::new(name(), engine, served.sampling.clone())))
+        Ok(Arc::new(Hosted::new(served, engine)))
     }
 
     /// Unloads what idles, and lets go of what was unloaded to make room.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::catalogue::Hosted;
+use super::catalogue::{Hosted, Served};
 use super::turn::{self, Calls, Marks, Piece, Tool, Turn};
 use crate::engine::{Engine, Sampling};
 
@@ -28,7 +28,7 @@ pub struct Bodies {
 impl Bodies {
     /// Requests to this model.
     pub fn new(engine: Engine) -> Self {
-        Self { hosted: Hosted::new("pocket".to_owned(), engine, Sampling::default()) }
+        Self { hosted: Hosted::new(&Served::new("pocket".to_owned(), Sampling::default()), engine) }
     }
 
     /// Reads a body.

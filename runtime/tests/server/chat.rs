@@ -91,6 +91,7 @@ fn every_field_has_its_range() {
         json!({ "top_k": 3, "min_p": 0.1, "typical_p": 0.9, "repetition_penalty": 1.1, "priority": "high" }),
         json!({ "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "xtc_probability": 0.1 }),
         json!({ "mirostat_tau": 5, "deadline_ms": 60_000, "supersede_key": "k", "reproducible": true, "top_logprobs": null }),
+        json!({ "speculate": "lookup" }),
     ];
     for more in good {
         let reply = post(server.address, PATH, &ask(more.clone()));
@@ -118,6 +119,7 @@ fn every_field_has_its_range() {
         json!({ "service_tier": "flex" }),
         json!({ "stream_options": { "include_usage": true } }),
         json!({ "priority": "urgent" }),
+        json!({ "speculate": "draft" }),
         json!({ "mirostat_eta": 0.1 }),
         json!({ "stream": "yes" }),
         json!({ "tools": [] }),
@@ -212,6 +214,28 @@ fn the_same_seed_gives_the_same_answer_and_choices_differ() {
     assert_eq!(first, answers(7));
     assert_ne!(first, answers(-7));
     assert!(first[0] != first[1] || first[1] != first[2]);
+}
+
+#[test]
+fn guesses_ahead_change_no_text_and_are_counted() {
+    let server = serve(&["--speculate", "lookup"]);
+    let answer = |how: &str| {
+        let request = ask(json!({ "speculate": how, "max_tokens": 200, "ignore_eos": true }));
+        let answer = post(server.address, PATH, &request).json(200);
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let guessed = || {
+        let page = get(server.address, "/metrics").body;
+        let of = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+        page.lines().filter(|line| line.starts_with("farpost_speculated_tokens_total")).map(of).sum::<f64>()
+    };
+    let plain = answer("off");
+    assert_eq!(guessed(), 0.0);
+    assert_eq!(answer("lookup"), plain);
+    assert!(guessed() > 0.0, "nothing repeats in {plain:?}");
+    let before = guessed();
+    post(server.address, PATH, &ask(json!({ "max_tokens": 200, "ignore_eos": true }))).json(200);
+    assert!(guessed() > before, "the server's own choice is not used");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use farpost_models::gguf::File;
 
 use crate::console::Console;
 use crate::exit::Failure;
-use crate::generation::MemoryArgs;
+use crate::generation::{MemoryArgs, SpeculateChoice};
 use crate::machine::Machine;
 use crate::model::{self, ModelArgs};
 use crate::pack::{self, PackArgs};
@@ -45,6 +45,9 @@ pub struct ModelsArgs {
     /// Keep keys and values of N tokens over all answers [default: of four contexts]
     #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
     kv_tokens: Option<usize>,
+    /// Guess tokens ahead where a text repeats itself (lookup); each is chosen as without. Requests may say otherwise
+    #[arg(long, value_name = "HOW", default_value = "off")]
+    speculate: SpeculateChoice,
     #[command(flatten)]
     memory: MemoryArgs,
 }
@@ -90,7 +93,12 @@ impl ModelsArgs {
             // The built-in model writes commands: it takes the best, as everywhere.
             let sampling = if named.is_built_in() { Sampling::greedy() } else { Sampling::default() };
             let (is_on_demand, is_pinned) = (wanted.is_on_demand, wanted.is_pinned);
-            served.push(Served { is_on_demand, is_pinned, ..Served::new(name.clone(), sampling) });
+            served.push(Served {
+                speculate: self.speculate.0,
+                is_on_demand,
+                is_pinned,
+                ..Served::new(name.clone(), sampling)
+            });
             openings.insert(name, self.opening(wanted, path, console)?);
         }
         let options = ModelsOptions {

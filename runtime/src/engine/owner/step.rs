@@ -64,7 +64,7 @@ impl Owner {
             {
                 return Err(EngineError::Changed(changed));
             }
-            return Err(error.into());
+            return Err(self.model.explained(error).into());
         }
         let n_rows = self.batch.rows.len();
         let positions = self.batch.rows.iter().map(|row| row.position + 1).sum();

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use crate::engine::{GenerateOptions, Grammar, MOST_CHOICES, Mirostat, Priority, Request, Sampling, fresh_seed};
+use crate::engine::{
+    GenerateOptions, Grammar, MOST_CHOICES, Mirostat, Priority, Request, Sampling, Speculate, fresh_seed,
+};
 use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::guard::Visit;
@@ -41,6 +43,7 @@ impl Asked {
             stop: stops(fields)?,
             grammar: form(fields)?,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
+            speculate: speculate(fields)?.unwrap_or(hosted.speculate),
             ..GenerateOptions::default()
         };
         let priority = match fields.string("priority")? {
@@ -216,6 +219,18 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, Problem> {
         }
     }
     Ok(stops)
+}
+
+/// Whether tokens are guessed ahead.
+fn speculate(fields: &mut Fields) -> Result<Option<Speculate>, Problem> {
+    Ok(match fields.string("speculate")?.as_deref() {
+        None => None,
+        Some("off") => Some(Speculate::Off),
+        Some("lookup") => Some(Speculate::lookup()),
+        Some(other) => {
+            return Err(Invalid::of("speculate", format!("is {other:?}, expected \"off\" or \"lookup\"")).into());
+        }
+    })
 }
 
 fn sampling(fields: &mut Fields, default: &Sampling) -> Result<Sampling, Problem> {
