@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::http::{post, post_text};
+use crate::http::{get, post, post_text};
 use crate::program::{Running, serve};
 
 pub const PATH: &str = "/v1/chat/completions";
