@@ -7,7 +7,8 @@ import select
 import subprocess
 import time
 
-PROMPT = "The quick brown fox jumps over the lazy dog, and then it does so again."
+# 16 tokens or so: the synthetic vocabulary, which knows few English words, makes of four what others make of a sentence.
+PROMPT = "The quick brown fox"
 # Nearly fills the context with the synthetic vocabulary, which knows few English words: 36 tokens a sentence.
 LONG_PROMPT = "the quick brown fox jumps over the lazy dog; " * 55
 CONTEXT = 2048
