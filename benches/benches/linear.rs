@@ -9,7 +9,8 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use farpost_benches::{Random, random_weight, roof};
 use farpost_kernels::cpu::isa::Isa;
-use farpost_kernels::cpu::linear::{Input, OutRows, Scratch, input_kind, multiply};
+use farpost_kernels::cpu::linear::{Input, OutRows, Scratch, input_kind, multiply, order_for};
+use farpost_kernels::order::Order;
 use farpost_kernels::tensor::{DType, Weight};
 
 const COLS: usize = 2048;
@@ -62,7 +63,7 @@ fn roofs(criterion: &mut Criterion) {
 
 fn products(criterion: &mut Criterion) {
     for (name, input_rows, weights) in [
-        ("one row", 1, 64 << 20),
+        ("one row", 1, 256 << 20),
         ("4 rows", 4, 16 << 20),
         ("8 rows", 8, 16 << 20),
         ("16 rows", 16, 16 << 20),
@@ -79,14 +80,20 @@ fn products(criterion: &mut Criterion) {
                     Throughput::Bytes(weight_bytes as u64)
                 };
                 group.throughput(throughput);
-                // Made when the bench runs, so that a filter costs nothing for the others.
-                let mut product = None;
-                group.bench_function(format!("{dtype} {isa}"), |bencher| {
-                    let product = product.get_or_insert_with(|| {
-                        Product::new(isa, random_weight(dtype, n_weights / COLS, COLS), input_rows)
+                let packed = Some(order_for(isa, dtype)).filter(|&order| order != Order::Rows);
+                for order in std::iter::once(Order::Rows).chain(packed) {
+                    let packed = if order == Order::Rows { "" } else { " packed" };
+                    // Made when the bench runs, so that a filter costs nothing for the others.
+                    let mut product = None;
+                    group.bench_function(format!("{dtype} {isa}{packed}"), |bencher| {
+                        let product = product.get_or_insert_with(|| {
+                            // Random bits are as good in either order.
+                            let weight = random_weight(dtype, n_weights / COLS, COLS).in_order(order);
+                            Product::new(isa, weight.expect("the type has this order"), input_rows)
+                        });
+                        bencher.iter(|| product.run(isa));
                     });
-                    bencher.iter(|| product.run(isa));
-                });
+                }
             }
         }
         group.finish();
