@@ -64,13 +64,18 @@ impl Machine {
             total_bytes: kib(&memory, "MemTotal"),
             available_bytes: kib(&memory, "MemAvailable"),
             limit_bytes: group_limit(),
-            load: std::fs::read_to_string("/proc/loadavg").ok().as_deref().and_then(load),
+            load: load_now(),
         }
     }
 
     /// The load, where other programs leave less than half of the machine to this one.
     pub fn busy(&self) -> Option<f64> {
-        self.load.filter(|&load| load > self.n_processors.unwrap_or(self.n_cores) as f64 / 2.0)
+        self.busy_at(self.load)
+    }
+
+    /// The same of another load than that found.
+    pub fn busy_at(&self, load: Option<f64>) -> Option<f64> {
+        load.filter(|&load| load > self.n_processors.unwrap_or(self.n_cores) as f64 / 2.0)
     }
 
     /// Memory this program may take now, as far as is known.
@@ -89,6 +94,11 @@ fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
 
 fn kib(text: &str, name: &str) -> Option<u64> {
     field(text, name)?.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Threads of all programs that wanted to run, on average over the last minute.
+pub fn load_now() -> Option<f64> {
+    load(&std::fs::read_to_string("/proc/loadavg").ok()?)
 }
 
 /// The average over a minute, the first of the system's averages.

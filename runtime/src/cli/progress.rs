@@ -72,6 +72,14 @@ impl Progress {
         }
     }
 
+    /// Lets something else be written to standard error, with the bar out of its way.
+    pub fn aside(&self, write: impl FnOnce()) {
+        match &self.way {
+            Way::Bar(bar) => bar.suspend(write),
+            Way::Lines | Way::Silent => write(),
+        }
+    }
+
     fn line(&self, done: u64) -> String {
         let percent = u128::from(done) * 100 / u128::from(self.total.max(1));
         let amounts = match self.unit {

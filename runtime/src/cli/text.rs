@@ -23,6 +23,6 @@ pub fn of_stdin() -> Result<String, Failure> {
 fn checked(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|error| {
         let at = amount::grouped(error.utf8_error().valid_up_to() as u64);
-        Failure::new(Exit::Failed, format_args!("{name}: byte {at} is not UTF-8"))
+        Failure::new(Exit::Failed, format_args!("{name}: byte {at} is not UTF-8, expected text"))
     })
 }

@@ -34,7 +34,8 @@ fn every_test_is_a_line_of_json_with_its_share_of_the_roof() {
         assert_eq!((&line["kv_type"], &line["model"]), (&"f16".into(), &"pocket.gguf (built in)".into()));
         assert_eq!(line["version"], env!("CARGO_PKG_VERSION"));
         assert!(line["model_bytes"].as_u64() > Some(100_000) && line["isa"].is_string());
-        assert!(line.get("verdict").is_none());
+        assert!(line["load"].is_null() || line["load"].as_f64() >= Some(0.0), "{line}");
+        assert!(line.get("verdict").is_none() && line.get("before_model").is_none());
     }
 }
 
@@ -97,12 +98,41 @@ fn a_run_is_compared_with_an_earlier_one() {
         })
         .collect();
     let file = folder.with("before.jsonl", edited.as_bytes());
-    let ran = lines(&farpost(&[&args[..], &["--compare", &file]].concat()));
-    assert_eq!(ran.iter().map(|line| &line["verdict"]).collect::<Vec<_>>(), ["faster", "slower"]);
+    let alike = farpost(&[&args[..], &["--compare", &file]].concat());
+    let ran = lines(&alike);
+    for (line, direction) in ran.iter().zip(["faster", "slower"]) {
+        // Two repetitions on a machine with other work may be far apart.
+        let noise = line["noise"].as_f64().unwrap();
+        assert_eq!(line["verdict"], if noise > 0.25 { "unclear" } else { direction }, "{line}");
+        for field in ["model", "isa", "packed", "activations"] {
+            assert_eq!(line[format!("before_{field}")], line[field], "{line}");
+        }
+    }
     assert!(ran[0]["ratio"].as_f64() > Some(1.0) && ran[1]["ratio"].as_f64() < Some(1.0));
-    let table = farpost(&["bench", "--pp", "8,9", "-r", "1", "--threads", "1", "--compare", &file]);
-    assert!(table.done().contains("verdict") && table.text().contains("unclear"), "{}", table.text());
+    assert!(!alike.err.contains("before.jsonl"), "{}", alike.err);
+}
+
+#[test]
+fn what_a_run_is_compared_with_is_told_where_it_is_not_the_same() {
+    let folder = Folder::new("unlike");
+    let before = r#"{"test":"pp8","model":"other.gguf","threads":1,"kv_type":"f16","tokens_per_second":1.5,"isa":"none","packed":null,"activations":"int16"}"#;
+    let file = folder.with("before.jsonl", before.as_bytes());
+    let args = ["bench", "--pp", "8,9", "-r", "1", "--warmup", "0", "--threads", "1", "--compare", &file];
+    let table = finish(command(&args).env("FARPOST_CPU", "scalar"), b"");
+    assert!(table.done().contains("verdict") && table.text().contains("unclear (measured once)"), "{}", table.text());
     assert!(table.text().lines().any(|line| line.starts_with("  pp9") && line.ends_with('-')), "{}", table.text());
+    let notes = [
+        "before.jsonl: not measured alike: model was other.gguf and is pocket.gguf (built in), instruction set was none \
+         and is scalar, type of activations was int16 and is auto\n",
+        "before.jsonl: no such test in it: pp9 (1 thread, f16)\n",
+    ];
+    assert!(notes.iter().all(|note| table.err.contains(note)), "{}", table.err);
+    let lines = lines(&farpost(&[&args[..], &["--json", "--quiet"]].concat()));
+    let fields = ["before_model", "before_isa", "before_packed", "before_activations", "noise"];
+    let null = serde_json::Value::Null;
+    let expected = ["other.gguf".into(), "none".into(), null.clone(), "int16".into(), null.clone()];
+    assert_eq!(fields.map(|field| lines[0].get(field)), expected.each_ref().map(Some), "{}", lines[0]);
+    assert_eq!(fields.map(|field| lines[1].get(field)), [Some(&null); 5], "{}", lines[1]);
 }
 
 #[test]
@@ -115,6 +145,10 @@ fn what_cannot_be_measured_is_refused_with_the_reason() {
     let file = folder.with("x.jsonl", b"{\"test\":1}\n");
     let ran = farpost(&["bench", "--compare", &file]);
     assert!(ran.error(1).ends_with("x.jsonl: line 1: field 'test' is 1, expected a text"), "{}", ran.err);
+    let file = folder.with("x.bin", b"\x7fELF\xff");
+    let ran = farpost(&["bench", "--compare", &file]);
+    assert!(ran.error(1).ends_with("x.bin: byte 4 is not UTF-8, expected text"), "{}", ran.err);
+    assert!(ran.err.contains("hint: write such a file with 'farpost bench --json > FILE'"), "{}", ran.err);
     assert!(farpost(&["bench", "--compare", "/no/such"]).error(1).starts_with("/no/such: cannot read it"));
     for (args, expected) in [
         (["--pp", "0"], "expected a whole number, 1 or more"),
@@ -138,13 +172,36 @@ fn the_number_of_threads_may_stand_before_the_command_and_the_instructions_are_t
     assert_eq!((&line["threads"], &line["isa"]), (&2.into(), &"scalar".into()));
 }
 
+/// Names of the tests in a table or in Markdown.
+fn rows(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter_map(|line| line.trim_start_matches(['|', ' ']).split(' ').next())
+        .skip_while(|name| *name != "test")
+        .collect()
+}
+
 #[test]
-fn ctrl_c_ends_it_with_130() {
-    let args = ["bench", "--pp", "256", "-r", "10000", "--verbose"];
+fn ctrl_c_ends_it_with_130_and_what_was_measured_is_told() {
+    // The second test takes hundreds of times as long as the first.
+    let args = ["bench", "--tg", "1,255", "-r", "1", "--warmup", "300", "--verbose"];
     let mut child = command(&args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    // The note comes once signals are listened to.
+    // The notes come once signals are listened to.
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("measuring 1 test of pocket")));
+    assert!(lines.any(|line| line.unwrap().contains("measuring 2 tests of pocket")));
+    assert!(lines.any(|line| line.unwrap().starts_with("tg1 (")));
     interrupt(&child);
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let ended = child.wait_with_output().unwrap();
+    let text = String::from_utf8(ended.stdout).unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    assert!(text.starts_with("pocket.gguf (built in), ") && rows(&text) == ["test", "tg1"], "{text}");
+}
+
+#[test]
+fn a_test_that_fails_takes_no_earlier_one_with_it() {
+    // Keys and values of 256 sequences take 9 MiB as q8_0 and 33 as f32.
+    let args = ["bench", "--tg", "1", "--batch", "256", "--depth", "200", "--kv-type", "q8_0,f32", "-r", "1"];
+    let options = ["--warmup", "0", "--threads", "1", "--memory-cap", "20M"];
+    let ran = farpost(&[&args[..], &options, &["--output", "markdown"]].concat());
+    assert_eq!((ran.code, rows(ran.text())), (Some(4), vec!["test", "---", "tg1@b256@d200"]), "{}", ran.text());
+    assert!(ran.text().contains("| q8_0 |") && ran.err.contains("error: out of memory"), "{}{}", ran.text(), ran.err);
 }

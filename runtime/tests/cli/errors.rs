@@ -149,7 +149,7 @@ fn input_that_is_no_text_is_refused_with_its_place() {
     let folder = Folder::new("latin");
     let path = folder.with("latin.txt", b"caf\xe9");
     let line = farpost(&["tokenize", "--file", &path]).error(1).to_owned();
-    assert!(line.ends_with("latin.txt: byte 3 is not UTF-8"), "{line}");
+    assert!(line.ends_with("latin.txt: byte 3 is not UTF-8, expected text"), "{line}");
     let line = farpost(&["tokenize", "--decode", "1 2 4294967296"]).error(2).to_owned();
     assert_eq!(line, "id 4294967296 is outside the vocabulary of 1,024 tokens");
     for word in ["abc", "-1", "1.5", "0x10"] {

@@ -49,6 +49,12 @@ fn a_packed_model_gives_the_same_answer_and_says_where_it_reads() {
         let (own, with) = (run(&path, &["--unpacked"]), run(&path, &["--verbose"]));
         assert_eq!(with.json()["ids"], own.json()["ids"]);
         assert!(with.err.contains(&format!("packed file: used: {packed}")), "{}", with.err);
+        let bench = ["bench", "-m", &path, "--tg", "1", "-r", "1", "--warmup", "0"];
+        for (options, is_used) in [(&[][..], true), (&["--unpacked"], false)] {
+            let ran = finish(command(&[&bench[..], options].concat()).env("FARPOST_CPU", "avx512"), b"");
+            let says = ran.done().contains(&format!("\nweights read from the packed file {packed}\n"));
+            assert_eq!(says, is_used, "{}", ran.text());
+        }
         fs::remove_file(&packed).unwrap();
         let absent = run(&path, &["--verbose"]);
         assert_eq!(absent.json()["ids"], own.json()["ids"]);

@@ -3,12 +3,13 @@
 mod compare;
 mod energy;
 mod measure;
+mod remarks;
 mod report;
 mod statistics;
 mod work;
 mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use farpost::Model;
 use farpost::engine::EngineError;
@@ -20,13 +21,14 @@ use super::console::Console;
 use super::exit::Failure;
 use super::generation::{ActivationsChoice, KvChoice};
 use super::interrupt::Interrupt;
-use super::machine::Machine;
+use super::machine::{Machine, load_now};
 use super::pack::PackArgs;
 use super::progress::{Progress, Unit};
 use super::{amount, device, model};
 use compare::{Earlier, compare};
 use energy::Counters;
-use measure::{Bench, Course, Repetitions, Settings};
+use measure::{Bench, Course, Outcome, Repetitions, Settings};
+use remarks::Remarks;
 use report::{About, Format, Line};
 use work::Rates;
 use workload::{Lists, Workload};
@@ -40,7 +42,8 @@ const DEFAULT_GENERATED: u32 = 64;
 /// Prompts (pp) run in steps of up to 512 tokens, writing (tg) one token a step in each sequence; the tokens are made
 /// up. Options with lists (comma-separated) are combined, each combination being a test. Beside every repetition the
 /// machine's roof is measured: bytes read from memory, int8 and f32 multiply-adds a second, on the same threads.
-/// Results are medians; their spread is that of the middle half of the repetitions, as a share of the median.
+/// Results are medians; their spread is that of the middle half of the repetitions (of fewer than five, of all), as a
+/// share of the median.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -132,7 +135,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let about = About {
         model: &model,
         isa: isa.name(),
-        processor: machine.processor.clone(),
+        machine: &machine,
         repetitions: args.repetitions().counted,
         has_energy: counters.is_some(),
         compares: earlier.is_some(),
@@ -147,22 +150,26 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let mut progress = Progress::new(console, "measuring", n_tokens, Unit::Tokens);
     let mut course = Course { progress: &mut progress, interrupt: &interrupt, done: 0 };
     let mut told = Told::new(args, &about, console);
-    for &threads in &threads {
-        let mut roof = Roof::new(isa, threads, machine.most_bytes()).map_err(EngineError::from)?;
-        told.roofs.push((threads, measure::first_look(&mut roof)?));
-        for &KvChoice(kv_type) in &args.kv_type {
-            let settings = Settings { threads, kv_type, activations: args.activations.0, memory_cap: cap(args) };
-            let mut bench = Bench::new(&model, &Cpu::new(isa), &workloads, settings)?;
-            for workload in &workloads {
-                let outcome = bench.run(workload, args.repetitions(), &mut roof, counters.as_ref(), &mut course)?;
-                let now = outcome.measured(model.name());
-                let before = earlier.as_ref().and_then(|earlier| earlier.find(&now));
-                told.add(Line { comparison: before.map(|before| compare(&now, before)), outcome })?;
+    let mut measure = || {
+        for &threads in &threads {
+            let mut roof = Roof::new(isa, threads, machine.most_bytes()).map_err(EngineError::from)?;
+            told.roofs.push((threads, measure::first_look(&mut roof)?));
+            for &KvChoice(kv_type) in &args.kv_type {
+                let settings = Settings { threads, kv_type, activations: args.activations.0, memory_cap: cap(args) };
+                let mut bench = Bench::new(&model, &Cpu::new(isa), &workloads, settings)?;
+                for workload in &workloads {
+                    let outcome = bench.run(workload, args.repetitions(), &mut roof, counters.as_ref(), &mut course)?;
+                    course.progress.aside(|| console.detail(&report::in_short(&outcome)));
+                    told.add(outcome, earlier.as_ref())?;
+                }
             }
         }
-    }
+        Ok(())
+    };
+    let measured: Result<(), Failure> = measure();
     drop(progress);
-    told.finish()
+    // Whatever ended it, what was measured before is told; why it ended counts more than that it could not be told.
+    measured.and(told.finish())
 }
 
 /// Better refused than killed: by default what is available now.
@@ -185,15 +192,38 @@ struct Told<'a> {
     console: &'a Console,
     roofs: Vec<(usize, Rates)>,
     lines: Vec<Line>,
+    /// The file with an earlier run.
+    compared: Option<&'a Path>,
+    remarks: Remarks,
 }
 
 impl<'a> Told<'a> {
-    fn new(args: &Args, about: &'a About<'a>, console: &'a Console) -> Self {
+    fn new(args: &'a Args, about: &'a About<'a>, console: &'a Console) -> Self {
         let default = if console.is_json() { Format::Jsonl } else { Format::Table };
-        Self { format: args.output.unwrap_or(default), about, console, roofs: Vec::new(), lines: Vec::new() }
+        Self {
+            format: args.output.unwrap_or(default),
+            about,
+            console,
+            roofs: Vec::new(),
+            lines: Vec::new(),
+            compared: args.compare.as_deref(),
+            remarks: Remarks::default(),
+        }
     }
 
-    fn add(&mut self, line: Line) -> Result<(), Failure> {
+    /// Threads of other programs that wanted to run: as found at first or, if more, now less all of this run's own. So
+    /// a run does not find the machine busy with itself.
+    fn load(&self) -> Option<f64> {
+        let own = self.roofs.iter().map(|&(threads, _)| threads).max().unwrap_or(0) as f64;
+        let now = load_now().map(|load| load - own);
+        [self.about.machine.load, now].into_iter().flatten().reduce(f64::max)
+    }
+
+    fn add(&mut self, outcome: Outcome, earlier: Option<&Earlier>) -> Result<(), Failure> {
+        let now = outcome.measured(self.about);
+        let comparison = earlier.and_then(|earlier| earlier.find(&now)).map(|before| compare(&now, before));
+        self.remarks.add(&now, comparison.as_ref());
+        let line = Line { outcome, comparison, load: self.load() };
         let object = report::json(&line, self.about);
         match self.format {
             Format::Jsonl => self.console.print_json(&object.into())?,
@@ -209,8 +239,15 @@ impl<'a> Told<'a> {
         Ok(())
     }
 
+    /// Tells what is whole only now; nothing where no test came to its end.
     fn finish(self) -> Result<(), Failure> {
-        let heading = report::heading(self.about, &self.roofs);
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        for note in self.compared.map(|file| self.remarks.notes(file)).unwrap_or_default() {
+            self.console.note(&note);
+        }
+        let heading = report::heading(self.about, &self.roofs, &self.lines);
         match self.format {
             Format::Jsonl | Format::Csv => Ok(()),
             Format::Table => {

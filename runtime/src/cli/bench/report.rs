@@ -10,6 +10,7 @@ use super::work::Rates;
 use crate::amount;
 use crate::columns::{Side, aligned};
 use crate::console::Paint;
+use crate::machine::Machine;
 use crate::plain::one_line;
 
 /// How results are written.
@@ -30,7 +31,8 @@ pub enum Format {
 pub struct About<'a> {
     pub model: &'a Model,
     pub isa: &'static str,
-    pub processor: Option<String>,
+    /// As it was before anything was measured.
+    pub machine: &'a Machine,
     pub repetitions: usize,
     /// There are energy counters.
     pub has_energy: bool,
@@ -43,16 +45,22 @@ pub struct About<'a> {
 pub struct Line {
     pub outcome: Outcome,
     pub comparison: Option<Comparison>,
+    /// Threads of other programs that wanted to run, on average over a minute.
+    pub load: Option<f64>,
 }
 
 impl Outcome {
     /// The figures that comparing needs.
-    pub fn measured(&self, model: &str) -> Measured {
+    pub fn measured(&self, about: &About<'_>) -> Measured {
+        let packed = crate::pack::path_in_use(about.model.packed());
         Measured {
             test: self.workload.to_string(),
-            model: model.to_owned(),
+            model: about.model.name().to_owned(),
             threads: self.threads as u64,
             kv_type: self.kv_type.name().to_owned(),
+            isa: Some(about.isa.to_owned()),
+            activations: Some(self.activations.name().to_owned()),
+            packed: packed.map(|path| path.display().to_string()),
             tokens_per_second: median(&self.rates),
             spread: spread(&self.rates),
             roof_share: self.shares.as_deref().map(median),
@@ -64,10 +72,18 @@ impl Outcome {
     }
 }
 
+/// One test in a few words.
+pub fn in_short(outcome: &Outcome) -> String {
+    let threads = amount::count(outcome.threads as u64, "thread");
+    let (test, kv_type) = (outcome.workload, outcome.kv_type.name());
+    format!("{test} ({threads}, {kv_type}): {} tokens/s", rate(median(&outcome.rates)))
+}
+
 /// One test as a JSON object without nesting.
 pub fn json(line: &Line, about: &About<'_>) -> Map<String, Json> {
-    let Line { outcome, comparison } = line;
-    let measured = outcome.measured(about.model.name());
+    let Line { outcome, comparison, load } = line;
+    let comparison = comparison.as_ref();
+    let measured = outcome.measured(about);
     let read = outcome.roofs.iter().map(|roof| roof.read_bytes_per_second).collect::<Option<Vec<f64>>>();
     let mut object = Map::new();
     let mut set = |name: &str, value: Json| object.insert(name.to_owned(), value);
@@ -80,9 +96,15 @@ pub fn json(line: &Line, about: &About<'_>) -> Map<String, Json> {
         set("tokens_per_joule", json!(outcome.tokens_per_joule));
     }
     if about.compares {
-        set("before_tokens_per_second", json!(comparison.map(|comparison| comparison.before_tokens_per_second)));
+        let before = comparison.map(|comparison| &comparison.before);
+        set("before_tokens_per_second", json!(before.map(|before| before.tokens_per_second)));
         set("ratio", json!(comparison.map(|comparison| comparison.ratio)));
+        set("noise", json!(comparison.and_then(|comparison| comparison.noise)));
         set("verdict", json!(comparison.map(|comparison| comparison.verdict.name())));
+        set("before_model", json!(before.map(|before| &before.model)));
+        set("before_isa", json!(before.map(|before| &before.isa)));
+        set("before_packed", json!(before.map(|before| &before.packed)));
+        set("before_activations", json!(before.map(|before| &before.activations)));
     }
     set("prompt_tokens", json!(outcome.workload.prompt));
     set("generated_tokens", json!(outcome.workload.generated));
@@ -92,7 +114,7 @@ pub fn json(line: &Line, about: &About<'_>) -> Map<String, Json> {
     set("model_bytes", json!(about.model.file().size_bytes()));
     set("threads", json!(measured.threads));
     set("kv_type", json!(measured.kv_type));
-    set("activations", json!(outcome.activations.name()));
+    set("activations", json!(measured.activations));
     set("repetitions", json!(about.repetitions));
     set("samples", json!(outcome.rates));
     set("read_bytes_per_second", json!(read.as_deref().map(median)));
@@ -100,9 +122,10 @@ pub fn json(line: &Line, about: &About<'_>) -> Map<String, Json> {
     let bf16: Option<Vec<f64>> = outcome.roofs.iter().map(|roof| roof.bf16_macs_per_second).collect();
     set("bf16_macs_per_second", json!(bf16.as_deref().map(median)));
     set("f32_macs_per_second", json!(outcome.roof(|roof| roof.f32_macs_per_second)));
-    set("isa", json!(about.isa));
-    set("packed", json!(crate::pack::path_in_use(about.model.packed())));
-    set("processor", json!(about.processor));
+    set("isa", json!(measured.isa));
+    set("packed", json!(measured.packed));
+    set("processor", json!(about.machine.processor));
+    set("load", json!(load));
     set("version", json!(env!("CARGO_PKG_VERSION")));
     object
 }
@@ -124,8 +147,8 @@ fn quoted(text: &str) -> String {
 }
 
 /// What was measured on what: the lines above a table.
-pub fn heading(about: &About<'_>, roofs: &[(usize, Rates)]) -> Vec<String> {
-    let processor = about.processor.as_deref().unwrap_or("unknown processor");
+pub fn heading(about: &About<'_>, roofs: &[(usize, Rates)], lines_below: &[Line]) -> Vec<String> {
+    let processor = about.machine.processor.as_deref().unwrap_or("unknown processor");
     let size = amount::bytes(about.model.file().size_bytes());
     let mut lines = vec![format!(
         "{}, {size}; farpost {} ({}) on {}; {}",
@@ -135,6 +158,9 @@ pub fn heading(about: &About<'_>, roofs: &[(usize, Rates)]) -> Vec<String> {
         one_line(processor),
         amount::count(about.repetitions as u64, "repetition"),
     )];
+    if let Some(path) = crate::pack::path_in_use(about.model.packed()) {
+        lines.push(format!("weights read from the packed file {}", one_line(&path.display().to_string())));
+    }
     for (threads, roof) in roofs {
         let read = match roof.read_bytes_per_second {
             Some(rate) => format!("reads {:.1} GB/s", rate / 1e9),
@@ -147,6 +173,10 @@ pub fn heading(about: &About<'_>, roofs: &[(usize, Rates)]) -> Vec<String> {
             roof.int8_macs_per_second / 1e9,
             roof.f32_macs_per_second / 1e9,
         ));
+    }
+    let most = lines_below.iter().filter_map(|line| line.load).reduce(f64::max);
+    if let Some(load) = about.machine.busy_at(most) {
+        lines.push(format!("measured while the machine was busy (load {load:.1}); alone it may be faster"));
     }
     lines
 }
@@ -172,7 +202,8 @@ fn titles(about: &About<'_>) -> Vec<(&'static str, Side)> {
 }
 
 fn cells(line: &Line, about: &About<'_>) -> Vec<String> {
-    let measured = line.outcome.measured(about.model.name());
+    let measured = line.outcome.measured(about);
+    let comparison = line.comparison.as_ref();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let mut cells = vec![
         measured.test,
@@ -187,11 +218,20 @@ fn cells(line: &Line, about: &About<'_>) -> Vec<String> {
         cells.push(or_dash(line.outcome.tokens_per_joule.map(rate)));
     }
     if about.compares {
-        cells.push(or_dash(line.comparison.map(|comparison| rate(comparison.before_tokens_per_second))));
-        cells.push(or_dash(line.comparison.map(|comparison| format!("{:.3}", comparison.ratio))));
-        cells.push(or_dash(line.comparison.map(|comparison| comparison.verdict.name().to_owned())));
+        cells.push(or_dash(comparison.map(|comparison| rate(comparison.before.tokens_per_second))));
+        cells.push(or_dash(comparison.map(|comparison| format!("{:.3}", comparison.ratio))));
+        cells.push(or_dash(comparison.map(verdict)));
     }
     cells
+}
+
+/// A verdict with the noise it allows for.
+fn verdict(comparison: &Comparison) -> String {
+    let name = comparison.verdict.name();
+    match comparison.noise {
+        Some(noise) => format!("{name} (noise {:.1} %)", noise * 100.0),
+        None => format!("{name} (measured once)"),
+    }
 }
 
 /// A rate with at least three digits.

@@ -17,10 +17,14 @@ pub fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// How far the middle half of the values reaches (upper quartile less lower quartile), as a share of the median;
-/// `None` of fewer than two.
+/// With fewer values than this, quartiles hide most of how far values lie apart.
+const FEWEST_FOR_QUARTILES: usize = 5;
+
+/// How far the middle half of the values reaches (upper quartile less lower quartile), of fewer than five how far all
+/// of them do, as a share of the median; `None` of fewer than two.
 pub fn spread(values: &[f64]) -> Option<f64> {
-    (values.len() >= 2).then(|| (quantile(values, 0.75) - quantile(values, 0.25)) / median(values))
+    let (low, high) = if values.len() < FEWEST_FOR_QUARTILES { (0.0, 1.0) } else { (0.25, 0.75) };
+    (values.len() >= 2).then(|| (quantile(values, high) - quantile(values, low)) / median(values))
 }
 
 #[cfg(test)]
@@ -36,11 +40,12 @@ mod tests {
     }
 
     #[test]
-    fn the_spread_is_that_of_the_middle_half() {
+    fn the_spread_is_that_of_the_middle_half_and_of_few_values_that_of_all() {
         // Quartiles 9 and 11; the two outside change nothing.
         assert_eq!(spread(&[10.0, 9.0, 11.0, 1.0, 100.0]), Some(0.2));
+        assert_eq!(spread(&[10.0, 9.0, 11.0, 1.0]), Some(10.0 / 9.5));
         assert_eq!(spread(&[10.0, 10.0, 10.0]), Some(0.0));
-        assert_eq!(spread(&[9.0, 11.0]), Some(0.1));
+        assert_eq!(spread(&[9.0, 11.0]), Some(0.2));
         assert_eq!(spread(&[10.0]), None);
     }
 }
