@@ -4,6 +4,8 @@ mod compare;
 mod energy;
 mod measure;
 mod report;
+#[cfg(feature = "server")]
+mod serve;
 mod statistics;
 mod work;
 mod workload;
@@ -42,7 +44,11 @@ const DEFAULT_GENERATED: u32 = 64;
 /// machine's roof is measured: bytes read from memory, int8 and f32 multiply-adds a second, on the same threads.
 /// Results are medians; their spread is that of the middle half of the repetitions, as a share of the median.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
+    #[cfg(feature = "server")]
+    #[command(subcommand)]
+    other: Option<Other>,
     #[command(flatten)]
     model: model::ModelArgs,
     #[command(flatten)]
@@ -90,6 +96,13 @@ pub struct Args {
     compare: Option<PathBuf>,
 }
 
+/// What else can be measured.
+#[cfg(feature = "server")]
+#[derive(clap::Subcommand, Debug)]
+enum Other {
+    Serve(Box<serve::Args>),
+}
+
 impl Args {
     /// The tests, of which every one fits the model.
     fn workloads(&self, model: &Model) -> Result<Vec<Workload>, Failure> {
@@ -123,6 +136,10 @@ impl Args {
 
 /// Measures with progress.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    #[cfg(feature = "server")]
+    if let Some(Other::Serve(args)) = &args.other {
+        return serve::run(args, console);
+    }
     let earlier = args.compare.as_deref().map(Earlier::read).transpose()?;
     let isa = Isa::choose(device::forced_isa().as_deref()).map_err(|error| device::refused(&error))?;
     let model = args.model.load(None, args.packed, console)?;
