@@ -102,6 +102,12 @@ pub fn rounded(number: f64) -> f64 {
     (number * 1e3).round() / 1e3
 }
 
+/// A measured number with at least three digits: 0.50, 12.3, 12346.
+pub fn decimal(number: f64) -> String {
+    let decimals = if number < 9.995 { 2 } else { usize::from(number < 999.5) };
+    format!("{number:.decimals$}")
+}
+
 /// A count and what is counted, in the plural where it is one.
 pub fn count(n: u64, singular: &str) -> String {
     if n == 1 { format!("1 {singular}") } else { format!("{} {singular}s", grouped(n)) }
@@ -137,6 +143,14 @@ mod tests {
         }
         assert_eq!([message("4294967296"), message(&"9".repeat(30))], ["expected a smaller number"; 2]);
         assert_eq!(whole::<u16>(1..=256)("257").unwrap_err(), "expected a whole number, 1 to 256");
+    }
+
+    #[test]
+    fn measured_numbers_have_three_digits() {
+        assert_eq!(
+            [0.5, 9.994, 9.996, 12.34, 999.4, 12_345.6].map(decimal),
+            ["0.50", "9.99", "10.0", "12.3", "999.4", "12346"]
+        );
     }
 
     #[test]

@@ -11,8 +11,8 @@ use super::exit::{self, Failure};
 /// To read it: farpost man | man -l -
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The command whose page to print [default: the program's own]
-    command: Option<String>,
+    /// The command whose page to print, such as run or bench serve [default: the program's own]
+    command: Vec<String>,
     /// Write the pages of the program and of all commands to this folder, which is made if it is not there
     #[arg(long, value_name = "FOLDER", conflicts_with = "command")]
     dir: Option<PathBuf>,
@@ -29,16 +29,20 @@ const ENVIRONMENT: [(&str, &str); 3] = [
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let mut root = super::args::command().disable_help_subcommand(true).after_long_help("");
     root.build();
-    match (&args.dir, &args.command) {
-        (Some(folder), _) => write_all(&root, folder),
-        (None, None) => print(root, console),
-        (None, Some(name)) => {
-            let names: Vec<&str> = root.get_subcommands().map(clap::Command::get_name).collect();
-            let unknown =
-                || Failure::usage(format_args!("there is no command '{name}', there are {}", names.join(", ")));
-            print(root.find_subcommand(name).ok_or_else(unknown)?.clone(), console)
-        }
+    if let Some(folder) = &args.dir {
+        std::fs::create_dir_all(folder).map_err(|error| Failure::file(folder, "make the folder", &error))?;
+        return write_all(&root, folder);
     }
+    let mut command = &root;
+    for name in &args.command {
+        let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        let unknown = || match names[..] {
+            [] => Failure::usage(format_args!("there is no command '{name}' within another")),
+            _ => Failure::usage(format_args!("there is no command '{name}', there are {}", names.join(", "))),
+        };
+        command = command.find_subcommand(name).ok_or_else(unknown)?;
+    }
+    print(command.clone(), console)
 }
 
 fn print(command: clap::Command, console: &Console) -> Result<(), Failure> {
@@ -46,21 +50,18 @@ fn print(command: clap::Command, console: &Console) -> Result<(), Failure> {
     console.print_bytes(&page)
 }
 
-fn write_all(root: &clap::Command, folder: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder).map_err(|error| Failure::file(folder, "make the folder", &error))?;
-    let commands = root.get_subcommands().filter(|command| !command.is_hide_set());
-    for command in std::iter::once(root).chain(commands) {
-        let name = command.get_display_name().unwrap_or(command.get_name());
-        let path = folder.join(format!("{name}.1"));
-        let written = page(command.clone()).and_then(|page| std::fs::write(&path, page));
-        written.map_err(|error| Failure::file(&path, "write the manual page", &error))?;
-    }
-    Ok(())
+/// The page of a command, and those of the commands within it.
+fn write_all(command: &clap::Command, folder: &Path) -> Result<(), Failure> {
+    let name = command.get_display_name().unwrap_or(command.get_name());
+    let path = folder.join(format!("{name}.1"));
+    let written = page(command.clone()).and_then(|page| std::fs::write(&path, page));
+    written.map_err(|error| Failure::file(&path, "write the manual page", &error))?;
+    command.get_subcommands().filter(|command| !command.is_hide_set()).try_for_each(|within| write_all(within, folder))
 }
 
 /// One page in roff.
 fn page(command: clap::Command) -> io::Result<Vec<u8>> {
-    let is_root = command.get_subcommands().next().is_some();
+    let has_subcommands = command.get_subcommands().next().is_some();
     let man = clap_mangen::Man::new(command);
     let mut out = Vec::new();
     man.render_title(&mut out)?;
@@ -68,7 +69,7 @@ fn page(command: clap::Command) -> io::Result<Vec<u8>> {
     man.render_synopsis_section(&mut out)?;
     man.render_description_section(&mut out)?;
     man.render_options_section(&mut out)?;
-    if is_root {
+    if has_subcommands {
         man.render_subcommands_section(&mut out)?;
     }
     section(&mut out, "EXIT STATUS", exit::codes().map(|(code, meaning)| (code.to_string(), meaning)));

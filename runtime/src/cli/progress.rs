@@ -17,6 +17,7 @@ const BETWEEN_LINES: Duration = Duration::from_secs(5);
 pub enum Unit {
     Bytes,
     Tokens,
+    Requests,
 }
 
 /// How far some work is. Takes the bar away when dropped.
@@ -85,6 +86,7 @@ impl Progress {
         let amounts = match self.unit {
             Unit::Bytes => format!("{} of {}", amount::bytes(done), amount::bytes(self.total)),
             Unit::Tokens => format!("{} of {}", amount::grouped(done), amount::count(self.total, "token")),
+            Unit::Requests => format!("{} of {}", amount::grouped(done), amount::count(self.total, "request")),
         };
         format!("{}: {percent} % ({amounts})", self.what)
     }
@@ -102,6 +104,7 @@ fn bar(what: &'static str, total: u64, unit: Unit) -> ProgressBar {
     let amounts = match unit {
         Unit::Bytes => "{binary_bytes} of {binary_total_bytes}",
         Unit::Tokens => "{human_pos} of {human_len} tokens",
+        Unit::Requests => "{human_pos} of {human_len} requests",
     };
     let template = format!("{what} {{bar:30}} {{percent:>3}} %  {amounts}  {{eta}} left  {{wide_msg}}");
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -40,7 +40,7 @@ pub use metrics::Metrics;
 pub use models::{LoadError, Loaded, Models, ModelsOptions, OpenModel};
 pub use options::EngineOptions;
 pub use perplexity::{Perplexity, perplexity};
-pub use random::fresh_seed;
+pub use random::{Random, fresh_seed};
 pub use request::{MOST_CHOICES, Priority, Refusal, Request};
 pub use sampler::{Chosen, Logprobs, SampleError, Sampler};
 pub use sampling::{Dry, MOST_LOGPROBS, Mirostat, Sampling, SamplingError, Xtc};

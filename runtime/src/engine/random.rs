@@ -1,4 +1,4 @@
-//! Random numbers for sampling: PCG XSL-RR 128/64 (O'Neill 2014), the same on every platform and forever.
+//! Random numbers for sampling and for made-up loads: PCG XSL-RR 128/64 (O'Neill 2014), the same on every platform and forever.
 //!
 //! A stream is decided by its seed alone, so a seed in a request decides the text. Not for secrets.
 
@@ -8,14 +8,14 @@ const MULTIPLIER: u128 = 0x2360_ED05_1FC6_5DA4_4385_DF64_9FCC_F645;
 
 /// A stream of random bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Random {
+pub struct Random {
     state: u128,
     increment: u128,
 }
 
 impl Random {
     /// The stream of `seed`.
-    pub(super) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self::with_stream(u128::from(seed), 0)
     }
 
@@ -39,7 +39,7 @@ impl Random {
     }
 
     /// A number in [0, 1), one of 2^53.
-    pub(super) fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }

@@ -18,7 +18,7 @@ use super::keys::{Key, Keys, Scope};
 use super::live::Live;
 use super::otlp::Parent;
 use super::quota::{Account, Running, Standing};
-use super::{admin, wire};
+use super::{admin, page, wire};
 
 /// Both ends of a connection.
 #[derive(Clone, Debug)]
@@ -154,8 +154,8 @@ fn enter(app: &App, request: &Request, caller: &mut Caller) -> Result<(), Proble
     let Some(keys) = app.keys.as_ref().map(Live::get) else {
         return if is_admin && !is_near { Err(Problem::Scope(Scope::Admin.name())) } else { Ok(()) };
     };
-    // Whether it lives is no secret. Preflights carry no keys.
-    let is_free = matches!(path, "/healthz" | "/readyz") || (path == "/version" && is_near);
+    // Whether it lives is no secret, nor is a page that has nothing to tell. Preflights carry no keys.
+    let is_free = matches!(path, "/healthz" | "/readyz") || page::has(path) || (path == "/version" && is_near);
     if is_free || (request.method() == Method::OPTIONS && request.headers().contains_key(header::ORIGIN)) {
         return Ok(());
     }

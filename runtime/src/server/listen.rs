@@ -24,7 +24,7 @@ use super::courteous::Courteous;
 use super::guard::{self, Ends};
 use super::options::{ServerError, ServerOptions};
 use super::patient::Patient;
-use super::{admin, health, tls, wire};
+use super::{admin, health, page, tls, wire};
 use crate::engine::Models;
 
 /// Bytes of a request's head, at most.
@@ -155,7 +155,7 @@ impl Drop for StopAtEnd<'_> {
 }
 
 fn router(app: &Arc<App>) -> Router {
-    let routes = wire::or_refuse(wire::routes().merge(health::routes()).merge(admin::routes()));
+    let routes = wire::or_refuse(wire::routes().merge(health::routes()).merge(admin::routes()).merge(page::routes()));
     routes.layer(from_fn_with_state(Arc::clone(app), guard::guard)).with_state(Arc::clone(app))
 }
 

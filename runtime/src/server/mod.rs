@@ -23,6 +23,7 @@ mod log;
 mod metrics;
 mod options;
 mod otlp;
+mod page;
 mod patient;
 mod quota;
 mod sse;

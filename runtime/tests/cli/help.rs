@@ -24,6 +24,7 @@ fn help_texts_are_as_recorded() {
     for command in COMMANDS {
         insta::assert_snapshot!(format!("help_{command}"), farpost(&[command, "--help"]).done());
     }
+    insta::assert_snapshot!("help_bench_serve", farpost(&["bench", "serve", "--help"]).done());
 }
 
 #[test]
@@ -32,6 +33,7 @@ fn every_command_has_a_short_help_on_one_screen() {
         let lines = farpost(&[command, "-h"]).done().lines().count();
         assert!(lines <= 60, "{command}: {lines} lines");
     }
+    assert!(farpost(&["bench", "serve", "-h"]).done().lines().count() <= 60);
 }
 
 #[test]
@@ -70,5 +72,7 @@ fn manual_pages_of_all_commands_are_written_to_a_folder() {
     }
     assert!(std::fs::read_to_string(format!("{pages}/farpost.1")).unwrap().contains(".TH farpost 1"));
     assert!(farpost(&["man", "quantize"]).done().contains("memory does not grow"));
+    assert!(farpost(&["man", "bench", "serve"]).done().contains("\\-\\-shared\\-prefix"));
+    assert!(std::fs::exists(format!("{pages}/farpost-bench-serve.1")).unwrap());
     assert!(farpost(&["man", "dance"]).error(2).starts_with("there is no command 'dance', there are "));
 }

@@ -10,6 +10,7 @@ mod endings;
 mod families;
 mod http;
 mod keys;
+mod load;
 mod models;
 mod program;
 mod service;

@@ -32,6 +32,30 @@ fn health_version_and_models_are_told() {
 }
 
 #[test]
+fn the_page_is_whole_and_may_ask_this_server_only() {
+    let keys = TempFile::new("page-keys.json", crate::access::KEYS);
+    let server = serve(&["--keys", keys.path()]);
+    let page = get(server.address, "/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    for (path, kind) in [("/page.css", "text/css; charset=utf-8"), ("/page.js", "text/javascript; charset=utf-8")] {
+        let file = get(server.address, path);
+        assert_eq!((file.status, file.header("content-type")), (200, Some(kind)));
+        assert!(page.body.contains(&format!("=\"{path}\"")), "{path}");
+        let policy = file.header("content-security-policy").unwrap();
+        assert!(
+            policy.starts_with("default-src 'none'; script-src 'self'; ") && !policy.contains("unsafe"),
+            "{policy}"
+        );
+        // Names of vocabularies apart, nothing in it leads elsewhere.
+        let text = file.body.replace("http://www.w3.org/2000/svg", "");
+        assert!(!text.contains("://") && !page.body.contains("://"), "{path}");
+    }
+    // The page is free, what it shows is not.
+    assert_eq!([get(server.address, "/metrics").status, get(server.address, "/v1/models").status], [401, 401]);
+    assert_eq!(get(server.address, "/page").error(401)["code"], "invalid_api_key");
+}
+
+#[test]
 fn errors_have_one_shape_everywhere() {
     let server = serve(&[]);
     for path in ["/nothing", "/v1", "/v1/models/", "//v1/models", "/v1/chat/completions/", "/v1/models/a/b"] {

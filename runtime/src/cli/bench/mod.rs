@@ -5,6 +5,8 @@ mod energy;
 mod measure;
 mod remarks;
 mod report;
+#[cfg(feature = "server")]
+mod serve;
 mod statistics;
 mod work;
 mod workload;
@@ -45,7 +47,11 @@ const DEFAULT_GENERATED: u32 = 64;
 /// Results are medians; their spread is that of the middle half of the repetitions (of fewer than five, of all), as a
 /// share of the median.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
+    #[cfg(feature = "server")]
+    #[command(subcommand)]
+    other: Option<Other>,
     #[command(flatten)]
     model: model::ModelArgs,
     #[command(flatten)]
@@ -93,6 +99,13 @@ pub struct Args {
     compare: Option<PathBuf>,
 }
 
+/// What else can be measured.
+#[cfg(feature = "server")]
+#[derive(clap::Subcommand, Debug)]
+enum Other {
+    Serve(Box<serve::Args>),
+}
+
 impl Args {
     /// The tests, of which every one fits the model.
     fn workloads(&self, model: &Model) -> Result<Vec<Workload>, Failure> {
@@ -126,6 +139,10 @@ impl Args {
 
 /// Measures with progress.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    #[cfg(feature = "server")]
+    if let Some(Other::Serve(args)) = &args.other {
+        return serve::run(args, console);
+    }
     let earlier = args.compare.as_deref().map(Earlier::read).transpose()?;
     let isa = Isa::choose(device::forced_isa().as_deref()).map_err(|error| device::refused(&error))?;
     let model = args.model.load(None, args.packed, console)?;

@@ -76,7 +76,7 @@ impl Outcome {
 pub fn in_short(outcome: &Outcome) -> String {
     let threads = amount::count(outcome.threads as u64, "thread");
     let (test, kv_type) = (outcome.workload, outcome.kv_type.name());
-    format!("{test} ({threads}, {kv_type}): {} tokens/s", rate(median(&outcome.rates)))
+    format!("{test} ({threads}, {kv_type}): {} tokens/s", amount::decimal(median(&outcome.rates)))
 }
 
 /// One test as a JSON object without nesting.
@@ -209,16 +209,16 @@ fn cells(line: &Line, about: &About<'_>) -> Vec<String> {
         measured.test,
         measured.threads.to_string(),
         measured.kv_type,
-        rate(measured.tokens_per_second),
+        amount::decimal(measured.tokens_per_second),
         or_dash(measured.spread.map(|spread| format!("{:.1} %", spread * 100.0))),
         or_dash(measured.roof_share.map(|share| format!("{:.0} %", share * 100.0))),
         line.outcome.bound.name().to_owned(),
     ];
     if about.has_energy {
-        cells.push(or_dash(line.outcome.tokens_per_joule.map(rate)));
+        cells.push(or_dash(line.outcome.tokens_per_joule.map(amount::decimal)));
     }
     if about.compares {
-        cells.push(or_dash(comparison.map(|comparison| rate(comparison.before.tokens_per_second))));
+        cells.push(or_dash(comparison.map(|comparison| amount::decimal(comparison.before.tokens_per_second))));
         cells.push(or_dash(comparison.map(|comparison| format!("{:.3}", comparison.ratio))));
         cells.push(or_dash(comparison.map(verdict)));
     }
@@ -232,12 +232,6 @@ fn verdict(comparison: &Comparison) -> String {
         Some(noise) => format!("{name} (noise {:.1} %)", noise * 100.0),
         None => format!("{name} (measured once)"),
     }
-}
-
-/// A rate with at least three digits.
-fn rate(rate: f64) -> String {
-    let decimals = if rate < 9.995 { 2 } else { usize::from(rate < 999.5) };
-    format!("{rate:.decimals$}")
 }
 
 /// Columns.
@@ -261,14 +255,6 @@ pub fn markdown(lines: &[Line], about: &About<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rates_have_three_digits() {
-        assert_eq!(
-            [0.5, 9.994, 9.996, 12.34, 999.4, 12_345.6].map(rate),
-            ["0.50", "9.99", "10.0", "12.3", "999.4", "12346"]
-        );
-    }
 
     #[test]
     fn cells_of_csv_are_quoted_where_they_must_be_and_lists_left_out() {

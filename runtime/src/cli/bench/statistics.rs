@@ -4,6 +4,11 @@
 fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
+    quantile_of_sorted(&sorted, part)
+}
+
+/// The same of values that are in order.
+pub fn quantile_of_sorted(sorted: &[f64], part: f64) -> f64 {
     let place = part * sorted.len().saturating_sub(1) as f64;
     let (below, above) = (sorted.get(place.floor() as usize), sorted.get(place.ceil() as usize));
     match (below, above) {

@@ -15,7 +15,7 @@ use super::OtlpOptions;
 const MOST: Duration = Duration::from_secs(10);
 const DEFAULT_PORT: u16 = 80;
 
-/// The address of a collector: `http://HOST[:PORT][/PATH]`.
+/// Where something is reached by HTTP: `http://HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     host: String,
@@ -28,7 +28,7 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || format!("{text:?} is no address of a collector, expected http://HOST:PORT");
+        let expected = || format!("{text:?} is no address, expected http://HOST:PORT");
         let uri: Uri = text.parse().map_err(|_| expected())?;
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(expected)?;
         if uri.scheme_str() != Some("http") || uri.query().is_some() {
@@ -41,6 +41,23 @@ impl FromStr for Endpoint {
             port => port.unwrap_or(DEFAULT_PORT),
         };
         Ok(Self { host: host.to_owned(), port, path: uri.path().trim_end_matches('/').to_owned() })
+    }
+}
+
+impl Endpoint {
+    /// Name and port to connect to; addresses of IPv6 without their brackets.
+    pub fn address(&self) -> (&str, u16) {
+        (self.host.trim_start_matches('[').trim_end_matches(']'), self.port)
+    }
+
+    /// The value of the header `Host`.
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// What all paths begin with; without a slash at its end.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 }
 
@@ -68,13 +85,12 @@ pub(super) async fn post(options: &OtlpOptions, path: &str, body: String) -> Res
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn send(options: &OtlpOptions, path: &str, body: String) -> Result<StatusCode, AnyError> {
-    let Endpoint { host, port, path: prefix } = &options.endpoint;
-    let address = (host.trim_start_matches('[').trim_end_matches(']'), *port);
-    let stream = TcpStream::connect(address).await?;
+    let endpoint = &options.endpoint;
+    let stream = TcpStream::connect(endpoint.address()).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let mut request = Request::post(format!("{prefix}{path}")).body(Body::from(body))?;
+    let mut request = Request::post(format!("{}{path}", endpoint.path())).body(Body::from(body))?;
     let headers = request.headers_mut();
-    headers.insert(header::HOST, HeaderValue::from_str(&format!("{host}:{port}"))?);
+    headers.insert(header::HOST, HeaderValue::from_str(&endpoint.authority())?);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     for (name, value) in &options.headers {
         headers.insert(HeaderName::from_str(name)?, HeaderValue::from_str(value)?);

@@ -1,0 +1,112 @@
+//! `farpost bench serve` against the real server.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value as Json, json};
+
+use crate::access::{KEYS, KITCHEN};
+use crate::http::get;
+use crate::program::{Running, TempFile, serve};
+
+/// Loads a server and gives code, standard output and errors.
+fn load(args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farpost"));
+    command.args(["bench", "serve"]).args(args).env("LOAD_KEY", KITCHEN).env("NO_KEY", "").stdin(Stdio::null());
+    let output = command.output().expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it writes text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn report(server: &Running, args: &[&str]) -> Json {
+    let url = format!("http://{}", server.address);
+    let (code, out, err) = load(&[&["--url", &url, "--json", "--warmup", "1"], args].concat());
+    assert_eq!(code, Some(0), "{out}{err}");
+    serde_json::from_str(&out).expect("it is one object")
+}
+
+#[test]
+fn clients_that_wait_are_counted_as_the_server_counts_them() {
+    let server = serve(&[]);
+    let page = TempFile::new("load.html", "");
+    let args = ["--clients", "3", "--requests", "9", "--prompt-tokens", "40..80", "--answer-tokens", "8"];
+    let more = ["--api", "completions", "--ignore-eos", "--slo", "ttft=60s", "--html", page.path()];
+    let report = report(&server, &[&args[..], &more].concat());
+    assert_eq!((&report["done"], &report["failed"], &report["good"]), (&json!(9), &json!(0), &json!(9)), "{report}");
+    assert_eq!((&report["model"], &report["load"]), (&json!("pocket"), &json!("3 clients")));
+    assert_eq!((&report["answer_tokens"], &report["tokens_counted_by"]), (&json!(72), &json!("usage")));
+    let asked = report["prompt_lengths"]["mean"].as_f64().unwrap();
+    assert!((40.0..=80.0).contains(&asked), "{report}");
+    for times in ["ttft_ms", "itl_ms", "e2e_ms"] {
+        let of = |name: &str| report[times][name].as_f64().unwrap();
+        assert!(of("p50") > 0.0 && of("p50") <= of("p99") && of("p99") <= of("max"), "{times}: {report}");
+    }
+    assert!(report["ttft_ms"]["p50"].as_f64() <= report["e2e_ms"]["p50"].as_f64(), "{report}");
+    // Nine, one to warm up and two to learn the tokens of a word.
+    let done = "farpost_requests_total{model=\"pocket\",key=\"\",outcome=\"done\"} 12\n";
+    let metrics = get(server.address, "/metrics").body;
+    assert!(metrics.contains(done), "{metrics}");
+    let html = std::fs::read_to_string(page.path()).unwrap();
+    assert!(html.starts_with("<!doctype html>") && html.matches("<svg").count() == 6, "{html}");
+    assert!(!html.contains("http://www") && !html.contains("https://") && !html.contains("<script"), "{html}");
+}
+
+#[test]
+fn arrivals_and_traces_are_sent_when_they_are_due_and_with_a_key() {
+    let keys = TempFile::new("load-keys.json", KEYS);
+    let server = serve(&["--keys", keys.path()]);
+    let url = format!("http://{}/v1", server.address);
+    let (code, _, err) = load(&["--url", &url]);
+    assert!(code == Some(1) && err.contains("gives no answer: 401: no API key was given"), "{err}");
+    let with = |args: &[&str]| report(&server, &[&["--key", "LOAD_KEY", "--answer-tokens", "4"], args].concat());
+    let arrived = with(&["--rate", "100", "-n", "8", "--prompt-tokens", "30", "--shared-prefix", "20"]);
+    assert_eq!((&arrived["done"], &arrived["load"]), (&json!(8), &json!("100 requests/s")), "{arrived}");
+    assert!(arrived["sent_late_ms"]["n"] == 8, "{arrived}");
+    let lines = "{\"at\":0.2,\"prompt\":\"close the valve\",\"answer_tokens\":3}\n\
+                 {\"at\":0,\"prompt_tokens\":20,\"answer_tokens\":2}\n";
+    let trace = TempFile::new("load-trace.jsonl", lines);
+    let url = format!("http://{}", server.address);
+    let (code, out, err) = load(&["--url", &url, "--json", "--key", "LOAD_KEY", "--trace", trace.path()]);
+    assert_eq!(code, Some(0), "{err}");
+    let traced: Json = serde_json::from_str(&out).unwrap();
+    assert!(traced["done"] == 2 && traced["seconds"].as_f64() >= Some(0.19), "{traced}");
+}
+
+#[test]
+fn clients_that_go_away_are_noticed_by_the_server() {
+    let server = serve(&[]);
+    let args = ["--clients", "2", "-n", "6", "--cancel", "1", "--answer-tokens", "100", "--ignore-eos"];
+    let report = report(&server, &[&args[..], &["--prompt-tokens", "40", "--seed", "3"]].concat());
+    let cancelled = report["cancelled"].as_u64().unwrap();
+    assert!(cancelled > 0 && report["failed"] == 0, "{report}");
+    let seen = report["cancel_latency_ms"]["n"].as_u64().unwrap();
+    assert!((1..=cancelled).contains(&seen), "{report}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_told_with_the_option() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{free}");
+    let (code, _, err) = load(&["--url", &url]);
+    assert!(code == Some(6) && err.contains("gives no answer: "), "{err}");
+    let trace = TempFile::new("bad-trace.jsonl", "{\"at\":0}\n");
+    for (args, expected) in [
+        (&["--trace", trace.path()][..], "--trace: "),
+        (&["--key", "NO_KEY"], "--key: there is no key in the variable 'NO_KEY'"),
+        (&["--url", "localhost"], "--url <URL>"),
+        (&["--url", "https://localhost"], "--url <URL>"),
+        (&["--rate", "0"], "--rate <R>"),
+        (&["--seconds", "nan"], "--seconds <S>"),
+        (&["--cancel", "2"], "--cancel <SHARE>"),
+        (&["--slo", "ttft=1"], "--slo <BOUNDS>"),
+        (&["--prompt-tokens", "9..8"], "--prompt-tokens <LENGTHS>"),
+        (&["--clients", "2", "--rate", "1"], "cannot be used with"),
+        (&["--requests", "0"], "expected a whole number, 1 or more"),
+    ] {
+        let (code, out, err) = load(args);
+        assert!(code != Some(0) && out.is_empty() && err.contains(expected), "{args:?}: {err}");
+    }
+    let server = serve(&[]);
+    let url = format!("http://{}", server.address);
+    let (code, _, err) = load(&["--url", &url, "--prompt-tokens", "1000"]);
+    assert!(code == Some(1) && err.contains("context_length_exceeded") && err.contains("hint: smaller"), "{err}");
+}
