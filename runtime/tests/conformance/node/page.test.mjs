@@ -45,7 +45,7 @@ test("it shows the server, streams answers and stops them", async () => {
     await tab.value("document.getElementById('prompt').focus()");
     await tab.type("turn on the porch light at nine");
     await tab.press("Enter", "\r");
-    const said = "[...document.querySelectorAll('.said.assistant')].at(-1)?.textContent ?? ''";
+    const said = "([...document.querySelectorAll('.said.assistant')].at(-1)?.textContent ?? '')";
     await tab.until(`document.getElementById('figures').textContent.includes('tokens/s') && ${said}.includes('porch')`);
     // The page adds up what it was sent as the server counts it.
     await tab.until("/tokens written\\s*[1-9]/.test(document.getElementById('counts').textContent)");
