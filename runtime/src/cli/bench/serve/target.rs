@@ -29,7 +29,7 @@ pub struct Failed {
 }
 
 impl Failed {
-    pub fn new(kind: impl Into<String>, message: impl ToString) -> Self {
+    pub fn new(kind: impl Into<String>, message: impl std::fmt::Display) -> Self {
         Self { kind: kind.into(), message: message.to_string() }
     }
 }
