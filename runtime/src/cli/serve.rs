@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
     /// Let all keys share what their prompts begin with: less work, but answering times tell what others have asked
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     share_prefixes: bool,
     /// A name of this server that clients may use beside its addresses (may be given several times)
     #[arg(long, value_name = "NAME")]

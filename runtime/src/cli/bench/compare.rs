@@ -11,6 +11,8 @@ use crate::text;
 const LEAST_NOISE: f64 = 0.01;
 /// With more noise than this the figures are the machine's, not the program's: no difference means anything.
 const MOST_NOISE: f64 = 0.25;
+/// With more noise than this, what lies within it may as well be a difference that matters.
+const MOST_TO_BE_SAME: f64 = 0.05;
 
 /// One test of a run, as far as comparing needs it.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +82,7 @@ pub fn compare(now: &Measured, before: &Measured) -> Comparison {
                 Verdict::Slower
             }
         }
-        Some(noise) if noise <= LEAST_NOISE => Verdict::Same,
+        Some(noise) if noise <= MOST_TO_BE_SAME => Verdict::Same,
         _ => Verdict::Unclear,
     };
     Comparison { before: before.clone(), ratio, noise, verdict }
@@ -187,7 +189,7 @@ pub(super) mod tests {
         assert_eq!(verdict(100.0, 110.0, Some(0.06)), Verdict::Unclear);
         assert_eq!(verdict(100.5, 100.0, Some(0.0)), Verdict::Same);
         assert_eq!(verdict(100.5, 100.0, Some(0.005)), Verdict::Same);
-        assert_eq!(verdict(100.5, 100.0, Some(0.01)), Verdict::Unclear);
+        assert_eq!(verdict(100.5, 100.0, Some(0.03)), Verdict::Unclear);
         assert_eq!(verdict(102.0, 100.0, Some(0.0)), Verdict::Faster);
         assert_eq!(verdict(200.0, 100.0, None), Verdict::Unclear);
     }

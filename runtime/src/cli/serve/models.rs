@@ -32,7 +32,7 @@ pub struct ModelsArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "alias"])]
     config: Option<PathBuf>,
     /// Unload models that were not asked for in N seconds, and load them again when they are
-    #[arg(long, value_name = "N", value_parser = amount::whole::<u64>(1..))]
+    #[arg(long, value_name = "N", value_parser = amount::whole::<u64>(1..), hide_short_help = true)]
     idle_unload: Option<u64>,
     #[command(flatten)]
     packed: PackArgs,
@@ -45,7 +45,7 @@ pub struct ModelsArgs {
     /// Keep keys and values of N tokens over all answers [default: of four contexts]
     #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
     kv_tokens: Option<usize>,
-    /// Guess tokens ahead where a text repeats itself (lookup); each is chosen as without. Requests may say otherwise
+    /// Guess tokens ahead where a text repeats itself, where requests do not say
     #[arg(long, value_name = "HOW", default_value = "off")]
     speculate: SpeculateChoice,
     #[command(flatten)]
