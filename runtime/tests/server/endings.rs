@@ -32,7 +32,8 @@ fn slow(more: &[&str]) -> crate::program::Running {
 
 #[test]
 fn what_runs_is_finished_and_nothing_new_is_taken() {
-    let mut server = slow(&[]);
+    // Longer than it takes on any machine.
+    let mut server = slow(&["--drain", "600"]);
     // Open before the end, used after it.
     let mut idle = connect(server.address);
     let (mut stream, mut seen) = begin(&server, 60);
