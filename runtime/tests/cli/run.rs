@@ -1,6 +1,6 @@
 //! `farpost run`: the answer, its JSON form, sampling, where it ends, and what is refused.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -239,9 +239,9 @@ fn ctrl_c_leaves_a_whole_json_object_of_what_there_was() {
     // It would write to the end of its context, which takes much longer than the signal.
     let args = ["run", "-m", &path, "--raw", "--ignore-eos", "--json", "--verbose", "The capital of France is"];
     let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The note comes once signals are listened to.
-    let mut note = [0; 1];
-    child.stderr.as_mut().unwrap().read_exact(&mut note).unwrap();
+    // This note comes once signals are listened to; the reader stays, so that what is said later has somebody to read it.
+    let mut notes = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(notes.any(|note| note.unwrap().contains("answering a prompt")));
     interrupt(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
