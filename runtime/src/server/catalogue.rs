@@ -333,7 +333,7 @@ fn read_hash(app: &App, hosted: &Hosted) {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    if let Ok(Some(hash)) = hosted.engine.model().file().content_hash_with(&mut go_on) {
+    if let Ok(Some(hash)) = hosted.engine.model().content_hash_with(&mut go_on) {
         // It is set here only.
         let _ = hosted.hash.set(hash);
     }
