@@ -40,6 +40,14 @@ impl Bodies {
     }
 }
 
+/// Reads a file of keys.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn keys(text: &str) -> Result<(), String> {
+    super::keys::Keys::parse(text).map(drop).map_err(|error| error.to_string())
+}
+
 /// JSON as the server takes it, as text.
 ///
 /// # Errors
