@@ -98,6 +98,8 @@ impl EngineOptions {
             max_rows: batch_rows.min(kv_tokens).max(max_running),
             // One more is copied to a file or from one.
             max_sequences: max_running.saturating_add(self.max_cached).saturating_add(1),
+            // Those that run, and as many that are kept.
+            max_windows: max_running.saturating_add(self.max_cached.min(max_running)),
             kv_tokens,
             kv_type: self.kv_type,
             activations: self.activations,
