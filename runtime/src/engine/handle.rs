@@ -363,6 +363,7 @@ impl Inner {
                 begun: None,
                 first_token: None,
                 promised_tokens: 0,
+                last_step: 0,
                 finish: None,
                 ahead: None,
             })
