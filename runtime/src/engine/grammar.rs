@@ -104,6 +104,7 @@ mod enforced {
     pub(crate) struct Vocabulary {
         factory: ParserFactory,
         stops: Arc<[u32]>,
+        n_vocab: u32,
     }
 
     impl Vocabulary {
@@ -123,7 +124,7 @@ mod enforced {
             let environment: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&info, &words)));
             let mut factory = ParserFactory::new_simple(&environment).ok()?;
             factory.quiet();
-            Some(Self { factory, stops })
+            Some(Self { factory, stops, n_vocab })
         }
     }
 
@@ -131,6 +132,7 @@ mod enforced {
     pub(crate) struct Constraint {
         matcher: Matcher,
         stops: Arc<[u32]>,
+        n_vocab: u32,
         mask: SimpleVob,
     }
 
@@ -152,11 +154,27 @@ mod enforced {
             let warnings = matcher.grammar_warnings();
             match matcher.get_error().or_else(|| warnings.into_iter().next()) {
                 Some(error) => Err(grammar.refuse(error)),
-                None => Ok(Self { matcher, stops: Arc::clone(&vocabulary.stops), mask: SimpleVob::new() }),
+                None => {
+                    let (stops, n_vocab) = (Arc::clone(&vocabulary.stops), vocabulary.n_vocab);
+                    Ok(Self { matcher, stops, n_vocab, mask: SimpleVob::new() })
+                }
             }
         }
 
-        /// Works out what may come next; see [`Constraint::for_each_allowed`].
+        /// Whether a token may come next, found without working out all that may. False for one that ends the text:
+        /// only [`Constraint::advance`] tells of those.
+        ///
+        /// # Errors
+        /// The bounds of the parser were met.
+        pub(crate) fn allows(&mut self, id: u32) -> Result<bool, String> {
+            if id >= self.n_vocab || self.stops.contains(&id) {
+                return Ok(false);
+            }
+            let n_valid = self.matcher.validate_tokens(&[id]).map_err(|error| error.to_string())?;
+            Ok(n_valid == 1)
+        }
+
+        /// Works out what may come next; see [`Constraint::mask`].
         ///
         /// # Errors
         /// The bounds of the parser were met.
@@ -168,9 +186,9 @@ mod enforced {
             Ok(())
         }
 
-        /// Tokens that may come next, in ascending order.
-        pub(crate) fn for_each_allowed(&self, mut each: impl FnMut(usize)) {
-            self.mask.iter_set_entries(&mut each);
+        /// Tokens that may come next, a bit for each, 32 to a word.
+        pub(crate) fn mask(&self) -> &[u32] {
+            self.mask.as_slice()
         }
 
         /// The text goes on with a token that may come.
@@ -184,7 +202,8 @@ mod enforced {
 
     impl Clone for Constraint {
         fn clone(&self) -> Self {
-            Self { matcher: self.matcher.deep_clone(), stops: Arc::clone(&self.stops), mask: self.mask.clone() }
+            let (stops, mask) = (Arc::clone(&self.stops), self.mask.clone());
+            Self { matcher: self.matcher.deep_clone(), stops, n_vocab: self.n_vocab, mask }
         }
     }
 
@@ -219,11 +238,15 @@ mod refused {
             Err(grammar.refuse("this build has no feature 'grammar'"))
         }
 
+        pub(crate) fn allows(&mut self, _: u32) -> Result<bool, String> {
+            match *self {}
+        }
+
         pub(crate) fn advance(&mut self) -> Result<(), String> {
             match *self {}
         }
 
-        pub(crate) fn for_each_allowed(&self, _: impl FnMut(usize)) {
+        pub(crate) fn mask(&self) -> &[u32] {
             match *self {}
         }
 
