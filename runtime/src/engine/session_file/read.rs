@@ -13,6 +13,9 @@ use super::head::{FIXED_BYTES, Fixed, SUM_BYTES, VERSION};
 use super::origin::Origin;
 use super::{MOST_NOTE_BYTES, Restored, pieces};
 
+/// Takes so many positions and their bytes.
+type Take<'t> = dyn FnMut(usize, &[u8]) -> Result<(), SessionFileError> + 't;
+
 /// Most layers of a file that are looked at.
 const MOST_LAYERS: u32 = 1 << 16;
 
@@ -108,10 +111,7 @@ impl Reader {
     }
 
     /// Gives keys and values, so many positions at once. They were right before; what changed since shows only at the end.
-    pub(in crate::engine) fn read(
-        &mut self,
-        take: &mut dyn FnMut(usize, &[u8]) -> Result<(), SessionFileError>,
-    ) -> Result<(), SessionFileError> {
+    pub(in crate::engine) fn read(&mut self, take: &mut Take<'_>) -> Result<(), SessionFileError> {
         let fail = |source| SessionFileError::Io { file: self.shown.clone(), action: "read it", source };
         self.file.seek(SeekFrom::Start(self.start)).map_err(fail)?;
         let n_tokens = self.restored.tokens.len();
