@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use farpost_kernels::backend::{
-    Answer, Backend, Batch, DeviceError, DeviceInfo, ImageShape, KvStore, Limits, MemoryUse, Output, Plan, Sequence,
-    WantKind,
+    Answer, Backend, Batch, DeviceError, DeviceInfo, ImageShape, Interrupt, KvStore, Limits, MemoryUse, Output, Plan,
+    Sequence, WantKind,
 };
 use farpost_kernels::graph::Graph;
 
@@ -119,6 +119,9 @@ impl Plan for FakePlan {
             seen.push(tokens.clone());
         }
         (self.on_step)(batch);
+        if batch.interrupt.as_ref().is_some_and(Interrupt::is_set) {
+            return Err(DeviceError::Interrupted);
+        }
         if self.failing.contains(&number) {
             return Err(DeviceError::Lost("on cue".to_owned()));
         }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use farpost_kernels::backend::Interrupt;
 use farpost_models::tokenizer::TextState;
 
 use super::error::EngineError;
@@ -28,7 +29,7 @@ pub enum StreamEvent {
         /// Requests that will be begun before it, as things stand.
         ahead: usize,
     },
-    /// A part of the prompt was run.
+    /// It was begun, or a part of the prompt was run.
     Prefill {
         /// Tokens of the prompt in the cache, those that were there before among them.
         done_tokens: usize,
@@ -84,7 +85,7 @@ pub(super) fn event_bytes(logprobs: Option<usize>) -> u64 {
 /// What both ends of a stream share.
 #[derive(Debug)]
 pub(super) struct Wish {
-    is_cancelled: AtomicBool,
+    cancelled: Interrupt,
     /// Choices of which no more is wanted.
     is_enough: Box<[AtomicBool]>,
     waker: Mutex<Option<Waker>>,
@@ -107,7 +108,12 @@ impl Teller {
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
-        self.wish.is_cancelled.load(Ordering::Relaxed)
+        self.wish.cancelled.is_set()
+    }
+
+    /// What is set once the request is cancelled.
+    pub(super) fn cancelled(&self) -> Interrupt {
+        self.wish.cancelled.clone()
     }
 
     pub(super) fn is_enough(&self, choice: usize) -> bool {
@@ -140,7 +146,7 @@ pub struct Stream {
 pub(super) fn pair(model: &Arc<Model>, request: &Request, charge: Arc<Charge>) -> (Teller, Stream) {
     let (sender, receiver) = crossbeam_channel::unbounded();
     let is_enough = (0..request.n).map(|_| AtomicBool::new(false)).collect();
-    let wish = Arc::new(Wish { is_cancelled: AtomicBool::new(false), is_enough, waker: Mutex::new(None) });
+    let wish = Arc::new(Wish { cancelled: Interrupt::default(), is_enough, waker: Mutex::new(None) });
     let detokenizer = model.tokenizer().stream_after(&request.prompt).with_special(request.options.render_special);
     let state = detokenizer.into_state();
     let matcher = StopMatcher::new(&request.options.stop);
@@ -152,9 +158,9 @@ pub(super) fn pair(model: &Arc<Model>, request: &Request, charge: Arc<Charge>) -
 }
 
 impl Stream {
-    /// Ends the request within the step that runs now. Its choices end with [`Finish::Cancelled`].
+    /// Ends the request within the step that runs now, which stops early if it is mostly for this request's prompt. Its choices end with [`Finish::Cancelled`].
     pub fn cancel(&self) {
-        self.wish.is_cancelled.store(true, Ordering::Relaxed);
+        self.wish.cancelled.set();
     }
 
     /// The next event if there is one by now; `None` if there is none yet, or none to come.

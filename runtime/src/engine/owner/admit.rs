@@ -10,6 +10,7 @@ use super::Owner;
 use super::choice::Choice;
 use super::prefixes::{BLOCK, Found, Hashes, Prefixes, shared};
 use crate::engine::error::EngineError;
+use crate::engine::stream::Told;
 
 /// Tokens of an answer that have room for sure, if there is not room enough for all it may have.
 const SHORT_PROMISE: usize = 128;
@@ -117,6 +118,8 @@ impl Owner {
         if choice.begun.is_none() {
             choice.cached_tokens = n_written;
             choice.begun = Some(now);
+            let total_tokens = choice.job.prompt_tokens;
+            choice.job.teller.tell(Told::Prefill { done_tokens: n_written, total_tokens });
         }
         self.metrics.cached_tokens += n_written as u64;
         self.prefixes.enter(sequence, choice.hashes.clone());

@@ -83,7 +83,7 @@ impl Owner {
                     _ if sets_pace => rows.saturating_sub(self.batch.rows.len() + behind).max(1),
                     Some(_) => allowed.saturating_sub(self.batch.rows.len()).min(1),
                     // Beside a prompt of a higher lane a row is little.
-                    None => 1,
+                    None => max_rows.saturating_sub(self.batch.rows.len()).min(1),
                 };
                 if free > 0 {
                     self.add(id, free);
@@ -97,6 +97,10 @@ impl Owner {
             if has_prompt {
                 continue;
             }
+            // Answers of lower lanes go on beside a prompt that does not wait for them.
+            let below = |choice: &&Choice| is_lower(choice) && choice.is_decoding();
+            let n_below = if self.paced.is_none() { self.running.iter().filter(below).count() } else { 0 };
+            let allowed = allowed.min(max_rows.saturating_sub(n_below).max(1));
             for id in prefilling {
                 let free = allowed.saturating_sub(self.batch.rows.len());
                 if free == 0 {

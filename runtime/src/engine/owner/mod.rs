@@ -247,6 +247,10 @@ impl Owner {
         self.compose();
         let has_work = !self.parts.is_empty();
         if has_work {
+            if self.running.len() != self.metrics.running {
+                // A step may take long.
+                self.show();
+            }
             self.work();
             self.remove_ended();
         }
