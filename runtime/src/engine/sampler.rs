@@ -143,7 +143,7 @@ impl Sampler {
         let (candidates, row_bytes) = match kind {
             WantKind::Logits => (n_vocab, n_vocab * size_of::<f32>()),
             WantKind::TopK(k) => (k, k * size_of::<(u32, f32)>()),
-            WantKind::Greedy | WantKind::Score(_) => (1, 0),
+            WantKind::Greedy | WantKind::Score(_) | WantKind::Hidden => (1, 0),
         };
         // Which ones a form allows, once as bits and once as bytes; tokens that were seen, for penalties and repeats.
         let masks = if is_constrained { 2 * n_vocab } else { 0 };
@@ -305,6 +305,7 @@ fn describe(answer: &Answer) -> String {
         Answer::TopK { best, .. } => format!("TopK({})", best.len()),
         Answer::Logits(row) => format!("{} logits", row.len()),
         Answer::Score { .. } => "Score".to_owned(),
+        Answer::Hidden(_) => "Hidden".to_owned(),
     }
 }
 
