@@ -6,6 +6,9 @@ mod access;
 mod chat;
 mod completions;
 mod embedded;
+#[path = "../embedder/mod.rs"]
+mod embedder;
+mod embeddings;
 mod endings;
 mod families;
 mod http;

@@ -10,6 +10,7 @@ use super::Owner;
 use super::choice::Choice;
 use super::prefixes::{BLOCK, Found, Hashes, shared};
 use crate::engine::error::EngineError;
+use crate::engine::pooling::Pooled;
 
 /// Tokens of an answer that have room for sure, if there is not room enough for all it may have.
 const SHORT_PROMISE: usize = 128;
@@ -52,7 +53,7 @@ impl Owner {
 
     /// Whether somebody is about to run what `choice` begins with: then it waits rather than run the same again.
     fn awaits_prefix(&self, choice: &Choice) -> bool {
-        if choice.job.reproducible {
+        if !choice.may_share() {
             return false;
         }
         // Whoever shares most. What it has not run yet is worth waiting for.
@@ -114,6 +115,7 @@ impl Owner {
             return;
         };
         (choice.sequence, choice.n_written) = (Some(sequence), n_written);
+        choice.pooled.iter_mut().for_each(Pooled::restart);
         if choice.begun.is_none() {
             choice.cached_tokens = n_written;
             choice.begun = Some(now);
@@ -131,7 +133,7 @@ impl Owner {
 
     /// Where most of a choice's tokens are, if anywhere.
     fn find_prefix(&self, choice: &Choice) -> Option<Found> {
-        if choice.job.reproducible {
+        if !choice.may_share() {
             return None;
         }
         let best = self.longest(&choice.hashes, &choice.tokens);
