@@ -5,6 +5,7 @@
 mod access;
 mod chat;
 mod completions;
+mod devices;
 mod embedded;
 #[path = "../embedder/mod.rs"]
 mod embedder;
@@ -12,6 +13,7 @@ mod embeddings;
 mod endings;
 mod families;
 mod http;
+mod http2;
 mod keys;
 mod load;
 mod models;
