@@ -86,7 +86,7 @@ fn only_what_the_last_token_has_seen_is_shared() {
     let long: Vec<u32> = (0..200).map(|place| place * 7 % 500).collect();
     for (pooling, name) in POOLINGS {
         let engine = engine(&open(pooling), EngineOptions::default());
-        let first = engine.embed(long.clone()).unwrap();
+        let first = engine.submit(&Request::embedding(long.clone())).unwrap().embedding().unwrap().unwrap();
         let stream = engine.submit(&Request::embedding(long.clone())).unwrap();
         let (mut again, mut cached) = (Vec::new(), 0);
         for event in stream {
@@ -107,7 +107,8 @@ fn only_what_the_last_token_has_seen_is_shared() {
 #[test]
 fn what_makes_no_embeddings_says_so() {
     let model = Arc::new(Model::open(&model("tiny-qwen3.gguf"), &ModelOptions::default()).unwrap());
-    let error = engine(&model, EngineOptions::default()).embed(vec![1]).unwrap_err();
+    let submit = |engine: &Engine, ids: Vec<u32>| engine.submit(&Request::embedding(ids)).err().unwrap();
+    let error = submit(&engine(&model, EngineOptions::default()), vec![1]);
     assert!(matches!(error, Refusal::Invalid(EngineError::NoEmbeddings { .. })), "{error}");
     assert!(error.to_string().ends_with("makes no embeddings, expected a model whose file names a pooling_type"));
     let mut session = Session::open(Arc::clone(&model), &Cpu::detect(), &SessionOptions::default()).unwrap();
@@ -116,8 +117,8 @@ fn what_makes_no_embeddings_says_so() {
     let engine = engine(&open(3), EngineOptions::default());
     let several = engine.submit(&Request { n: 2, ..Request::embedding(vec![1]) }).err().unwrap();
     assert_eq!(several.to_string(), "n is 2, expected 1 for an embedding");
-    assert!(matches!(engine.embed(vec![512]), Err(Refusal::Invalid(EngineError::NoSuchToken { .. }))));
-    assert!(matches!(engine.embed(vec![1; 513]), Err(Refusal::Invalid(EngineError::PromptTooLong { .. }))));
+    assert!(matches!(submit(&engine, vec![512]), Refusal::Invalid(EngineError::NoSuchToken { .. })));
+    assert!(matches!(submit(&engine, vec![1; 513]), Refusal::Invalid(EngineError::PromptTooLong { .. })));
     let late = Request { deadline: Some(Duration::ZERO), ..Request::embedding(vec![1; 500]) };
     // Refused, or ended before it was made.
     assert!(!matches!(engine.submit(&late).map(|stream| stream.embedding()), Ok(Ok(Some(_)))));

@@ -231,16 +231,6 @@ impl Engine {
         submitted
     }
 
-    /// The embedding of a text, waited for; see [`Request::embedding`].
-    ///
-    /// # Errors
-    /// Why the request was not taken, or what it failed with.
-    pub fn embed(&self, text: Vec<u32>) -> Result<Vec<f32>, Refusal> {
-        let embedding = self.submit(&Request::embedding(text))?.embedding();
-        let failed = |error: Arc<EngineError>| Arc::try_unwrap(error).unwrap_or(EngineError::Gone);
-        embedding.map_err(|error| Refusal::Invalid(failed(error)))?.ok_or(Refusal::Closed)
-    }
-
     /// Takes no more requests, if there are none now; false if there are.
     pub(super) fn close_if_idle(&self) -> bool {
         let board = &self.inner.board;

@@ -227,7 +227,9 @@ async fn measure(
     console: &Console,
 ) -> Result<(load::Ran, About), Failure> {
     let unusable = |failed: Failed| {
-        let exit = if failed.kind == "connect" { Exit::Unreachable } else { Exit::Failed };
+        // Nobody talks to a server that is not who it says.
+        let is_reached = !matches!(&*failed.kind, "connect" | "tls");
+        let exit = if is_reached { Exit::Failed } else { Exit::Unreachable };
         Failure::new(exit, format_args!("the server at {} gives no answer: {}", args.url.authority(), failed.message))
     };
     let timeout = Duration::from_secs_f64(args.timeout);
