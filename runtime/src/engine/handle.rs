@@ -231,14 +231,20 @@ impl Engine {
         submitted
     }
 
+    /// True if there is nothing to do. Unlike [`Engine::metrics`] it knows of requests that came since the last step.
+    pub fn is_idle(&self) -> bool {
+        let board = &self.inner.board;
+        board.n_sent.load(Ordering::SeqCst) == 0
+            && board.n_waiting.load(Ordering::SeqCst) == 0
+            && self.metrics().running == 0
+    }
+
     /// Takes no more requests, if there are none now; false if there are.
     pub(super) fn close_if_idle(&self) -> bool {
         let board = &self.inner.board;
         // First no more may come, then there must be none: `submit` does it the other way round.
         let was_closed = board.is_closed.swap(true, Ordering::SeqCst);
-        let is_idle = board.n_sent.load(Ordering::SeqCst) == 0
-            && board.n_waiting.load(Ordering::SeqCst) == 0
-            && self.metrics().running == 0;
+        let is_idle = self.is_idle();
         if !is_idle && !was_closed {
             board.is_closed.store(false, Ordering::SeqCst);
         }

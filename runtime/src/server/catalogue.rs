@@ -85,16 +85,16 @@ impl Hosted {
 
     /// True if there is work and no step for longer than `most`.
     pub(super) fn is_stalled(&self, most: Duration) -> bool {
-        let metrics = self.engine.metrics();
+        let n_steps = self.engine.metrics().steps;
         let mut stall = self.stall.lock().unwrap_or_else(PoisonError::into_inner);
-        if metrics.running + metrics.waiting == 0 {
+        if self.engine.is_idle() {
             *stall = None;
             return false;
         }
         match *stall {
-            Some((steps, since)) if steps == metrics.steps => since.elapsed() > most,
+            Some((steps, since)) if steps == n_steps => since.elapsed() > most,
             _ => {
-                *stall = Some((metrics.steps, Instant::now()));
+                *stall = Some((n_steps, Instant::now()));
                 false
             }
         }

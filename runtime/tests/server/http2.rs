@@ -168,7 +168,7 @@ fn clients_choose_it_by_alpn() {
 
 fn slow(more: &[&str]) -> crate::program::Running {
     let path = model("gemma-3-270m-q4_k_m.gguf");
-    serve(&[&["--model", &path, "--alias", "g", "--context", "2048"], more].concat())
+    serve(&[&["--model", &path, "--alias", "g", "--context", "2048", "--threads", "1"], more].concat())
 }
 
 fn long(max_tokens: usize) -> Json {
@@ -187,7 +187,7 @@ fn a_stream_that_is_reset_ends_its_request_and_no_other() {
             (body, first)
         };
         let (reset, _) = begin(1900).await;
-        let (mut kept, mut text) = begin(40).await;
+        let (mut kept, mut text) = begin(12).await;
         drop(reset);
         while let Some(piece) = piece(&mut kept).await {
             text.push_str(&piece);
@@ -209,7 +209,7 @@ fn what_runs_is_finished_when_the_server_ends() {
     let mut server = slow(&["--drain", "600"]);
     run(async {
         let client = plain(server.address).await;
-        let sent = client.clone().send_request(post("/v1/completions", &long(40))).await.unwrap();
+        let sent = client.clone().send_request(post("/v1/completions", &long(12))).await.unwrap();
         let mut body = sent.into_body();
         let mut text = piece(&mut body).await.unwrap();
         server.signal("TERM");
