@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use embedder::{apart, file, golden};
 use farpost::engine::{
-    Engine, EngineError, EngineOptions, GenerateOptions, Refusal, Request, Session, SessionOptions, StreamEvent,
+    Engine, EngineError, EngineOptions, GenerateOptions, Refusal, Request, Session, SessionOptions, Stream, StreamEvent,
 };
 use farpost::{Model, ModelOptions};
 use farpost_firmware_tests::model;
@@ -27,8 +27,8 @@ fn open(pooling: u32) -> Arc<Model> {
     Arc::new(Model::from_file(file, &ModelOptions::default()).unwrap())
 }
 
-fn engine(model: &Arc<Model>, options: EngineOptions) -> Engine {
-    let options = EngineOptions { kv_type: KvType::F32, ..options };
+fn engine(model: &Arc<Model>, options: &EngineOptions) -> Engine {
+    let options = EngineOptions { kv_type: KvType::F32, ..options.clone() };
     Engine::open(Arc::clone(model), Arc::new(Cpu::detect()), &options).unwrap()
 }
 
@@ -59,7 +59,7 @@ fn an_engine_gives_them_in_any_company() {
     for (pooling, name) in POOLINGS {
         let model = open(pooling);
         // Steps of few rows, so that texts come in parts, and fewer places than texts.
-        let engine = engine(&model, EngineOptions { max_running: 3, batch_rows: 5, ..EngineOptions::default() });
+        let engine = engine(&model, &EngineOptions { max_running: 3, batch_rows: 5, ..EngineOptions::default() });
         let written = engine.submit(&Request::new(vec![5, 6, 7], GenerateOptions::default())).unwrap();
         let streams: Vec<_> = (0..12)
             .map(|number| {
@@ -85,7 +85,7 @@ fn an_engine_gives_them_in_any_company() {
 fn only_what_the_last_token_has_seen_is_shared() {
     let long: Vec<u32> = (0..200).map(|place| place * 7 % 500).collect();
     for (pooling, name) in POOLINGS {
-        let engine = engine(&open(pooling), EngineOptions::default());
+        let engine = engine(&open(pooling), &EngineOptions::default());
         let first = engine.submit(&Request::embedding(long.clone())).unwrap().embedding().unwrap().unwrap();
         let stream = engine.submit(&Request::embedding(long.clone())).unwrap();
         let (mut again, mut cached) = (Vec::new(), 0);
@@ -108,18 +108,18 @@ fn only_what_the_last_token_has_seen_is_shared() {
 fn what_makes_no_embeddings_says_so() {
     let model = Arc::new(Model::open(&model("tiny-qwen3.gguf"), &ModelOptions::default()).unwrap());
     let submit = |engine: &Engine, ids: Vec<u32>| engine.submit(&Request::embedding(ids)).err().unwrap();
-    let error = submit(&engine(&model, EngineOptions::default()), vec![1]);
+    let error = submit(&engine(&model, &EngineOptions::default()), vec![1]);
     assert!(matches!(error, Refusal::Invalid(EngineError::NoEmbeddings { .. })), "{error}");
     assert!(error.to_string().ends_with("makes no embeddings, expected a model whose file names a pooling_type"));
     let mut session = Session::open(Arc::clone(&model), &Cpu::detect(), &SessionOptions::default()).unwrap();
     let error = session.embed(&[1], &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, EngineError::NoEmbeddings { .. }), "{error}");
-    let engine = engine(&open(3), EngineOptions::default());
+    let engine = engine(&open(3), &EngineOptions::default());
     let several = engine.submit(&Request { n: 2, ..Request::embedding(vec![1]) }).err().unwrap();
     assert_eq!(several.to_string(), "n is 2, expected 1 for an embedding");
     assert!(matches!(submit(&engine, vec![512]), Refusal::Invalid(EngineError::NoSuchToken { .. })));
     assert!(matches!(submit(&engine, vec![1; 513]), Refusal::Invalid(EngineError::PromptTooLong { .. })));
     let late = Request { deadline: Some(Duration::ZERO), ..Request::embedding(vec![1; 500]) };
     // Refused, or ended before it was made.
-    assert!(!matches!(engine.submit(&late).map(|stream| stream.embedding()), Ok(Ok(Some(_)))));
+    assert!(!matches!(engine.submit(&late).map(Stream::embedding), Ok(Ok(Some(_)))));
 }

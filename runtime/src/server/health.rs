@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use farpost_models::families::Pooling;
 use serde_json::{Value as Json, json};
 
 use super::app::App;
@@ -55,7 +56,7 @@ async fn version(State(app): State<Arc<App>>) -> Response {
                 "name": hosted.name,
                 "state": "loaded",
                 "architecture": hosted.engine.model().config().architecture,
-                "pooling": hosted.engine.model().pooling().map(|pooling| pooling.name()),
+                "pooling": hosted.engine.model().pooling().map(Pooling::name),
                 "size_bytes": hosted.engine.model().file().size_bytes(),
                 "sha256": hosted.hash.get().map(ToString::to_string),
                 "context_tokens": hosted.engine.context(),
