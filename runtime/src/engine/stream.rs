@@ -52,6 +52,8 @@ pub enum StreamEvent {
         /// What is new.
         text: String,
     },
+    /// The embedding of the prompt, if that was asked for: of length 1.
+    Embedding(Vec<f32>),
     /// A choice is complete: nothing more comes of it.
     Done {
         /// Which, from 0.
@@ -71,6 +73,7 @@ pub(super) enum Told {
     Queued { ahead: usize },
     Prefill { done_tokens: usize, total_tokens: usize },
     Token { choice: usize, id: u32, logprobs: Option<Logprobs> },
+    Embedding(Vec<f32>),
     End { choice: usize, finish: Finish, timings: Timings },
     Failed(Arc<EngineError>),
 }
@@ -212,6 +215,22 @@ impl Stream {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// Reads to the end: the embedding that was asked for; `None` if the request ended before it was made.
+    ///
+    /// # Errors
+    /// What the request failed with.
+    pub fn embedding(self) -> Result<Option<Vec<f32>>, Arc<EngineError>> {
+        let mut found = None;
+        for event in self {
+            match event {
+                StreamEvent::Embedding(numbers) => found = Some(numbers),
+                StreamEvent::Failed(error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
     /// Reads to the end: all choices, in order.
     ///
     /// # Errors
@@ -232,7 +251,7 @@ impl Stream {
                     (choices[choice].finish, choices[choice].timings) = (finish, timings);
                 }
                 StreamEvent::Failed(error) => return Err(error),
-                StreamEvent::Queued { .. } | StreamEvent::Prefill { .. } => {}
+                StreamEvent::Queued { .. } | StreamEvent::Prefill { .. } | StreamEvent::Embedding(_) => {}
             }
         }
         Ok(choices)
@@ -245,6 +264,7 @@ impl Stream {
                 self.ready.push_back(StreamEvent::Prefill { done_tokens, total_tokens });
             }
             Told::Token { choice, id, logprobs } => self.take_token(choice, id, logprobs),
+            Told::Embedding(numbers) => self.ready.push_back(StreamEvent::Embedding(numbers)),
             Told::End { choice, finish, timings } => self.take_done(choice, finish, timings),
             Told::Failed(error) => {
                 self.n_open = 0;

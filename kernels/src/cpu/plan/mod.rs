@@ -82,6 +82,8 @@ unsafe impl Send for Queries {}
 struct Core {
     isa: Isa,
     n_vocab: usize,
+    /// Elements of a row as the head reads it.
+    width: usize,
     stages: Vec<Compiled>,
     ropes: Vec<Arc<Rope>>,
     /// Where the angles of each rotation begin.
@@ -95,8 +97,8 @@ struct Core {
     partials: Block<f32>,
     moe_room: MoeRoom,
     step: Step,
-    /// Where full rows of logits go, for the results that want them.
-    logits_out: head::LogitsOut,
+    /// Where whole rows go, for the results that want them.
+    rows_out: head::RowsOut,
     weights_mapped: u64,
     weights_packed: u64,
 }

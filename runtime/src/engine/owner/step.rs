@@ -208,6 +208,21 @@ impl Owner {
             let (done_tokens, total_tokens) = (choice.n_written, choice.job.prompt_tokens);
             choice.job.teller.tell(Told::Prefill { done_tokens, total_tokens });
         }
+        if let Some(pooled) = &mut choice.pooled {
+            let is_whole = choice.n_written == choice.tokens.len();
+            for answer in &output.results[part.want..][..part.n_wants] {
+                let Answer::Hidden(row) = answer else {
+                    let found = "a step answered something else than a row".to_owned();
+                    return Err(DeviceError::Wrong(found).into());
+                };
+                pooled.add(row);
+            }
+            if is_whole {
+                choice.job.teller.tell(Told::Embedding(pooled.finish()));
+                choice.finish = Some(Finish::Length);
+            }
+            return Ok(());
+        }
         if part.n_wants == 0 {
             return Ok(());
         }

@@ -160,6 +160,7 @@ fn events_tell_what_happens_in_order() {
                 format!("done {}", finish.reason())
             }
             StreamEvent::Failed(error) => panic!("{error}"),
+            StreamEvent::Embedding(_) => panic!("nobody has asked for one"),
         })
         .collect();
     assert_eq!(told, ["queued 0", "prefill 0/3", "prefill 3/3", "token", "text", "token", "text", "done length"]);
