@@ -96,6 +96,15 @@ fn models(out: &mut Page, app: &App) {
             out.line("farpost_memory_bytes", &format!("model=\"{}\",kind=\"{kind}\"", escaped(&loaded.name)), bytes);
         }
     }
+    out.head(
+        "farpost_requests_bytes",
+        "gauge",
+        "Memory that requests hold which wait, run or are not read to their end.",
+    );
+    for hosted in app.catalogue.hosted() {
+        let labels = format!("model=\"{}\"", escaped(&hosted.name));
+        out.line("farpost_requests_bytes", &labels, hosted.engine.holdings().requests);
+    }
     if let Some(cap) = app.catalogue.models.memory_cap() {
         out.head("farpost_memory_cap_bytes", "gauge", "What all models may take together, beside their files.");
         out.line("farpost_memory_cap_bytes", "", cap);
@@ -133,8 +142,11 @@ fn engines(out: &mut Page, app: &App) {
         }
     }
     type Value = fn(&Counts) -> f64;
-    let values: [(&str, &str, &str, Value); 8] = [
+    let values: [(&str, &str, &str, Value); 10] = [
         ("farpost_running", "gauge", "Answers that are being written.", |of| of.running as f64),
+        ("farpost_kv_promised_tokens", "gauge", "Places in the cache that running answers may still count on.", |of| {
+            of.kv_promised_tokens as f64
+        }),
         ("farpost_cached_prefixes", "gauge", "Ended texts that are kept for prompts that begin alike.", |of| {
             of.cached_prefixes as f64
         }),
@@ -146,6 +158,7 @@ fn engines(out: &mut Page, app: &App) {
         }),
         ("farpost_evicted_total", "counter", "Cached prefixes dropped for room.", |of| of.evicted as f64),
         ("farpost_step_seconds_total", "counter", "Time in steps of the model.", |of| of.step_ms / 1e3),
+        ("farpost_overhead_seconds_total", "counter", "Time of engines beside steps.", |of| of.overhead_ms / 1e3),
     ];
     for (name, kind, help, value) in values {
         out.head(name, kind, help);
