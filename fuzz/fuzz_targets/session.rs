@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex};
 
 use farpost::engine::{GenerateOptions, Sampling, Session};
 use farpost_fuzz::with_sums;
