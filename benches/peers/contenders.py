@@ -47,8 +47,13 @@ class Farpost:
 
     def prepare(self, row, hold):
         """What is to be done before measuring: packing here; in a peer, finding out which variant is fastest."""
+        if row.is_packed:
+            self.pack()
+
+    def pack(self):
+        """Packs the model, if it is not."""
         own = self.environment.get("FARPOST_CPU") or "*"
-        if row.is_packed and not glob.glob(f"{glob.escape(self.model)}.{own}.pack"):
+        if not glob.glob(f"{glob.escape(self.model)}.{own}.pack"):
             command = [self.program, "pack", "--quiet", self.model]
             done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
             if done.returncode != 0:

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use farpost_fuzz::{BODIES, KEYS, TEMPLATES, TURNS, byte_level, every_kind, sentence_pieces, word_pieces};
+use farpost_fuzz::{BODIES, KEYS, TEMPLATES, TURNS, byte_level, every_kind, sentence_pieces, session_file, word_pieces};
 use farpost_kernels::tensor::DType;
 
 fn main() -> io::Result<()> {
@@ -28,6 +28,8 @@ fn main() -> io::Result<()> {
         write("request", &format!("{number}"), &[&[*route], body.as_bytes()].concat())?;
         write("json", &format!("{number}"), body.as_bytes())?;
     }
+    fs::create_dir_all(corpus.join("session"))?;
+    session_file(&corpus.join("session/four-tokens"));
     write("keys", "keys", KEYS.as_bytes())?;
     for (number, text) in TURNS.iter().enumerate() {
         write("turn", &format!("{number}"), &[&[number as u8, 5], text.as_bytes()].concat())?;

@@ -1,7 +1,17 @@
 //! Small valid files: what the fuzz targets start from.
 
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use farpost::Model;
+use farpost::engine::{GenerateOptions, Sampling, Session, SessionOptions};
+use farpost_kernels::cpu::Cpu;
 use farpost_kernels::tensor::DType;
 use farpost_models::gguf::{OwnedValue, TensorData, Writer};
+// Code built for fuzzing counts where it was; this has the counters, for the program that writes seeds too.
+use libfuzzer_sys as _;
+use sha2::{Digest, Sha256};
 
 /// A token: its text, its type, its score.
 type Token = (String, i32, f32);
@@ -111,4 +121,40 @@ pub fn sentence_pieces() -> Vec<u8> {
 pub fn word_pieces() -> Vec<u8> {
     let words = ["▁h", "é", "▁ab", "llo", "▁,", "▁12", "345", "▁漢", "a", "b", "[CLS]", "[SEP]"];
     vocabulary("bert", None, &with_specials(words.map(|text| (text.to_owned(), 1, 0.0)).to_vec()), &[])
+}
+
+/// A session of the built-in model with a short context.
+pub fn session() -> Session {
+    let model = Arc::new(Model::pocket().expect("the built-in model opens"));
+    let options = SessionOptions { context: Some(64), threads: 1, ..SessionOptions::default() };
+    Session::open(model, &Cpu::detect(), &options).expect("there is memory")
+}
+
+/// A session file of a few tokens.
+pub fn session_file(path: &Path) -> Vec<u8> {
+    let mut session = session();
+    let options = GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(1), ..GenerateOptions::default() };
+    session.generate(&[70, 71, 72], &options, &mut |_| ControlFlow::Continue(())).expect("it answers");
+    session.save(path, b"note").expect("there is room for a file");
+    std::fs::read(path).expect("it was written")
+}
+
+/// The same bytes with the checksums of a session file where its counts say they are; see `docs/engine.md`.
+pub fn with_sums(bytes: &[u8]) -> Vec<u8> {
+    const FIXED: usize = 8 + 6 * 4 + 8 + 2 * 32;
+    const SUM: usize = 32;
+    let mut bytes = bytes.to_vec();
+    let count = |number: usize| {
+        let at = 8 + 4 * number;
+        bytes.get(at..at + 4).map_or(0, |word| u32::from_le_bytes(word.try_into().expect("four bytes")) as usize)
+    };
+    let head = FIXED + 16 * count(3) + 4 * count(4) + count(5);
+    let n = bytes.len();
+    if head + 2 * SUM <= n {
+        let sum = Sha256::digest(&bytes[..head]);
+        bytes[head..head + SUM].copy_from_slice(&sum);
+        let sum = Sha256::digest(&bytes[head..n - SUM]);
+        bytes[n - SUM..].copy_from_slice(&sum);
+    }
+    bytes
 }

@@ -1,5 +1,6 @@
 //! The program `farpost`: reads the command line and hands over to one file a command.
 
+mod allocator;
 mod amount;
 mod answer;
 mod args;
@@ -42,6 +43,7 @@ use console::Console;
 use exit::Failure;
 
 fn main() -> ExitCode {
+    allocator::hold_to_few_arenas();
     let cli = args::parse();
     let console = Console::new(&cli.global);
     exit::report(dispatch(&cli.command, &console), &console)

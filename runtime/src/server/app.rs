@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
+use tokio::sync::Semaphore;
 
 use super::catalogue::{Catalogue, Entry, Hosted, Served};
 use super::error::Problem;
@@ -27,6 +28,8 @@ pub(super) struct App {
     pub(super) keys: Option<Live<Keys>>,
     pub(super) tls: Option<Live<ServerConfig>>,
     pub(super) otlp: Option<Otlp>,
+    /// One permit for each request that may be read at once.
+    pub(super) readers: Arc<Semaphore>,
     pub(super) started: Instant,
     /// The same in seconds since 1970.
     pub(super) started_at: u64,
@@ -56,6 +59,7 @@ impl App {
             otlp: options.otlp.clone().map(Otlp::new),
             options,
             metrics: Metrics::default(),
+            readers: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
             started: Instant::now(),
             started_at: unix_seconds(),
             is_loaded: AtomicBool::new(false),

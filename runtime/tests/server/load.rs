@@ -52,6 +52,32 @@ fn clients_that_wait_are_counted_as_the_server_counts_them() {
 }
 
 #[test]
+fn prompts_of_ids_have_exactly_their_length_and_fields_reach_the_server() {
+    let server = serve(&[]);
+    let args = ["--api", "completions", "--prompt-ids", "300..900", "--prompt-tokens", "70", "--shared-prefix", "64"];
+    let more = ["-n", "6", "--clients", "3", "--fields", "{\"temperature\":0,\"priority\":\"low\"}", "--ignore-eos"];
+    let report = report(&server, &[&args[..], &more, &["--answer-tokens", "5"]].concat());
+    let lengths = &report["prompt_lengths"];
+    assert_eq!(
+        (&lengths["mean"], &lengths["max"], &report["answer_tokens"]),
+        (&json!(70.0), &json!(70.0), &json!(30)),
+        "{report}"
+    );
+    // Two pages of 32 tokens each, which the request to warm up has left.
+    assert_eq!(report["cached_tokens"], 6 * 64, "{report}");
+    let url = format!("http://{}", server.address);
+    let refused = |args: &[&str]| {
+        let (code, _, err) = load(&[&["--url", &url, "-n", "1"], args].concat());
+        assert_ne!(code, Some(0));
+        err
+    };
+    let err = refused(&["--fields", "{\"priority\":\"loud\"}"]);
+    assert!(err.contains("priority is \"loud\""), "{err}");
+    assert!(refused(&["--fields", "{\"stream\":false}"]).contains("'stream' is set by this command"));
+    assert!(refused(&["--prompt-ids", "1..9"]).contains("expected --api completions"));
+}
+
+#[test]
 fn arrivals_and_traces_are_sent_when_they_are_due_and_with_a_key() {
     let keys = TempFile::new("load-keys.json", KEYS);
     let server = serve(&["--keys", keys.path()]);

@@ -21,6 +21,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde_json::{Value as Json, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body;
 use crate::server::app::App;
@@ -128,7 +129,8 @@ async fn answer(State(app): Shared, Extension(visit): Visitor, request: Request,
         Err(problem) => return refuse(&problem),
     };
     // Reading JSON, rendering a template and making tokens of text.
-    let taken = aside(move || take(&app, &visit, &body, style)).await;
+    let readers = Arc::clone(&app.readers);
+    let taken = aside(readers, move |turn| take(&app, &visit, &body, style, turn)).await;
     let told = match taken {
         Ok(Taken { following, hosted, asked }) if asked.is_stream => {
             let chunks = narrate::Chunks::new(style, &hosted, asked, following.n_choices());
@@ -146,7 +148,7 @@ async fn answer(State(app): Shared, Extension(visit): Visitor, request: Request,
 /// One request for embeddings.
 async fn embed(State(app): Shared, Extension(visit): Visitor, request: Request) -> Response {
     let taken = match body::read(&app, request).await {
-        Ok(body) => aside(move || embeddings::take(&app, &visit, &body)).await,
+        Ok(body) => aside(Arc::clone(&app.readers), move |turn| embeddings::take(&app, &visit, &body, turn)).await,
         Err(problem) => Err(problem),
     };
     let told = match taken {
@@ -159,10 +161,13 @@ async fn embed(State(app): Shared, Extension(visit): Visitor, request: Request) 
     }
 }
 
-/// The model that a request names.
-fn named(app: &App, visit: &Visit, fields: &mut Fields) -> Result<Arc<Hosted>, Problem> {
+/// The model that a request names. Where it must be loaded first, the turn is over: others need not wait for that.
+fn named(app: &App, visit: &Visit, fields: &mut Fields, turn: &mut Turn) -> Result<Arc<Hosted>, Problem> {
     let name = fields.string("model")?;
     let name = name.ok_or_else(|| Invalid::of("model", "is missing, expected the name of a model".to_owned()))?;
+    if app.entry(&name, &visit.caller)?.hosted().is_none() {
+        *turn = None;
+    }
     app.model(&name, &visit.caller, fields.is_true("stream"))
 }
 
@@ -173,12 +178,13 @@ type Told = fn(Fields, &Hosted) -> Result<Json, Problem>;
 async fn tell(State(app): Shared, Extension(visit): Visitor, request: Request, answer: Told) -> Response {
     let told = match body::read(&app, request).await {
         Ok(body) => {
-            let work = move || {
+            let readers = Arc::clone(&app.readers);
+            let work = move |turn: &mut Turn| {
                 let mut fields = Fields::new(crate::server::json::object(&body)?);
-                let hosted = named(&app, &visit, &mut fields)?;
+                let hosted = named(&app, &visit, &mut fields, turn)?;
                 answer(fields, &hosted)
             };
-            aside(work).await
+            aside(readers, work).await
         }
         Err(problem) => Err(problem),
     };
@@ -188,16 +194,25 @@ async fn tell(State(app): Shared, Extension(visit): Visitor, request: Request, a
     }
 }
 
-/// Does what can take long on a thread of its own: a connection must not wait for another's.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
-    let done = tokio::task::spawn_blocking(work).await;
+/// The right to read a request now; who has it goes on until it is dropped.
+type Turn = Option<OwnedSemaphorePermit>;
+
+/// Does what can take long on a thread of its own: a connection must not wait for another's. No more do so at once than
+/// there are cores: more threads would bring nothing but their memory.
+async fn aside<T: Send + 'static>(
+    readers: Arc<Semaphore>,
+    work: impl FnOnce(&mut Turn) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    // It is never closed.
+    let mut turn = readers.acquire_owned().await.ok();
+    let done = tokio::task::spawn_blocking(move || work(&mut turn)).await;
     done.unwrap_or_else(|panic| Err(Problem::Internal(format!("a panic: {panic}").into())))
 }
 
 /// Reads a request and hands it to the engine. All that can be wrong with it shows here.
-fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style) -> Result<Taken, Problem> {
+fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style, turn: &mut Turn) -> Result<Taken, Problem> {
     let mut fields = Fields::new(crate::server::json::object(body)?);
-    let hosted = named(app, visit, &mut fields)?;
+    let hosted = named(app, visit, &mut fields, turn)?;
     if hosted.engine.model().pooling().is_some() {
         let message = format!("{:?} makes embeddings and writes no text", hosted.name);
         return Err(Invalid { code: Some("unsupported_model"), ..Invalid::of("model", message) }.into());

@@ -2,6 +2,8 @@
 
 import os
 import queue
+import resource
+import signal
 import subprocess
 import threading
 
@@ -9,12 +11,21 @@ PATIENCE = 60
 
 
 class Server:
-    """`farpost serve` on a free port; the built-in model unless the arguments name another."""
+    """`farpost serve` on a free port; the built-in model unless the arguments name another.
 
-    def __init__(self, *arguments):
+    With `address_space` the process may take so many bytes of it.
+    """
+
+    def __init__(self, *arguments, address_space=None):
         command = [os.environ["FARPOST_PROGRAM"], "serve", "--port", "0", *arguments]
+        bound = lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=bound if address_space else None,
         )
         self.lines = queue.Queue()
         self.seen = []
@@ -35,6 +46,21 @@ class Server:
             self.seen.append(line)
             if part in line:
                 return line
+
+    def is_alive(self):
+        return self.process.poll() is None
+
+    def said(self):
+        """All lines until now."""
+        while not self.lines.empty():
+            self.seen.append(self.lines.get())
+        return self.seen
+
+    def end(self):
+        """Ends it in order."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout=PATIENCE)
+        assert code == 0, f"it ended with {code}: {self.said()[-5:]}"
 
     @property
     def base_url(self):

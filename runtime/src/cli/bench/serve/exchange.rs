@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
+use super::prompts::Prompt;
 use super::sse::Events;
 use super::target::{Failed, Reply, Target};
 
@@ -38,6 +39,8 @@ pub struct Manner {
     pub api: Api,
     pub model: String,
     pub ignore_eos: bool,
+    /// Fields that all requests have beside.
+    pub fields: Map<String, Json>,
     pub timeout: Duration,
 }
 
@@ -46,7 +49,7 @@ pub struct Manner {
 pub struct Planned {
     /// When to send it, since the start; `None` as soon as a client is free.
     pub at: Option<Duration>,
-    pub prompt: String,
+    pub prompt: Prompt,
     /// Tokens that the prompt should have; `None` of a text that was given.
     pub wanted_tokens: Option<u32>,
     pub answer_tokens: u32,
@@ -106,8 +109,8 @@ impl Record {
 }
 
 /// Sends a request that is not streamed, for one token of answer; gives the tokens of its prompt, if the server tells.
-pub async fn probe(target: &Target, manner: &Manner, prompt: &str) -> Result<Option<u64>, Failed> {
-    let mut body = body(manner, prompt, 1);
+pub async fn probe(target: &Target, manner: &Manner, prompt: String) -> Result<Option<u64>, Failed> {
+    let mut body = body(manner, &Prompt::Text(prompt), 1);
     body["stream"] = Json::Bool(false);
     body.as_object_mut().map(|fields| fields.remove("stream_options"));
     let answer = async { target.post(manner.api.path(), body.to_string()).await?.json().await };
@@ -119,7 +122,11 @@ fn timed_out(manner: &Manner) -> Failed {
     Failed::new("timeout", format_args!("no answer in {} s", manner.timeout.as_secs_f64()))
 }
 
-fn body(manner: &Manner, prompt: &str, answer_tokens: u32) -> Json {
+/// Fields that this program sets itself.
+pub const OWN_FIELDS: [&str; 7] =
+    ["model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stream", "stream_options"];
+
+fn body(manner: &Manner, prompt: &Prompt, answer_tokens: u32) -> Json {
     let mut body = json!({
         "model": manner.model,
         "max_tokens": answer_tokens,
@@ -127,11 +134,14 @@ fn body(manner: &Manner, prompt: &str, answer_tokens: u32) -> Json {
         "stream_options": { "include_usage": true },
     });
     match manner.api {
-        Api::Chat => body["messages"] = json!([{ "role": "user", "content": prompt }]),
-        Api::Completions => body["prompt"] = prompt.into(),
+        Api::Chat => body["messages"] = json!([{ "role": "user", "content": prompt.json() }]),
+        Api::Completions => body["prompt"] = prompt.json(),
     }
     if manner.ignore_eos {
         body["ignore_eos"] = true.into();
+    }
+    for (name, value) in &manner.fields {
+        body[name] = value.clone();
     }
     body
 }

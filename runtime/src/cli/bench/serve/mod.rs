@@ -18,10 +18,12 @@ mod trust;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farpost::engine::Random;
 use farpost::server::Endpoint;
+use serde_json::{Map, Value as Json};
+use tokio::task::JoinSet;
 
 use crate::amount;
 use crate::console::Console;
@@ -33,7 +35,7 @@ use lengths::Lengths;
 use load::{Loop, Shared};
 use objective::Objective;
 use plan::{Plan, Source};
-use prompts::{Measure, Prompts, TRIALS, words};
+use prompts::{Ids, Material, Measure, Prompts, TRIALS, words};
 use report::About;
 use summary::Summary;
 use target::{Failed, Target};
@@ -87,6 +89,9 @@ pub struct Args {
         conflicts_with = "trace"
     )]
     prompt_tokens: Lengths,
+    /// Make prompts of token ids from A on and below B, which then have exactly their length (with --api completions)
+    #[arg(long, value_name = "A..B", conflicts_with = "trace")]
+    prompt_ids: Option<Ids>,
     /// Tokens of answers at most, likewise
     #[arg(long, allow_negative_numbers = true, value_name = "LENGTHS", default_value = "64", conflicts_with = "trace")]
     answer_tokens: Lengths,
@@ -105,7 +110,10 @@ pub struct Args {
     /// Have answers go on past their end, up to their length (known to farpost, llama.cpp, SGLang and vLLM)
     #[arg(long)]
     ignore_eos: bool,
-    /// Requests to send before those that count
+    /// Fields that each request has beside, as a JSON object, such as '{"temperature": 0, "priority": "high"}'
+    #[arg(long, value_name = "JSON", default_value = "{}", hide_default_value = true, value_parser = parse_fields)]
+    fields: Fields,
+    /// Requests to send before those that count, by as many clients
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 2, value_parser = amount::whole::<u32>(0..))]
     warmup: u32,
     /// Give a request up after S seconds
@@ -133,6 +141,17 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 
 fn parse_share(text: &str) -> Result<f64, String> {
     number(text, |share| (0.0..=1.0).contains(&share), "a share, 0 to 1")
+}
+
+/// Fields of a body.
+type Fields = Map<String, Json>;
+
+fn parse_fields(text: &str) -> Result<Fields, String> {
+    let fields: Fields = serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))?;
+    match exchange::OWN_FIELDS.iter().find(|name| fields.contains_key(**name)) {
+        Some(name) => Err(format!("'{name}' is set by this command")),
+        None => Ok(fields),
+    }
 }
 
 impl Args {
@@ -181,6 +200,9 @@ impl Args {
 
 /// Measures with progress.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    if args.prompt_ids.is_some() && args.api != Api::Completions {
+        return Err(Failure::usage("--prompt-ids: messages are texts, expected --api completions"));
+    }
     // What is wrong with files and the key is told before a server is asked.
     let (source, target) = (args.source()?, args.target()?);
     let interrupt = Interrupt::listen()?;
@@ -237,11 +259,15 @@ async fn measure(
         Some(name) => name.clone(),
         None => first_model(&target, timeout).await.map_err(unusable)?,
     };
-    let manner = Manner { api: args.api, model, ignore_eos: args.ignore_eos, timeout };
-    let measure = learn(&target, &manner, args.seed).await.map_err(unusable)?;
+    let manner = Manner { api: args.api, model, ignore_eos: args.ignore_eos, fields: args.fields.clone(), timeout };
+    let material = match args.prompt_ids {
+        Some(ids) => Material::Ids(ids),
+        None => Material::Words(learn(&target, &manner, args.seed).await.map_err(unusable)?),
+    };
     console.detail(&format!("asking {} at {}", manner.model, args.url.authority()));
-    let prompts = Prompts::new(measure, args.shared_prefix, args.seed);
-    warm_up(args, &source, &prompts, &target, &manner, interrupt).await?;
+    let prompts = Prompts::new(material, args.shared_prefix, args.seed);
+    let shared = Arc::new(Shared { target, manner, cancels: cancels::Cancels::default() });
+    warm_up(args, &source, &prompts, &shared, interrupt).await?;
     let (most, expected) = args.most();
     let n_requests = expected.or(match &source {
         Source::Trace(entries) => Some(entries.len() as u64),
@@ -249,17 +275,16 @@ async fn measure(
     });
     let about = About {
         url: args.url.authority(),
-        model: manner.model.clone(),
+        model: shared.manner.model.clone(),
         api: args.api.name(),
         load: report::load(args.way(), args.rate, args.trace.as_deref()),
         lengths: args.trace.is_none().then(|| (args.prompt_tokens.to_string(), args.answer_tokens.to_string())),
         shared_prefix: args.shared_prefix,
         objective: args.slo.map(|objective| objective.to_string()),
         seed: args.seed,
-        is_learnt: measure.is_learnt,
+        is_learnt: !matches!(material, Material::Words(measure) if !measure.is_learnt),
     };
     let plan = Plan::new(source, prompts, args.cancel, most, args.seed);
-    let shared = Arc::new(Shared { target, manner, cancels: cancels::Cancels::default() });
     let mut progress = n_requests.map(|n| Progress::new(console, "measuring", n, Unit::Requests));
     let mut n_ended = 0;
     let told = |_: &Record| {
@@ -283,29 +308,39 @@ async fn first_model(target: &Target, timeout: Duration) -> Result<String, Faile
 /// Learns how many tokens a word takes.
 async fn learn(target: &Target, manner: &Manner, seed: u64) -> Result<Measure, Failed> {
     let mut random = Random::new(seed);
-    let few = exchange::probe(target, manner, &words(TRIALS[0], &mut random)).await?;
+    let few = exchange::probe(target, manner, words(TRIALS[0], &mut random)).await?;
     // A model that has no room for the second one can still be asked short ones.
-    let many = exchange::probe(target, manner, &words(TRIALS[1], &mut random)).await.unwrap_or(None);
+    let many = exchange::probe(target, manner, words(TRIALS[1], &mut random)).await.unwrap_or(None);
     Ok(Measure::learn([few, many]))
 }
 
-/// Sends requests like those that count, one after the other; what is wrong with all of them shows here.
+/// Sends requests like those that count, by as many clients; what is wrong with all of them shows here.
 async fn warm_up(
     args: &Args,
     source: &Source,
     prompts: &Prompts,
-    target: &Target,
-    manner: &Manner,
+    shared: &Arc<Shared>,
     interrupt: &Interrupt,
 ) -> Result<(), Failure> {
+    let n_clients = match args.way() {
+        Loop::Closed(n_clients) => n_clients,
+        Loop::Open => 1,
+    };
     // Other prompts than those that count, or these would be found in the server's cache.
-    let plan = Plan::new(source.clone(), prompts.clone(), 0.0, args.warmup.into(), !args.seed);
-    for planned in plan {
-        let record = exchange::exchange(target, manner, &planned, std::time::Instant::now(), |_| {}).await;
+    let mut plan = Plan::new(source.clone(), prompts.clone(), 0.0, args.warmup.into(), !args.seed);
+    let mut open = JoinSet::new();
+    loop {
+        for planned in plan.by_ref().take(n_clients - open.len()) {
+            let shared = Arc::clone(shared);
+            open.spawn(async move {
+                exchange::exchange(&shared.target, &shared.manner, &planned, Instant::now(), |_| {}).await
+            });
+        }
+        let Some(record) = open.join_next().await else { return Ok(()) };
         if interrupt.is_asked() {
             return Err(Failure::interrupted());
         }
-        if let exchange::Outcome::Failed(failed) = record.outcome {
+        if let Ok(Record { outcome: exchange::Outcome::Failed(failed), .. }) = record {
             let failure = Failure::new(
                 Exit::Failed,
                 format_args!("a request to warm up failed ({}): {}", failed.kind, failed.message),
@@ -314,5 +349,4 @@ async fn warm_up(
             return Err(if is_long { failure.hint("smaller --prompt-tokens or --answer-tokens") } else { failure });
         }
     }
-    Ok(())
 }

@@ -6,7 +6,7 @@ use farpost::engine::Random;
 
 use super::exchange::Planned;
 use super::lengths::Lengths;
-use super::prompts::Prompts;
+use super::prompts::{Prompt, Prompts};
 use super::trace::{Asks, Entry};
 
 /// Where requests come from.
@@ -53,13 +53,13 @@ impl Iterator for Plan {
                     Duration::try_from_secs_f64(self.arrived).unwrap_or(Duration::MAX)
                 });
                 let (prompt, answer_tokens) = (prompt_tokens.draw(random), answer_tokens.draw(random));
-                let text = self.prompts.make(prompt, random);
-                Planned { at, prompt: text, wanted_tokens: Some(prompt), answer_tokens, cancel_after: None }
+                let made = self.prompts.make(prompt, random);
+                Planned { at, prompt: made, wanted_tokens: Some(prompt), answer_tokens, cancel_after: None }
             }
             Source::Trace(entries) => {
                 let entry = entries.next()?;
                 let (prompt, wanted_tokens) = match entry.asks {
-                    Asks::Text(text) => (text, None),
+                    Asks::Text(text) => (Prompt::Text(text), None),
                     Asks::Tokens(n) => (self.prompts.make(n, random), Some(n)),
                 };
                 let at = Some(entry.at);
@@ -79,12 +79,12 @@ impl Iterator for Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::prompts::Measure;
+    use super::super::prompts::{Material, Measure};
     use super::*;
 
     fn plan(rate: Option<f64>, cancel_share: f64, seed: u64) -> Vec<Planned> {
         let source = Source::Drawn { prompt_tokens: Lengths::Uniform(2, 9), answer_tokens: Lengths::Fixed(8), rate };
-        Plan::new(source, Prompts::new(Measure::UNKNOWN, 0, seed), cancel_share, 5000, seed).collect()
+        Plan::new(source, Prompts::new(Material::Words(Measure::UNKNOWN), 0, seed), cancel_share, 5000, seed).collect()
     }
 
     #[test]
@@ -115,15 +115,13 @@ mod tests {
     #[test]
     fn a_trace_ends_where_it_ends_or_where_enough_was_asked() {
         let entry = |at| Entry { at: Duration::from_secs(at), asks: Asks::Text(at.to_string()), answer_tokens: 1 };
+        let text = |texts: &[&str]| texts.iter().map(|text| Prompt::Text((*text).to_owned())).collect::<Vec<_>>();
         let with = |most| {
             let source = Source::Trace(vec![entry(1), entry(2), entry(3)].into_iter());
-            Plan::new(source, Prompts::new(Measure::UNKNOWN, 0, 0), 0.0, most, 0)
+            Plan::new(source, Prompts::new(Material::Words(Measure::UNKNOWN), 0, 0), 0.0, most, 0)
                 .map(|planned| planned.prompt)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(
-            (with(2), with(9)),
-            (vec!["1".to_owned(), "2".to_owned()], ["1", "2", "3"].map(str::to_owned).to_vec())
-        );
+        assert_eq!((with(2), with(9)), (text(&["1", "2"]), text(&["1", "2", "3"])));
     }
 }

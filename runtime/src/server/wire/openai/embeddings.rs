@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use farpost_models::tokenizer::Special;
 use serde_json::{Value as Json, json};
 
+use super::Turn;
 use super::completions::ids;
 use super::params::Terms;
 use crate::engine::{Request, shortened};
@@ -110,9 +111,9 @@ pub(super) struct Taken {
 }
 
 /// Reads a request and hands it to the engine. All that can be wrong with it shows here.
-pub(super) fn take(app: &Arc<App>, visit: &Visit, body: &Bytes) -> Result<Taken, Problem> {
+pub(super) fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, turn: &mut Turn) -> Result<Taken, Problem> {
     let mut fields = Fields::new(crate::server::json::object(body)?);
-    let hosted = super::named(app, visit, &mut fields)?;
+    let hosted = super::named(app, visit, &mut fields, turn)?;
     if hosted.engine.model().pooling().is_none() {
         let message = format!("{:?} writes text and makes no embeddings", hosted.name);
         return Err(Invalid { code: Some("unsupported_model"), ..Invalid::of("model", message) }.into());
