@@ -129,6 +129,13 @@ impl Following {
         self.usage
     }
 
+    /// No more is wanted of a choice.
+    pub(super) fn enough(&mut self, choice: usize) {
+        if let Some(stream) = self.streams.get_mut(choice / self.n) {
+            stream.enough(choice % self.n);
+        }
+    }
+
     /// What comes next; `None` when all is said.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Said>> {
         if self.is_over {

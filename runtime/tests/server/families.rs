@@ -71,6 +71,22 @@ fn calls_are_forced_and_read_in_every_form() {
 }
 
 #[test]
+fn a_tool_that_is_named_is_called_once() {
+    for name in ["Qwen-Qwen2.5-7B-Instruct", "mistralai-Mistral-Nemo-Instruct-2407"] {
+        let (server, _file) = with_template(name);
+        let choice = json!({ "type": "function", "function": { "name": "set_valve" } });
+        for seed in 0..4 {
+            let more = json!({ "tools": tools(), "tool_choice": choice, "seed": seed, "max_tokens": 400 });
+            let answer = post(server.address, PATH, &ask(more)).json(200);
+            let choice = &answer["choices"][0];
+            if choice["finish_reason"] == "tool_calls" {
+                assert_eq!(only_call(&choice["message"]).0, "set_valve", "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn reasoning_is_no_part_of_the_answer() {
     // Its prompts end within the reasoning.
     let (server, _file) = with_template("Qwen3.5-4B");
