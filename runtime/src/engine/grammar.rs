@@ -39,7 +39,7 @@ pub enum Grammar {
 }
 
 /// Bytes that a regular expression may have.
-pub(crate) const LONGEST_REGEX: usize = 64 << 10;
+const LONGEST_REGEX: usize = 16 << 10;
 /// Bytes that a schema or a grammar may have.
 const LONGEST_FORM: usize = 1 << 20;
 /// The schema of any object.

@@ -1,6 +1,8 @@
 //! Models of several families: small ones with random weights, given the chat templates that are published with real
 //! ones. What they write is held to their family's form, and read back from it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use farpost_models::gguf::{File, Writer};
 use serde_json::{Value as Json, json};
 
@@ -24,7 +26,9 @@ fn with_template(name: &str) -> (Running, TempFile) {
     for tensor in file.tensors() {
         data.append(tensor.name(), tensor.weight().view().bytes).unwrap();
     }
-    let path = TempFile::with(&format!("{name}.gguf"), &data.finish().unwrap());
+    static N_FILES: AtomicUsize = AtomicUsize::new(0);
+    let number = N_FILES.fetch_add(1, Ordering::Relaxed);
+    let path = TempFile::with(&format!("{name}-{number}.gguf"), &data.finish().unwrap());
     let server = serve(&["--model", path.path(), "--alias", "pocket"]);
     (server, path)
 }

@@ -17,8 +17,9 @@ use disjoint::Comparison;
 const MOST_SCHEMAS: usize = 5_000;
 /// Values in all its `enum`s.
 const MOST_VALUES: usize = 5_000;
-/// Its `pattern`s.
+/// Its `pattern`s, and their bytes.
 const MOST_PATTERNS: usize = 200;
+const MOST_PATTERN_BYTES: usize = 32 << 10;
 /// Alternatives of a `oneOf`: each is compared with all others.
 const MOST_OF_ONE: usize = 128;
 /// Parts that a number can be a multiple of: the parser counts remainders.
@@ -88,6 +89,7 @@ struct Walk<'s> {
     n_schemas: usize,
     n_values: usize,
     n_patterns: usize,
+    n_pattern_bytes: usize,
     /// Some object has names of its own beside others that are free.
     has_open_names: bool,
     comparison: Comparison<'s>,
@@ -104,6 +106,7 @@ impl<'s> Walk<'s> {
             n_schemas: 0,
             n_values: 0,
             n_patterns: 0,
+            n_pattern_bytes: 0,
             has_open_names: false,
             comparison: Comparison::new(root),
         }
@@ -302,6 +305,10 @@ impl<'s> Walk<'s> {
         self.n_patterns += 1;
         if self.n_patterns > MOST_PATTERNS {
             return Err(wrong(place, format!("the schema has more than {MOST_PATTERNS} patterns")));
+        }
+        self.n_pattern_bytes += text.len();
+        if self.n_pattern_bytes > MOST_PATTERN_BYTES {
+            return Err(wrong(place, format!("the schema has more than {MOST_PATTERN_BYTES} bytes of patterns")));
         }
         let ascii = pattern::ascii(text);
         #[cfg(feature = "grammar")]

@@ -9,8 +9,9 @@ use llguidance::derivre::{ExprRef, RegexBuilder};
 
 use super::Fault;
 
-/// What all expressions of a form may spread to. A derivative is at most about this many words of four bytes.
-const WIDEST: u64 = 200_000;
+/// What all sequences of a form that may skip their first part may spread to. The first derivative has about as many words
+/// of four bytes; the next ones, which are choices among choices, stay within the fuel of a step.
+const WIDEST: u64 = 40_000;
 
 /// Refuses expressions whose derivatives would be too large.
 pub(super) fn check(exprs: &ExprSet) -> Result<(), Fault> {
@@ -26,17 +27,16 @@ pub(super) fn check(exprs: &ExprSet) -> Result<(), Fault> {
         let expr = ExprRef::new(id as u32);
         let width = |part: &ExprRef| widths.get(part.as_usize()).copied().unwrap_or(1);
         let parts = if id == 0 { &[] } else { exprs.get_args(expr) };
-        let spread = if parts.is_empty() {
-            1
-        } else if exprs.get_tag(expr) == sequence {
-            let n_first =
-                parts.iter().position(|part| !exprs.is_nullable(*part)).map_or(parts.len(), |place| place + 1);
-            parts[..n_first].iter().map(width).fold(0, u64::saturating_add)
-        } else {
-            parts.iter().map(width).fold(0, u64::saturating_add)
+        let is_sequence = id > 0 && exprs.get_tag(expr) == sequence;
+        let n_first = match parts.iter().position(|part| !exprs.is_nullable(*part)) {
+            Some(place) if is_sequence => place + 1,
+            _ => parts.len(),
         };
+        let spread = parts[..n_first].iter().map(width).fold(0, u64::saturating_add).max(1);
         widths.push(spread);
-        sum = sum.saturating_add(spread);
+        if is_sequence && n_first > 1 {
+            sum = sum.saturating_add(spread);
+        }
         if sum > WIDEST {
             return Err(too_large());
         }

@@ -54,6 +54,9 @@ impl Asked {
             speculate: speculate(fields)?.unwrap_or(hosted.speculate),
             ..GenerateOptions::default()
         };
+        if options.ignore_eos && options.grammar.is_some() {
+            return Err(Invalid::of("ignore_eos", "is true, but a text with a form has to end").into());
+        }
         let priority = match fields.string("priority")? {
             None => Priority::default(),
             Some(name) => Priority::ALL.into_iter().find(|lane| lane.name() == name).ok_or_else(|| {
@@ -91,10 +94,8 @@ impl Asked {
             // Where the answer has a form a call must be told from it.
             calls.is_enforced = true;
         }
-        let is_held = self.options.grammar.is_some() || turn.calls.as_ref().is_some_and(|calls| calls.is_enforced);
-        if is_held && self.options.ignore_eos {
-            let message = "is true, but a text with a form, or with calls that are held to one, has to end";
-            return Err(Invalid::of("ignore_eos", message).into());
+        if self.options.ignore_eos && turn.calls.as_ref().is_some_and(|calls| calls.is_enforced) {
+            return Err(Invalid::of("ignore_eos", "is true, but calls that are held to a form have to end").into());
         }
         if turn.calls.is_some() {
             // They end the answer, and never a call: what reads the turn looks for them.
@@ -116,7 +117,11 @@ impl Asked {
         match problem {
             Problem::Invalid(invalid) if self.composed.is_some() && invalid.param.as_deref() == Some("grammar") => {
                 let param = self.composed.unwrap_or("tools").to_owned();
-                Invalid::schema(param, "it can't be enforced with the rest of the model's turn").into()
+                Invalid::schema(
+                    param,
+                    "it can't be enforced with the rest of the model's turn, or is too large with it",
+                )
+                .into()
             }
             other => other,
         }

@@ -1,5 +1,7 @@
 //! Tools of a request: which there are, which may be called, and whether one must be.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Map, Value as Json, json};
 
 use crate::engine::{EngineError, Grammar, grammar};
@@ -10,6 +12,8 @@ use crate::server::turn::{CallFormat, Calls, Tool};
 
 /// Tools that a request may have.
 const MOST_TOOLS: usize = 128;
+/// Time that making their schemas ready may take.
+const LONGEST: Duration = Duration::from_secs(1);
 /// Bytes of a name.
 const LONGEST_NAME: usize = 64;
 
@@ -120,6 +124,7 @@ impl Tools {
         let is_required = self.choice.is_required;
         let is_allowed = |name: &String| self.choice.allowed.as_ref().is_none_or(|allowed| allowed.contains(name));
         let mut tools = Vec::new();
+        let start = Instant::now();
         for (place, (name, parameters, is_strict)) in self.read.iter().enumerate() {
             if !is_allowed(name) {
                 continue;
@@ -128,6 +133,10 @@ impl Tools {
             if let Some(schema) = &schema {
                 grammar::compile(model, &Grammar::JsonSchema(schema.clone()))
                     .map_err(|error| unsupported(place, error))?;
+                if start.elapsed() > LONGEST {
+                    let reason = format!("their schemas took more than {} s to be made ready", LONGEST.as_secs());
+                    return Err(Invalid::schema("tools".to_owned(), reason).into());
+                }
             }
             tools.push(Tool { name: name.clone(), schema });
         }
