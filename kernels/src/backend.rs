@@ -3,6 +3,8 @@
 //! A step takes any mix of rows of any sequences. A row knows its token, position and sequence; causality, windows
 //! and batching follow from that alone. A [`Batch`] is a plain value: printable, replayable, the unit of every test.
 
+use std::ops::Range;
+
 use crate::graph::Graph;
 
 /// Names a sequence of the KV cache.
@@ -143,6 +145,9 @@ pub struct Limits {
     pub max_rows: usize,
     /// Most sequences open at once.
     pub max_sequences: usize,
+    /// Sequences, at most, whose positions a layer with a window keeps as far as its window reaches: those that run, and
+    /// those that are to be gone on with. Others take no room there.
+    pub max_windows: usize,
     /// Tokens the KV cache holds over all sequences; rounded up to whole pages.
     pub kv_tokens: usize,
     /// Tokens per page.
@@ -162,6 +167,7 @@ impl Default for Limits {
         Self {
             max_rows: 512,
             max_sequences: 1,
+            max_windows: 1,
             kv_tokens: 4096,
             page_tokens: 32,
             kv_type: KvType::F16,
@@ -263,33 +269,86 @@ impl std::fmt::Display for Size {
     }
 }
 
+/// Bytes of keys and values outside of a store: position after position of a text; of each, layer after layer.
+///
+/// A layer with a window has only the last positions, as many as the window is long: one more than the next row looks
+/// at, so that the last token can be run again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageShape {
+    /// Window and bytes of a position of layers that have the same window.
+    layers: Vec<(Option<usize>, usize)>,
+}
+
+impl ImageShape {
+    /// Of layers with these windows and bytes of a position.
+    pub fn new(layers: impl IntoIterator<Item = (Option<usize>, usize)>) -> Self {
+        let mut merged: Vec<(Option<usize>, usize)> = Vec::new();
+        for (window, bytes) in layers {
+            match merged.iter_mut().find(|known| known.0 == window) {
+                Some(known) => known.1 += bytes,
+                None => merged.push((window, bytes)),
+            }
+        }
+        Self { layers: merged }
+    }
+
+    /// The first position of a text of `n_tokens` that a layer with this window has.
+    pub fn first_kept(window: Option<usize>, n_tokens: usize) -> usize {
+        window.map_or(0, |window| n_tokens.saturating_sub(window))
+    }
+
+    /// Most bytes of a position.
+    pub fn token_bytes(&self) -> usize {
+        self.layers.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Bytes of some positions of a text of `n_tokens`.
+    pub fn bytes(&self, n_tokens: usize, positions: Range<usize>) -> u64 {
+        let of = |&(window, bytes): &(Option<usize>, usize)| {
+            let from = positions.start.max(Self::first_kept(window, n_tokens));
+            (positions.end.saturating_sub(from) as u64).saturating_mul(bytes as u64)
+        };
+        self.layers.iter().map(of).fold(0, u64::saturating_add)
+    }
+}
+
 /// The KV cache as its user sees it: sequences that grow, share, shrink and end.
+///
+/// Layers with a window keep for sure what rows to come look at, and earlier positions while nobody needs their room. So
+/// what was just run can be taken back before room is reserved again, for whatever sequence; what lies further back may
+/// have to be run again: [`KvStore::resumable`] says from where.
 pub trait KvStore {
     /// Starts an empty sequence; `None` when `max_sequences` are open.
     fn open(&mut self) -> Option<Sequence>;
-    /// Makes room for `tokens` positions in all; false (and no change) if pages do not suffice.
+    /// Makes room for `tokens` positions in all; false (and no change) if pages do not suffice. In layers with a window
+    /// for those of the next step.
     fn reserve(&mut self, sequence: Sequence, tokens: usize) -> bool;
     /// Positions written so far.
     fn len(&self, sequence: Sequence) -> usize;
-    /// Forgets positions from `tokens` on.
-    fn truncate(&mut self, sequence: Sequence, tokens: usize);
-    /// A new sequence that shares the first `tokens` positions of `from`, copied only when written to.
+    /// Most positions, at most `tokens`, after which the sequence can be gone on with: no window of a row that follows
+    /// reaches what is gone.
+    fn resumable(&self, sequence: Sequence, tokens: usize) -> usize;
+    /// Forgets positions from `tokens` on, or as many more as [`KvStore::resumable`] says; returns how many are left.
+    fn truncate(&mut self, sequence: Sequence, tokens: usize) -> usize;
+    /// A new sequence that shares the first `tokens` positions of `from`, copied only when written to. `None` if as many
+    /// are open as may be, or it could not be gone on with from there.
     fn fork(&mut self, from: Sequence, tokens: usize) -> Option<Sequence>;
     /// Ends a sequence and frees what nobody shares.
     fn close(&mut self, sequence: Sequence);
     /// Tokens that could still be reserved.
     fn free_tokens(&self) -> usize;
-    /// Bytes of one position, as [`KvStore::read`] gives them and [`KvStore::append`] takes them.
-    fn token_bytes(&self) -> usize;
-    /// Copies keys and values of the positions from `from` on, as many as `out` has room for.
+    /// Bytes of positions, as [`KvStore::read`] gives them and [`KvStore::append`] takes them.
+    fn image(&self) -> ImageShape;
+    /// Copies keys and values of some positions of the text that the first `n_tokens` of a sequence are.
     ///
-    /// Position after position; of each, layer after layer: the keys of all heads, then their values. A vector is its
-    /// elements as the store keeps them; for [`KvType::Q8_0`] its codes, then its scales. False (and
-    /// nothing copied) if `out` holds no whole number of positions, or they are not all written.
-    fn read(&self, sequence: Sequence, from: usize, out: &mut [u8]) -> bool;
-    /// Appends positions whose keys and values are `bytes`, as [`KvStore::read`] gave them. False (and no position
-    /// counts as written) if they are no whole number, not all reserved, or a shared page cannot be copied.
-    fn append(&mut self, sequence: Sequence, bytes: &[u8]) -> bool;
+    /// Position after position; of each, layer after layer that keeps it: the keys of all heads, then their values. A
+    /// vector is its elements as the store keeps them; for [`KvType::Q8_0`] its codes, then its scales. False (and
+    /// nothing copied) if `out` is not as long as [`KvStore::image`] says, or they are not all there.
+    fn read(&self, sequence: Sequence, n_tokens: usize, positions: Range<usize>, out: &mut [u8]) -> bool;
+    /// Appends `n_positions` of a text of `n_tokens` whose keys and values are `bytes`, as [`KvStore::read`] gave them.
+    /// False (and no position counts as written) if they are not as many bytes, not all reserved, or there is no page for
+    /// a copy of a shared one or for a window.
+    fn append(&mut self, sequence: Sequence, n_tokens: usize, n_positions: usize, bytes: &[u8]) -> bool;
 }
 
 /// A device.

@@ -3,8 +3,11 @@
 //! It reads like the definition of each op and shares no code with the fast backends, so they are tested against it
 //! (`tests/conformance.rs`). It keeps everything in memory and computes slowly; nothing uses it to serve.
 
+use std::ops::Range;
+
 use crate::backend::{
-    Answer, Backend, Batch, DeviceError, DeviceInfo, KvStore, Limits, MemoryUse, Output, Plan, Row, Sequence, WantKind,
+    Answer, Backend, Batch, DeviceError, DeviceInfo, ImageShape, KvStore, Limits, MemoryUse, Output, Plan, Row,
+    Sequence, WantKind,
 };
 use crate::graph::{Activation, Graph, KvLayer, Moe, Op, Rope, RopeStyle, Value};
 use crate::order;
@@ -81,11 +84,16 @@ impl KvStore for Store {
         self.sequences.get(sequence.0 as usize).and_then(Option::as_ref).map_or(0, |kept| kept.len)
     }
 
-    fn truncate(&mut self, sequence: Sequence, tokens: usize) {
-        if let Some(kept) = self.kept(sequence) {
-            kept.len = kept.len.min(tokens);
-            kept.reserved = kept.reserved.min(tokens);
-        }
+    /// Everything is kept.
+    fn resumable(&self, sequence: Sequence, tokens: usize) -> usize {
+        self.len(sequence).min(tokens)
+    }
+
+    fn truncate(&mut self, sequence: Sequence, tokens: usize) -> usize {
+        let Some(kept) = self.kept(sequence) else { return 0 };
+        kept.len = kept.len.min(tokens);
+        kept.reserved = kept.reserved.min(tokens);
+        kept.len
     }
 
     fn fork(&mut self, from: Sequence, tokens: usize) -> Option<Sequence> {
@@ -106,19 +114,19 @@ impl KvStore for Store {
         self.limits.kv_tokens.saturating_sub(used)
     }
 
-    fn token_bytes(&self) -> usize {
-        let floats = self.layers.iter().map(|layer| layer.n_kv_heads * (layer.key_dim + layer.value_dim));
-        floats.sum::<usize>() * size_of::<f64>()
+    /// Of whole texts, be there a window or not.
+    fn image(&self) -> ImageShape {
+        let floats = |layer: &KvLayer| layer.n_kv_heads * (layer.key_dim + layer.value_dim);
+        ImageShape::new(self.layers.iter().map(|layer| (None, floats(layer) * size_of::<f64>())))
     }
 
-    fn read(&self, sequence: Sequence, from: usize, out: &mut [u8]) -> bool {
-        let token_bytes = self.token_bytes().max(1);
-        let end = from.saturating_add(out.len() / token_bytes);
+    fn read(&self, sequence: Sequence, n_tokens: usize, positions: Range<usize>, out: &mut [u8]) -> bool {
         let Some(kept) = self.sequences.get(sequence.0 as usize).and_then(Option::as_ref) else { return false };
-        if !out.len().is_multiple_of(token_bytes) || end > kept.len {
+        let is_there = positions.end <= n_tokens && n_tokens <= kept.len;
+        if !is_there || out.len() as u64 != self.image().bytes(n_tokens, positions.clone()) {
             return false;
         }
-        let floats = (from..end).flat_map(|position| {
+        let floats = positions.flat_map(|position| {
             kept.layers.iter().flat_map(move |layer| layer[position].0.iter().chain(&layer[position].1))
         });
         for (bytes, float) in out.chunks_exact_mut(size_of::<f64>()).zip(floats) {
@@ -127,23 +135,23 @@ impl KvStore for Store {
         true
     }
 
-    fn append(&mut self, sequence: Sequence, bytes: &[u8]) -> bool {
-        let (token_bytes, layers) = (self.token_bytes().max(1), self.layers.clone());
+    fn append(&mut self, sequence: Sequence, n_tokens: usize, n_positions: usize, bytes: &[u8]) -> bool {
+        let (image, layers) = (self.image(), self.layers.clone());
         let Some(kept) = self.kept(sequence) else { return false };
-        let n_new = bytes.len() / token_bytes;
-        if !bytes.len().is_multiple_of(token_bytes) || kept.len + n_new > kept.reserved {
+        let end = kept.len.saturating_add(n_positions);
+        if end > n_tokens || end > kept.reserved || bytes.len() as u64 != image.bytes(n_tokens, kept.len..end) {
             return false;
         }
         kept.layers.resize(layers.len(), Vec::new());
         let mut floats = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
-        for position in kept.len..kept.len + n_new {
+        for position in kept.len..end {
             for (cache, layer) in kept.layers.iter_mut().zip(&layers) {
                 let mut take = |dim: usize| floats.by_ref().take(layer.n_kv_heads * dim).collect::<Vec<f64>>();
                 cache.truncate(position);
                 cache.push((take(layer.key_dim), take(layer.value_dim)));
             }
         }
-        kept.len += n_new;
+        kept.len = end;
         true
     }
 }

@@ -169,7 +169,7 @@ fn feed_forward(graph: &mut GraphBuilder, random: &mut Random, shape: Shape, x: 
 
 fn limits(kv_type: KvType, threads: usize, activations: Activations) -> Limits {
     let sizes = Limits { max_rows: 64, max_sequences: 4, kv_tokens: 400, page_tokens: 8, ..Limits::default() };
-    Limits { kv_type, threads, activations, ..sizes }
+    Limits { kv_type, threads, activations, max_windows: 4, ..sizes }
 }
 
 /// A conversation with a plan: what was asked so far decides the tokens, so that all plans get the same.

@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 mod capped;
+mod windows;
 
 use std::sync::Arc;
 use std::time::Duration;

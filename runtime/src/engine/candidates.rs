@@ -64,10 +64,23 @@ impl Candidates {
         self.logits.clear();
     }
 
-    /// Adds a token, whose id is above those that are there.
-    pub(super) fn push(&mut self, id: u32, logit: f32) {
-        self.ids.push(id);
-        self.logits.push(logit);
+    /// Adds those of up to 32 tokens in a row, from `first` on, whose bit of `mask` is set; their ids are above those that
+    /// are there.
+    pub(super) fn push_masked(&mut self, first: u32, logits: &[f32], mask: u32) {
+        if mask == u32::MAX {
+            self.ids.extend((first..).zip(logits).map(|(id, _)| id));
+            self.logits.extend_from_slice(logits);
+            return;
+        }
+        let mut left = mask;
+        while left != 0 {
+            let at = left.trailing_zeros();
+            left &= left - 1;
+            if let Some(&logit) = logits.get(at as usize) {
+                self.ids.push(first + at);
+                self.logits.push(logit);
+            }
+        }
     }
 
     /// Starts with the `k` best of a row.
@@ -244,6 +257,21 @@ mod tests {
             candidates.set_row(&row);
             candidates.keep_best(k);
             prop_assert_eq!(candidates.iter().collect::<Vec<_>>(), sorted.clone());
+        }
+
+        #[test]
+        fn a_mask_takes_what_its_bits_say(
+            row in row(),
+            masks in prop::collection::vec(prop::sample::select(vec![0, 1, u32::MAX, 0x8000_0001, 0x00F0_1234]), 13),
+        ) {
+            let mut candidates = Candidates::default();
+            for (word, logits) in row.chunks(32).enumerate() {
+                candidates.push_masked(word as u32 * 32, logits, masks[word]);
+            }
+            let is_set = |id: &u32| masks[*id as usize / 32] >> (id % 32) & 1 == 1;
+            let all = (0..).zip(&row).map(|(id, &logit)| Candidate { id, logit });
+            let expected: Vec<Candidate> = all.filter(|candidate| is_set(&candidate.id)).collect();
+            prop_assert_eq!(candidates.iter().collect::<Vec<_>>(), expected);
         }
 
         #[test]

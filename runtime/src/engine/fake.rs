@@ -3,10 +3,12 @@
 //! It is as strict as the contract of plans: positions must come without gaps, be reserved, and be few enough.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use farpost_kernels::backend::{
-    Answer, Backend, Batch, DeviceError, DeviceInfo, KvStore, Limits, MemoryUse, Output, Plan, Sequence, WantKind,
+    Answer, Backend, Batch, DeviceError, DeviceInfo, ImageShape, KvStore, Limits, MemoryUse, Output, Plan, Sequence,
+    WantKind,
 };
 use farpost_kernels::graph::Graph;
 
@@ -205,12 +207,18 @@ impl KvStore for Cache {
         self.held(sequence).tokens.len()
     }
 
-    fn truncate(&mut self, sequence: Sequence, tokens: usize) {
+    fn resumable(&self, sequence: Sequence, tokens: usize) -> usize {
+        tokens.min(self.len(sequence))
+    }
+
+    fn truncate(&mut self, sequence: Sequence, tokens: usize) -> usize {
         let n_pages = tokens.div_ceil(self.page_tokens);
         let held = self.held_mut(sequence);
         held.tokens.truncate(tokens);
+        let len = held.tokens.len();
         let freed = held.pages.split_off(n_pages.min(held.pages.len()));
         freed.into_iter().for_each(|page| self.n_users[page] -= 1);
+        len
     }
 
     fn fork(&mut self, from: Sequence, tokens: usize) -> Option<Sequence> {
@@ -234,22 +242,22 @@ impl KvStore for Cache {
     }
 
     /// A position is its token.
-    fn token_bytes(&self) -> usize {
-        size_of::<u32>()
+    fn image(&self) -> ImageShape {
+        ImageShape::new([(None, size_of::<u32>())])
     }
 
-    fn read(&self, sequence: Sequence, from: usize, out: &mut [u8]) -> bool {
-        let tokens = &self.held(sequence).tokens;
-        let Some(tokens) = tokens.get(from..from + out.len() / size_of::<u32>()) else { return false };
+    fn read(&self, sequence: Sequence, n_tokens: usize, positions: Range<usize>, out: &mut [u8]) -> bool {
+        let tokens = self.held(sequence).tokens.get(..n_tokens).and_then(|tokens| tokens.get(positions));
+        let Some(tokens) = tokens.filter(|tokens| size_of_val(*tokens) == out.len()) else { return false };
         out.as_chunks_mut().0.iter_mut().zip(tokens).for_each(|(bytes, token)| *bytes = token.to_le_bytes());
         true
     }
 
-    fn append(&mut self, sequence: Sequence, bytes: &[u8]) -> bool {
+    fn append(&mut self, sequence: Sequence, n_tokens: usize, n_positions: usize, bytes: &[u8]) -> bool {
         let tokens: Vec<u32> = bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         let held = self.held(sequence);
         let (from, to) = (held.tokens.len(), held.tokens.len() + tokens.len());
-        if to > held.pages.len() * self.page_tokens {
+        if tokens.len() != n_positions || to > n_tokens || to > held.pages.len() * self.page_tokens {
             return false;
         }
         let own = |position: usize| self.n_users[held.pages[position / self.page_tokens]] == 1;

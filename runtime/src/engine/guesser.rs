@@ -98,8 +98,8 @@ impl Guesser {
         let held = &mut self.texts[place];
         let shared = held.ids.iter().zip(text).take_while(|(held, wanted)| held == wanted).count();
         let shared = shared.min(text.len() - 1);
+        let shared = self.plan.kv().truncate(held.sequence, shared);
         held.ids.truncate(shared);
-        self.plan.kv().truncate(held.sequence, shared);
         let n_run = (text.len() - shared).min(self.max_rows);
         let is_whole = shared + n_run == text.len();
         if !self.run(place, &text[shared..shared + n_run], is_whole)? || !is_whole {

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use farpost_kernels::backend::{Backend, DeviceError, Limits, MemoryUse};
+use farpost_kernels::backend::{Backend, DeviceError, ImageShape, Limits, MemoryUse};
 
 use super::dry::Breakers;
 use super::error::EngineError;
@@ -46,8 +46,8 @@ struct Inner {
     max_waiting: usize,
     kv_token_bytes: u64,
     has_draft_model: bool,
-    /// Of a saved token.
-    token_bytes: usize,
+    /// Of saved texts.
+    image: ImageShape,
     /// Whether a text is saved or restored.
     is_copying: AtomicBool,
     kv_tokens: usize,
@@ -122,10 +122,11 @@ impl Engine {
         if kv_tokens < sizes.context {
             return Err(EngineError::NoRoom { tokens: sizes.context });
         }
-        let (mut memory, token_bytes) = (plan.memory(), plan.kv().token_bytes());
+        let (mut memory, image) = (plan.memory(), plan.kv().image());
         let of_draft = Limits {
             max_rows: sizes.limits.max_rows.min(DRAFT_ROWS),
             max_sequences: options.max_running,
+            max_windows: options.max_running,
             memory_cap: sizes.limits.memory_cap.map(|cap| cap.saturating_sub(memory.kv + memory.scratch)),
             ..sizes.limits.clone()
         };
@@ -163,7 +164,7 @@ impl Engine {
             max_waiting: options.max_waiting,
             kv_token_bytes,
             has_draft_model,
-            token_bytes,
+            image,
             is_copying: AtomicBool::new(false),
             kv_tokens,
             memory,
@@ -362,6 +363,7 @@ impl Inner {
                 begun: None,
                 first_token: None,
                 promised_tokens: 0,
+                last_step: 0,
                 finish: None,
                 ahead: None,
             })

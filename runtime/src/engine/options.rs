@@ -31,8 +31,8 @@ pub struct EngineOptions {
     pub activations: Activations,
     /// Most rows of one step, 1 or more. Cancelling waits for one step.
     pub batch_rows: usize,
-    /// While answers are written, parts of prompts are no longer than keeps a step within this share of the time of a
-    /// step of a single answer alone, in percent: 100 or more.
+    /// While answers of the highest lane are written, a step has no more beside them than keeps it within this share of
+    /// the time of a step of these answers alone, in percent: 100 or more.
     pub inter_token_percent: usize,
     /// Bytes that keys, values and scratch may take.
     pub memory_cap: Option<u64>,
@@ -98,6 +98,8 @@ impl EngineOptions {
             max_rows: batch_rows.min(kv_tokens).max(max_running),
             // One more is copied to a file or from one.
             max_sequences: max_running.saturating_add(self.max_cached).saturating_add(1),
+            // Those that run, and as many that are kept.
+            max_windows: max_running.saturating_add(self.max_cached.min(max_running)),
             kv_tokens,
             kv_type: self.kv_type,
             activations: self.activations,

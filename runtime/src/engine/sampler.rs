@@ -15,6 +15,9 @@ use super::random::Random;
 use super::sampling::{Sampling, SamplingError};
 use super::softmax;
 
+/// Tokens of a word of a mask.
+const WORD: usize = u32::BITS as usize;
+
 /// The next token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
@@ -145,8 +148,9 @@ impl Sampler {
             WantKind::TopK(k) => (k, k * size_of::<(u32, f32)>()),
             WantKind::Greedy | WantKind::Score(_) => (1, 0),
         };
-        // Which ones a form allows, once as bits and once as bytes; tokens that were seen, for penalties and repeats.
-        let masks = if is_constrained { 2 * n_vocab } else { 0 };
+        // Which ones a form allows, as bits, where they are worked out and where they are kept; tokens that were seen, for
+        // penalties and repeats.
+        let masks = if is_constrained { 2 * n_vocab.div_ceil(8) } else { 0 };
         let seen = if kind == WantKind::Logits { most_tokens.saturating_mul(48) } else { 0 };
         let answers = (n_answers as u64).saturating_mul(row_bytes as u64);
         let chosen_of = Candidates::bytes_for(candidates) + Filters::bytes_for(candidates) + masks as u64;
@@ -180,11 +184,22 @@ impl Sampler {
         if let Some(place) = softmax::first_unusable(row) {
             return Err(SampleError::Unusable { id: place as u32, logit: row[place] });
         }
+        let broken = |reason| SampleError::Constraint { reason };
         let is_constrained = self.constraint.is_some();
+        // The best of all is the best of those allowed if it is allowed itself, which is found out sooner than which are.
+        let mut allowed_best = None;
         if let Some(constraint) = &mut self.constraint {
-            constraint.advance().map_err(|reason| SampleError::Constraint { reason })?;
+            if self.sampling.is_greedy() && !self.sampling.changes_logits() {
+                let place = softmax::first_of_largest(row);
+                allowed_best = constraint.allows(place as u32).map_err(broken)?.then_some(place);
+            }
+            if allowed_best.is_none() {
+                constraint.advance().map_err(broken)?;
+            }
         }
-        if self.sampling.changes_logits() {
+        if let Some(place) = allowed_best {
+            self.candidates.set(std::iter::once((place as u32, row[place])));
+        } else if self.sampling.changes_logits() {
             self.candidates.set_row(row);
             self.change_logits(prompt, generated);
             self.keep_allowed();
@@ -199,7 +214,7 @@ impl Sampler {
         }
         let id = self.draw()?;
         if let Some(constraint) = &mut self.constraint {
-            constraint.push(id).map_err(|reason| SampleError::Constraint { reason })?;
+            constraint.push(id).map_err(broken)?;
         }
         let logprobs = self.sampling.logprobs.map(|told| {
             let log_sum_exp = softmax::log_sum_exp(row);
@@ -214,23 +229,17 @@ impl Sampler {
     fn set_allowed(&mut self, row: &[f32]) {
         let Some(constraint) = &self.constraint else { return };
         self.candidates.clear();
-        constraint.for_each_allowed(|id| {
-            if let Some(&logit) = row.get(id) {
-                self.candidates.push(id as u32, logit);
-            }
-        });
+        for (word, (&mask, logits)) in constraint.mask().iter().zip(row.chunks(WORD)).enumerate() {
+            self.candidates.push_masked((word * WORD) as u32, logits, mask);
+        }
     }
 
     /// Of the candidates stay those that the constraint allows.
     fn keep_allowed(&mut self) {
         let Some(constraint) = &self.constraint else { return };
-        let mut is_allowed = vec![false; self.n_vocab];
-        constraint.for_each_allowed(|id| {
-            if let Some(allowed) = is_allowed.get_mut(id) {
-                *allowed = true;
-            }
-        });
-        self.candidates.retain(|candidate| is_allowed.get(candidate.id as usize) == Some(&true));
+        let mask = constraint.mask();
+        let word = |id: u32| mask.get(id as usize / WORD).copied().unwrap_or(0);
+        self.candidates.retain(|candidate| word(candidate.id) >> (candidate.id as usize % WORD) & 1 == 1);
     }
 
     fn choose_from_best(&mut self, best: &[(u32, f32)], log_sum_exp: f64) -> Result<Chosen, SampleError> {

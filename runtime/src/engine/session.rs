@@ -330,13 +330,14 @@ impl Session {
     fn keep_common(&mut self, prompt: &[u32]) -> usize {
         let common = self.ids.iter().zip(prompt).take_while(|(cached, wanted)| cached == wanted).count();
         let common = common.min(prompt.len().saturating_sub(1));
-        self.keep(common);
-        common
+        self.keep(common)
     }
 
-    fn keep(&mut self, n_tokens: usize) {
-        self.plan.kv().truncate(self.sequence, n_tokens);
-        self.ids.truncate(n_tokens);
+    /// Forgets tokens from `n_tokens` on, and more where windows of layers have passed: as many as are left.
+    fn keep(&mut self, n_tokens: usize) -> usize {
+        let n_kept = self.plan.kv().truncate(self.sequence, n_tokens);
+        self.ids.truncate(n_kept);
+        n_kept
     }
 
     /// Runs what is missing of `prompt`; the last row answers `want`.

@@ -70,6 +70,17 @@ pub(super) fn largest(logits: &[f32]) -> f32 {
     most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
+/// Place of the largest of `logits`, of equals the first; 0 if there are none.
+pub(super) fn first_of_largest(logits: &[f32]) -> usize {
+    let most = largest(logits);
+    for (chunk, logits) in logits.chunks(1024).enumerate() {
+        if logits.iter().fold(false, |found, &logit| found | (logit == most)) {
+            return logits.iter().position(|&logit| logit == most).map_or(0, |place| chunk * 1024 + place);
+        }
+    }
+    0
+}
+
 /// Natural log of the sum of the exponentials of `row`, which is finite and not empty.
 pub(super) fn log_sum_exp(row: &[f32]) -> f64 {
     let most = largest(row);
@@ -107,6 +118,16 @@ mod tests {
             let plain = row.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
             prop_assert!((log_sum_exp(&row) - plain).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_wherever_it_is() {
+        for place in [0, 15, 1023, 1024, 2999] {
+            let mut row = vec![-3.0; 3000];
+            row[place..].fill(2.0);
+            assert_eq!(first_of_largest(&row), place);
+        }
+        assert_eq!(first_of_largest(&[]), 0);
     }
 
     #[test]

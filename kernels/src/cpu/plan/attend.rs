@@ -171,7 +171,7 @@ impl Core {
             key_dim: shape.key_dim,
             value_dim: shape.value_dim,
             page_tokens: self.kv.page_tokens(),
-            pages: self.kv.pages(span.sequence),
+            pages: self.kv.pages(span.sequence, layer),
             keys: keys.start,
             key_page_stride: keys.page_stride,
             values: values.start,

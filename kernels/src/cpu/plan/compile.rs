@@ -159,6 +159,7 @@ fn check(graph: &Graph, limits: &Limits) -> Result<(), DeviceError> {
         ("max_sequences", limits.max_sequences),
         ("kv_tokens", limits.kv_tokens),
         ("page_tokens", limits.page_tokens),
+        ("max_windows", limits.max_windows),
     ] {
         if value == 0 || value > 1 << 30 {
             return refuse(format!("limit {name} is {value}, expected 1 to {}", 1 << 30));
@@ -195,8 +196,7 @@ pub(in crate::cpu) fn compile(
     let stage_inputs: Vec<StageInputs> =
         stages.stages.iter().map(|stage| inputs_of(stage, &mut inputs, max_rows)).collect();
 
-    let n_pages = limits.kv_tokens.div_ceil(limits.page_tokens);
-    let kv_bytes = KvCache::bytes_for(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens);
+    let kv_bytes = KvCache::bytes_for(graph.kv_layers(), limits);
     let scratch_bytes = layout.bytes()
         + inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(isa, *kind, *rows, *cols)).sum::<u64>()
         + MoeRoom::bytes_for(expert_layers(&stages), max_rows)
@@ -238,8 +238,7 @@ pub(in crate::cpu) fn compile(
         angles: Block::try_new(sizes.angles).map_err(of_all)?,
         arena: layout.allocate().map_err(of_all)?,
         inputs: inputs.shapes.iter().map(|shape| make_input(isa, *shape)).collect::<Result<_, _>>().map_err(of_all)?,
-        kv: KvCache::try_new(graph.kv_layers(), limits.kv_type, n_pages, limits.page_tokens, limits.max_sequences)
-            .map_err(of_all)?,
+        kv: KvCache::try_new(graph.kv_layers(), limits).map_err(of_all)?,
         kv_layers: graph.kv_layers().to_vec(),
         partials: Block::try_new(sizes.partials).map_err(of_all)?,
         moe_room: MoeRoom::try_new(expert_layers(&stages), max_rows).map_err(of_all)?,

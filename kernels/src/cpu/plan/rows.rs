@@ -78,7 +78,7 @@ impl Core {
     unsafe fn store(&self, layer: usize, row: &Row, keys: &[f32], values: &[f32]) {
         let shape = &self.kv_layers[layer];
         let page_tokens = self.kv.page_tokens();
-        let page = self.kv.pages(row.sequence)[row.position / page_tokens] as usize;
+        let page = self.kv.pages(row.sequence, layer)[row.position / page_tokens] as usize;
         let token = row.position % page_tokens;
         let heads = keys.chunks_exact(shape.key_dim).zip(values.chunks_exact(shape.value_dim)).enumerate();
         for (head, (key, value)) in heads {

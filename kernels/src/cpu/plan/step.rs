@@ -112,6 +112,9 @@ impl Step {
                     return refuse(format!("row {row}: position {found}, expected {expected} in its sequence"));
                 }
             }
+            if kv.resumable(sequence, len) < len {
+                return refuse(format!("sequence {}: positions that its rows look at are gone", sequence.0));
+            }
             if !kv.make_writable(sequence, len, len + n_rows) {
                 return refuse(format!("sequence {}: {} positions are not reserved", sequence.0, len + n_rows));
             }
@@ -134,12 +137,13 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::KvType;
+    use crate::backend::Limits;
     use crate::graph::KvLayer;
 
     fn cache() -> KvCache {
         let layer = KvLayer { n_kv_heads: 1, key_dim: 32, value_dim: 32, window: None };
-        let mut cache = KvCache::try_new(&[layer], KvType::F16, 8, 4, 3).unwrap();
+        let limits = Limits { kv_tokens: 32, page_tokens: 4, max_sequences: 3, ..Limits::default() };
+        let mut cache = KvCache::try_new(&[layer], &limits).unwrap();
         for tokens in [8, 8] {
             let sequence = cache.open().unwrap();
             assert!(cache.reserve(sequence, tokens));

@@ -117,6 +117,7 @@ impl<'m> Bench<'m> {
             max_rows: chunk_rows.max(max_batch),
             // One more, whose tokens all others share.
             max_sequences: max_batch + 1,
+            max_windows: max_batch + 1,
             kv_tokens: most(&|workload| kv_tokens(workload, defaults.page_tokens)),
             kv_type: settings.kv_type,
             activations: settings.activations,

@@ -53,7 +53,7 @@ fn memory(need: &MemoryNeed) -> Json {
             "kv_q8_0_bytes": eight.all_kept_bytes,
             "kv_f16_windows_dropped_bytes": half.windows_dropped_bytes,
             "kv_q8_0_windows_dropped_bytes": eight.windows_dropped_bytes,
-            "total_f16_bytes": need.weights_bytes.saturating_add(half.all_kept_bytes),
+            "total_f16_bytes": need.weights_bytes.saturating_add(half.windows_dropped_bytes),
         })
     });
     json!({

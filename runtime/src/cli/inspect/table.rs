@@ -93,11 +93,11 @@ fn memory(out: &mut String, need: &MemoryNeed, paint: Paint) {
     heading(out, paint, "Memory for one sequence");
     let header = ["context", "KV f16", "KV q8_0", "weights + KV f16"].map(|text| paint.dim(text)).to_vec();
     let rows = contexts(need.trained_context).into_iter().map(|tokens| {
-        let half = need.kv(tokens, KvType::F16).all_kept_bytes;
+        let half = need.kv(tokens, KvType::F16).windows_dropped_bytes;
         vec![
             amount::grouped(tokens as u64),
             amount::bytes(half),
-            amount::bytes(need.kv(tokens, KvType::Q8_0).all_kept_bytes),
+            amount::bytes(need.kv(tokens, KvType::Q8_0).windows_dropped_bytes),
             amount::bytes(need.weights_bytes.saturating_add(half)),
         ]
     });
@@ -108,6 +108,6 @@ fn memory(out: &mut String, need: &MemoryNeed, paint: Paint) {
     let windowed = need.layers.iter().filter(|layer| layer.window.is_some()).count();
     if let Some(window) = need.layers.iter().find_map(|layer| layer.window) {
         let (layers, window) = (need.layers.len(), amount::grouped(window as u64));
-        *out += &format!("{windowed} of {layers} layers look back {window} tokens only\n");
+        *out += &format!("{windowed} of {layers} layers look back {window} tokens only, and keep little more\n");
     }
 }

@@ -34,6 +34,7 @@ const LIMITS: ParserLimits = ParserLimits {
 pub(crate) struct Vocabulary {
     factory: ParserFactory,
     stops: Arc<[u32]>,
+    n_vocab: u32,
 }
 
 impl Vocabulary {
@@ -54,7 +55,7 @@ impl Vocabulary {
         let mut factory = ParserFactory::new_simple(&environment).ok()?;
         factory.quiet();
         *factory.limits_mut() = LIMITS;
-        Some(Self { factory, stops })
+        Some(Self { factory, stops, n_vocab })
     }
 }
 
@@ -62,6 +63,7 @@ impl Vocabulary {
 pub(crate) struct Constraint {
     parser: TokenParser,
     stops: Arc<[u32]>,
+    n_vocab: u32,
     mask: SimpleVob,
     /// The mask is that of what comes next.
     is_ready: bool,
@@ -105,7 +107,7 @@ impl Constraint {
         parser.start_without_prompt();
         check_time(start)?;
         let (stops, mask) = (Arc::clone(&vocabulary.stops), SimpleVob::new());
-        let mut constraint = Self { parser, stops, mask, is_ready: false };
+        let mut constraint = Self { parser, stops, n_vocab: vocabulary.n_vocab, mask, is_ready: false };
         constraint.work_out().map_err(|reason| match reason {
             DEAD_END => Fault::whole("no text has it"),
             _ => spread::too_large(),
@@ -118,13 +120,7 @@ impl Constraint {
 
     /// Takes one step aside: much of what is too ambiguous shows only there.
     fn try_one(&self) -> Result<(), Fault> {
-        let mut first = None;
-        self.for_each_allowed(|id| {
-            if first.is_none() && !self.stops.contains(&(id as u32)) {
-                first = Some(id as u32);
-            }
-        });
-        let Some(first) = first else { return Ok(()) };
+        let Some(first) = self.mask.iter().find(|id| !self.stops.contains(id)) else { return Ok(()) };
         let mut aside = self.clone();
         match aside.push(first).and_then(|()| aside.work_out()) {
             Err(TOO_LARGE) => Err(spread::too_large()),
@@ -132,7 +128,7 @@ impl Constraint {
         }
     }
 
-    /// Works out what may come next; see [`Constraint::for_each_allowed`].
+    /// Works out what may come next; see [`Constraint::mask`].
     ///
     /// # Errors
     /// What kind of failure it is: the bounds of the parser were met, or nothing may come. Says nothing of the text.
@@ -154,10 +150,11 @@ impl Constraint {
         if self.stops.first().is_some_and(|stop| self.mask.is_allowed(*stop)) {
             self.stops.iter().for_each(|stop| self.mask.allow_token(*stop));
         }
-        if self.parser.parser.lexer_stats().num_bytes > MOST_BYTES {
-            return Err(TOO_LARGE);
-        }
-        Ok(())
+        self.check_bytes()
+    }
+
+    fn check_bytes(&self) -> Result<(), &'static str> {
+        if self.parser.parser.lexer_stats().num_bytes > MOST_BYTES { Err(TOO_LARGE) } else { Ok(()) }
     }
 
     /// Why the parser stopped.
@@ -169,9 +166,26 @@ impl Constraint {
         }
     }
 
-    /// Tokens that may come next, in ascending order.
-    pub(crate) fn for_each_allowed(&self, mut each: impl FnMut(usize)) {
-        self.mask.iter_set_entries(&mut each);
+    /// Whether a token may come next, found without working out all that may. False for one that ends the text: only
+    /// [`Constraint::advance`] tells of those.
+    ///
+    /// # Errors
+    /// As [`Constraint::advance`].
+    pub(crate) fn allows(&mut self, id: u32) -> Result<bool, &'static str> {
+        if id >= self.n_vocab || self.stops.contains(&id) {
+            return Ok(false);
+        }
+        let parser = &mut self.parser;
+        match catch_unwind(AssertUnwindSafe(|| parser.validate_tokens_raw(&[id]))) {
+            Ok(Ok(n_valid)) => Ok(n_valid == 1),
+            Ok(Err(_)) => Err(self.why()),
+            Err(_) => Err(PANIC),
+        }
+    }
+
+    /// Tokens that may come next, a bit for each, 32 to a word.
+    pub(crate) fn mask(&self) -> &[u32] {
+        self.mask.as_slice()
     }
 
     /// The text goes on with a token that may come.
@@ -179,6 +193,7 @@ impl Constraint {
     /// # Errors
     /// As [`Constraint::advance`].
     pub(crate) fn push(&mut self, id: u32) -> Result<(), &'static str> {
+        self.is_ready = false;
         if self.stops.contains(&id) {
             return Ok(());
         }
@@ -189,7 +204,7 @@ impl Constraint {
             (backtracked == 0).then_some(())
         }));
         match took {
-            Ok(Some(())) => Ok(()),
+            Ok(Some(())) => self.check_bytes(),
             Ok(None) => Err(self.why()),
             Err(_) => Err(PANIC),
         }
@@ -229,7 +244,7 @@ fn fault(grammar: &Grammar, error: &str) -> Fault {
 impl Clone for Constraint {
     fn clone(&self) -> Self {
         let (stops, mask) = (Arc::clone(&self.stops), self.mask.clone());
-        Self { parser: self.parser.deep_clone(), stops, mask, is_ready: self.is_ready }
+        Self { parser: self.parser.deep_clone(), stops, n_vocab: self.n_vocab, mask, is_ready: self.is_ready }
     }
 }
 
@@ -249,8 +264,7 @@ mod tests {
         let mut constraint = super::super::compile(model, grammar).unwrap();
         for step in 0..60 {
             constraint.advance().unwrap();
-            let mut allowed = Vec::new();
-            constraint.for_each_allowed(|id| allowed.push(id as u32));
+            let allowed: Vec<u32> = constraint.mask.iter().collect();
             let id = allowed[step * 7919 % allowed.len()];
             if constraint.stops.contains(&id) {
                 break;

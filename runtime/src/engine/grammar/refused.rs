@@ -29,7 +29,11 @@ impl Constraint {
         match *self {}
     }
 
-    pub(crate) fn for_each_allowed(&self, _: impl FnMut(usize)) {
+    pub(crate) fn allows(&mut self, _: u32) -> Result<bool, &'static str> {
+        match *self {}
+    }
+
+    pub(crate) fn mask(&self) -> &[u32] {
         match *self {}
     }
 

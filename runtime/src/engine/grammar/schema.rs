@@ -332,7 +332,7 @@ impl<'s> Walk<'s> {
         let least = count("minProperties").filter(|least| *least > required.len());
         let most = count("maxProperties").filter(|most| is_open || *most < n_named);
         let n_more = least.map_or(0, |least| least - required.len());
-        if n_more > 1 && !(n_optional == 0 && !is_open) {
+        if n_more > 1 && (is_open || n_optional > 0) {
             let reason = "can be enforced only up to one more than the required properties";
             return Err(wrong(&format!("{at}/minProperties"), reason.to_owned()));
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::{Engine, Inner};
 use crate::engine::owner::Order;
 use crate::engine::owner::hold::{Copied, Copy};
-use crate::engine::session_file::{Origin, Reader, Restored, SessionFileError, Writer, piece_tokens};
+use crate::engine::session_file::{Origin, Reader, Restored, SessionFileError, Writer, pieces};
 
 impl Engine {
     /// Writes keys and values of the longest beginning of `tokens` that is cached or being answered to a file, and `note`
@@ -25,16 +25,13 @@ impl Engine {
         let copy = Copying::begin(&self.inner)?;
         let origin = self.inner.origin()?;
         let n_tokens = copy.begun(Copy::Out(tokens.to_vec()))?;
-        let mut writer = Writer::create(path, &origin, &tokens[..n_tokens.min(tokens.len())], note)?;
-        let token_bytes = self.inner.token_bytes;
+        let image = &self.inner.image;
+        let mut writer = Writer::create(path, &origin, image, &tokens[..n_tokens.min(tokens.len())], note)?;
         let mut piece = Vec::new();
-        let mut from = 0;
-        while from < n_tokens {
-            let n_more = piece_tokens(token_bytes).min(n_tokens - from);
-            piece.resize(n_more * token_bytes, 0);
-            piece = copy.piece(Copy::Read { from, piece })?;
+        for positions in pieces(image, n_tokens) {
+            piece.resize(image.bytes(n_tokens, positions.clone()) as usize, 0);
+            piece = copy.piece(Copy::Read { n_tokens, positions, piece })?;
             writer.append(&piece)?;
-            from += n_more;
         }
         writer.finish()?;
         Ok(n_tokens)
@@ -51,10 +48,13 @@ impl Engine {
         let copy = Copying::begin(&self.inner)?;
         let inner = &self.inner;
         let n_vocab = inner.model.graph().n_vocab();
-        let mut reader = Reader::open(path, &inner.origin()?, inner.sizes.context, n_vocab)?;
+        let mut reader = Reader::open(path, &inner.origin()?, &inner.image, inner.sizes.context, n_vocab)?;
         let tokens = reader.restored().tokens.clone();
-        copy.begun(Copy::In(tokens.len()))?;
-        reader.read(&mut |piece| copy.piece(Copy::Append(piece.to_vec())).map(|_| ()))?;
+        let n_tokens = tokens.len();
+        copy.begun(Copy::In(n_tokens))?;
+        reader.read(&mut |n_positions, piece| {
+            copy.piece(Copy::Append { n_tokens, n_positions, piece: piece.to_vec() }).map(|_| ())
+        })?;
         copy.order(Copy::Keep(tokens))?;
         Ok(reader.into_restored())
     }
@@ -63,7 +63,7 @@ impl Engine {
 impl Inner {
     fn origin(&self) -> Result<Origin, SessionFileError> {
         let limits = &self.sizes.limits;
-        Origin::of(&self.model, limits.kv_type, limits.activations, self.token_bytes)
+        Origin::of(&self.model, limits.kv_type, limits.activations)
     }
 }
 

@@ -8,7 +8,7 @@ use farpost_kernels::backend::{KvStore, Sequence};
 
 use super::Owner;
 use super::choice::Choice;
-use super::prefixes::{BLOCK, Found, Hashes, shared};
+use super::prefixes::{BLOCK, Found, Hashes, Prefixes, shared};
 use crate::engine::error::EngineError;
 
 /// Tokens of an answer that have room for sure, if there is not room enough for all it may have.
@@ -103,7 +103,7 @@ impl Owner {
     /// Gives a choice a sequence, with what is cached of its tokens.
     fn begin(&mut self, mut choice: Choice, now: Instant) {
         let (sequence, n_written) = match self.find_prefix(&choice) {
-            Some(found) => self.share(found, choice.tokens.len() - 1),
+            Some(found) => self.share(found),
             None => (self.open(), 0),
         };
         let Some(sequence) = sequence else {
@@ -130,19 +130,20 @@ impl Owner {
     }
 
     /// Where most of a choice's tokens are, if anywhere.
-    fn find_prefix(&self, choice: &Choice) -> Option<Found> {
+    fn find_prefix(&mut self, choice: &Choice) -> Option<Found> {
         if choice.job.reproducible {
             return None;
         }
-        let best = self.longest(&choice.hashes, &choice.tokens);
-        best.filter(|found| found.shared.min(choice.tokens.len() - 1) >= BLOCK)
+        // The last token's answer is needed.
+        self.longest(&choice.hashes, &choice.tokens, choice.tokens.len() - 1).filter(|found| found.shared >= BLOCK)
     }
 
-    /// Where most of `tokens`, which have these hashes, are.
-    pub(super) fn longest(&self, hashes: &Hashes, tokens: &[u32]) -> Option<Found> {
+    /// Where most of `tokens`, which have these hashes, are; up to `most` of them.
+    pub(super) fn longest(&mut self, hashes: &Hashes, tokens: &[u32], most: usize) -> Option<Found> {
         let mut best: Option<Found> = None;
         let mut seen: Vec<Sequence> = Vec::new();
-        for (n_tokens, holders) in self.prefixes.holders(hashes) {
+        let Self { prefixes, running, plan, .. } = self;
+        for (n_tokens, holders) in prefixes.holders(hashes) {
             if best.is_some_and(|best| best.shared >= n_tokens) {
                 break;
             }
@@ -150,7 +151,11 @@ impl Owner {
             for &sequence in holders.iter().rev().take(MOST_COMPARED) {
                 if !seen.contains(&sequence) {
                     seen.push(sequence);
-                    let found = self.compare(sequence, tokens);
+                    let found = compare(prefixes, running, sequence, tokens).map(|found| {
+                        // Where windows have passed, texts are gone on with from earlier, or not at all.
+                        let shared = plan.kv().resumable(sequence, found.shared.min(most));
+                        Found { shared, ..found }
+                    });
                     best = best.into_iter().chain(found).max_by_key(|found| found.shared);
                 }
             }
@@ -158,30 +163,17 @@ impl Owner {
         best
     }
 
-    /// How much of `tokens` a sequence has.
-    fn compare(&self, sequence: Sequence, tokens: &[u32]) -> Option<Found> {
-        if let Some(kept) = self.prefixes.tokens(sequence) {
-            let shared = shared(kept, tokens);
-            return Some(Found { sequence, shared, is_whole: shared == kept.len() });
-        }
-        let holder = self.running.iter().find(|choice| choice.sequence == Some(sequence))?;
-        let written = &holder.tokens[..holder.n_written.min(holder.tokens.len())];
-        Some(Found { sequence, shared: shared(written, tokens), is_whole: false })
-    }
-
-    /// A sequence that goes on from what was found, `most` tokens of it, and how many it has.
-    fn share(&mut self, found: Found, most: usize) -> (Option<Sequence>, usize) {
+    /// A sequence that goes on from what was found, and how many tokens it has.
+    fn share(&mut self, found: Found) -> (Option<Sequence>, usize) {
         self.prefixes.touch(found.sequence);
         if found.is_whole {
             // Nothing else can come of it: what goes on from it holds all that it holds.
             self.prefixes.take(found.sequence);
-            self.plan.kv().truncate(found.sequence, found.shared.min(most));
-            return (Some(found.sequence), found.shared.min(most));
+            return (Some(found.sequence), self.plan.kv().truncate(found.sequence, found.shared));
         }
-        let n_shared = found.shared.min(most);
         loop {
-            if let Some(sequence) = self.plan.kv().fork(found.sequence, n_shared) {
-                return (Some(sequence), n_shared);
+            if let Some(sequence) = self.plan.kv().fork(found.sequence, found.shared) {
+                return (Some(sequence), found.shared);
             }
             if !self.evict(Some(found.sequence)) {
                 return (self.open(), 0);
@@ -208,4 +200,15 @@ impl Owner {
         self.metrics.evicted += u64::from(is_evicted);
         is_evicted || self.forget_held()
     }
+}
+
+/// How much of `tokens` a sequence has.
+fn compare(prefixes: &Prefixes, running: &[Choice], sequence: Sequence, tokens: &[u32]) -> Option<Found> {
+    if let Some(kept) = prefixes.tokens(sequence) {
+        let shared = shared(kept, tokens);
+        return Some(Found { sequence, shared, is_whole: shared == kept.len() });
+    }
+    let holder = running.iter().find(|choice| choice.sequence == Some(sequence))?;
+    let written = &holder.tokens[..holder.n_written.min(holder.tokens.len())];
+    Some(Found { sequence, shared: shared(written, tokens), is_whole: false })
 }

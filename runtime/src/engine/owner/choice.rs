@@ -62,6 +62,8 @@ pub(in crate::engine) struct Choice {
     pub(in crate::engine) first_token: Option<Instant>,
     /// Tokens that it was promised room for, while it runs.
     pub(in crate::engine) promised_tokens: usize,
+    /// When rows of it were in a step last, counted in steps.
+    pub(in crate::engine) last_step: u64,
     /// Why its last step ended it.
     pub(in crate::engine) finish: Option<Finish>,
     /// Told last of its place in the queue.

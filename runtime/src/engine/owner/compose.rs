@@ -1,15 +1,16 @@
-//! The rows of the next step: the last token of every answer that is being written, with guesses behind it, and parts of
-//! prompts, as long as answers keep their pace.
+//! The rows of the next step, lane by lane, highest first: the last token of every answer that is being written, with
+//! guesses behind it, and parts of prompts, as long as the highest answers keep their pace. A prompt of a higher lane does
+//! not wait for the pace of lower ones.
 
 use farpost_kernels::backend::{Row, Want};
 
 use super::Owner;
 use super::choice::{Choice, ms};
 use crate::engine::error::EngineError;
-use crate::engine::request::MOST_CHOICES;
+use crate::engine::request::{MOST_CHOICES, Priority};
 
-/// Rows of prompts that a step takes however slow it gets: prompts go on.
-const LEAST_PROMPT_ROWS: usize = 4;
+/// Rows that a step has beside the answers that set its pace, however slow it gets: the rest goes on.
+const LEAST_ROWS_BESIDE: usize = 1;
 /// Rows of a part of a prompt in a reproducible request; the same everywhere and forever.
 const REPRODUCIBLE_ROWS: usize = 32;
 
@@ -42,6 +43,7 @@ impl Owner {
         self.batch.rows.clear();
         self.batch.want.clear();
         self.parts.clear();
+        self.paced = None;
         if let Some(guesser) = &mut self.guesser {
             let running = &self.running;
             guesser.keep_only(|whose| running.iter().any(|choice| (choice.job.number, choice.index) == whose));
@@ -50,50 +52,81 @@ impl Owner {
             return;
         }
         self.alone = None;
-        let ids = |is_wanted: fn(&Choice) -> bool, running: &[Choice]| -> Vec<(u64, usize)> {
-            let wanted = running.iter().filter(|choice| !choice.job.reproducible && is_wanted(choice));
-            wanted.map(|choice| (choice.job.number, choice.index)).collect()
-        };
-        let decoding = ids(Choice::is_decoding, &self.running);
-        let prefilling = ids(|choice| !choice.is_decoding(), &self.running);
         let max_rows = self.sizes.limits.max_rows;
-        let allowed = match decoding.len() {
-            0 => max_rows,
-            n => self.rows_within_pace(n),
-        };
-        for (number, &id) in decoding.iter().enumerate() {
-            // Those behind it have a row each. One answer alone may guess as much as pays; several share what is allowed.
-            let behind = decoding.len() - number - 1;
-            let rows = if decoding.len() == 1 && prefilling.is_empty() { max_rows } else { allowed };
-            let free = rows.saturating_sub(self.batch.rows.len() + behind).max(1);
-            self.add(id, free);
-        }
-        let allowed = allowed.max(self.batch.rows.len() + LEAST_PROMPT_ROWS).min(max_rows);
-        for id in prefilling {
-            let free = allowed.saturating_sub(self.batch.rows.len());
-            if free == 0 {
-                break;
+        let mut has_prompt = false;
+        for lane in Priority::ALL.into_iter().rev() {
+            let of_lane = |is_wanted: &dyn Fn(&Choice) -> bool| -> Vec<(u64, usize)> {
+                let wanted =
+                    |choice: &&Choice| choice.job.priority == lane && !choice.job.reproducible && is_wanted(choice);
+                let mut wanted: Vec<&Choice> = self.running.iter().filter(wanted).collect();
+                // Where not all have room, they take turns. The sort is stable.
+                wanted.sort_by_key(|choice| if choice.is_decoding() { choice.last_step } else { 0 });
+                wanted.into_iter().map(|choice| (choice.job.number, choice.index)).collect()
+            };
+            let decoding = of_lane(&Choice::is_decoding);
+            let prefilling = of_lane(&|choice| !choice.is_decoding());
+            let is_lower = |choice: &Choice| choice.job.priority < lane && !choice.job.reproducible;
+            let is_beside = !prefilling.is_empty() || self.running.iter().any(is_lower);
+            // The highest answers set the pace, unless a prompt of a higher lane does not wait for them.
+            let sets_pace = self.paced.is_none() && !has_prompt && !decoding.is_empty();
+            let allowed = match self.paced {
+                _ if sets_pace => self.rows_within_pace(decoding.len()),
+                Some(_) => self.allowed,
+                None => max_rows,
+            };
+            for (number, &id) in decoding.iter().enumerate() {
+                // Those behind it have a row each. One answer alone may guess as much as pays; several share what is
+                // allowed.
+                let behind = decoding.len() - number - 1;
+                let rows = if sets_pace && decoding.len() == 1 && !is_beside { max_rows } else { allowed };
+                let free = match self.paced {
+                    _ if sets_pace => rows.saturating_sub(self.batch.rows.len() + behind).max(1),
+                    Some(_) => allowed.saturating_sub(self.batch.rows.len()).min(1),
+                    // Beside a prompt of a higher lane a row is little.
+                    None => 1,
+                };
+                if free > 0 {
+                    self.add(id, free);
+                }
             }
-            self.add(id, free);
+            if sets_pace && (is_beside || decoding.len() > 1) {
+                self.paced = Some((decoding.len(), self.pace_ms(decoding.len()).unwrap_or(f64::MAX)));
+                self.allowed = allowed;
+            }
+            // A prompt has the step to itself among prompts, but for those of its lane.
+            if has_prompt {
+                continue;
+            }
+            for id in prefilling {
+                let free = allowed.saturating_sub(self.batch.rows.len());
+                if free == 0 {
+                    break;
+                }
+                has_prompt = true;
+                self.add(id, free);
+            }
         }
     }
 
-    /// Milliseconds of a step in which answers keep their pace; `None` before a step was measured.
-    pub(super) fn pace_ms(&self) -> Option<f64> {
-        Some(self.costs.step_ms(1)? * self.inter_token_percent as f64 / 100.0)
+    /// Milliseconds of a step in which so many answers keep their pace; `None` before a step was measured.
+    pub(super) fn pace_ms(&self, n_answers: usize) -> Option<f64> {
+        let alone_ms = self.pace.alone_ms(n_answers).or_else(|| self.costs.step_ms(n_answers))?;
+        Some(alone_ms * self.inter_token_percent as f64 / 100.0)
     }
 
-    /// Rows that a step may have for `n_answers` to keep their pace.
+    /// Rows that a step may have for `n_answers` to keep their pace; none but theirs where that is to be measured.
     fn rows_within_pace(&mut self, n_answers: usize) -> usize {
         let max_rows = self.sizes.limits.max_rows;
-        let Some(ms) = self.pace_ms() else { return max_rows };
-        self.pace.rows(&self.costs, ms, n_answers, max_rows)
+        match self.pace_ms(n_answers).filter(|_| self.pace.is_fresh(n_answers)) {
+            Some(ms) => self.pace.rows(&self.costs, ms, n_answers + LEAST_ROWS_BESIDE, max_rows),
+            None => n_answers,
+        }
     }
 
     /// Rows of prompts in a step beside `n_answers`, by what is known of costs.
     pub(super) fn prompt_rows(&self, n_answers: usize) -> Option<usize> {
-        let rows = self.costs.rows_within(self.pace_ms()?, n_answers, self.sizes.limits.max_rows);
-        Some(rows.saturating_sub(n_answers).max(LEAST_PROMPT_ROWS))
+        let rows = self.costs.rows_within(self.pace_ms(n_answers)?, n_answers, self.sizes.limits.max_rows);
+        Some(rows.saturating_sub(n_answers).max(LEAST_ROWS_BESIDE))
     }
 
     /// A step for one reproducible choice alone, if it is the turn of one: they take turns with each other, and all of
@@ -159,6 +192,7 @@ impl Owner {
         let Some(place) = at(self) else { return };
         let choice = &mut self.running[place];
         choice.promised_tokens = choice.promised_tokens.max(end);
+        choice.last_step = self.metrics.steps + 1;
         let (want, kind, n_drafts) = (self.batch.want.len(), choice.want(), drafts.len());
         let tokens = choice.tokens[start..end].iter().copied().chain(drafts);
         self.batch.rows.extend((start..).zip(tokens).map(|(position, token)| Row { token, position, sequence }));

@@ -1,5 +1,5 @@
 //! How long steps take, learnt from those that ran: by the number of their rows, in powers of two, and by how many
-//! positions they attend to; and how many rows a step may have to keep a pace.
+//! positions they attend to.
 
 use std::time::Duration;
 
@@ -72,6 +72,11 @@ impl Costs {
         mean.1 += RATE * (ms - mean.1);
     }
 
+    /// How many kinds of steps were seen.
+    pub(super) fn n_kinds(&self) -> usize {
+        self.kinds.iter().flatten().count()
+    }
+
     /// Milliseconds of a step of `n_rows`; `None` if no step was seen. Between kinds that were seen and above them on a
     /// straight line; above a single one, in proportion.
     pub(in crate::engine) fn step_ms(&self, n_rows: usize) -> Option<f64> {
@@ -125,40 +130,6 @@ impl Costs {
     }
 }
 
-/// Rows of steps that keep within a time. What steps took once is soon out of date: so it is tried out, a little more
-/// after each step in time, and less in proportion after one that was late.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(in crate::engine) struct Pace {
-    rows: Option<f64>,
-}
-
-impl Pace {
-    /// Rows of the next step, at least `least` and at most `most`; at first by what is known of costs.
-    pub(in crate::engine) fn rows(&mut self, costs: &Costs, ms: f64, least: usize, most: usize) -> usize {
-        let rows = match self.rows {
-            Some(rows) => rows,
-            None => {
-                let rows = costs.rows_within(ms, least, most) as f64;
-                // Steps of one kind say nothing about others.
-                self.rows = (costs.kinds.iter().flatten().count() > 1).then_some(rows);
-                rows
-            }
-        };
-        (rows as usize).clamp(least.min(most), most)
-    }
-
-    /// A step of `n_rows` took `step_ms`, and may take `ms`.
-    pub(in crate::engine) fn learn(&mut self, n_rows: usize, step_ms: f64, ms: f64) {
-        let Some(rows) = &mut self.rows else { return };
-        if step_ms > ms {
-            *rows = (n_rows as f64 * (ms / step_ms).clamp(0.5, 0.95)).min(*rows);
-        } else if n_rows as f64 + 1.0 >= *rows {
-            // Only a step that used what is allowed shows that more may be.
-            *rows += (*rows / 16.0).max(0.25);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,21 +156,6 @@ mod tests {
         assert_eq!(costs.rows_within(5.0, 4, 512), 4);
         assert_eq!(costs.rows_within(1e9, 4, 512), 512);
         assert_eq!(costs.rows_within(1e9, 4, 2), 2);
-    }
-
-    #[test]
-    fn a_pace_is_found_from_either_side_and_kept() {
-        let step_ms = |n_rows: usize| 10.0 + n_rows as f64;
-        for wrong in [costs(&[(1, 11), (64, 700)]), costs(&[(1, 11), (64, 12)])] {
-            let mut pace = Pace::default();
-            let mut seen = Vec::new();
-            for _ in 0..200 {
-                let n_rows = pace.rows(&wrong, 40.0, 4, 512);
-                seen.push(n_rows);
-                pace.learn(n_rows, step_ms(n_rows), 40.0);
-            }
-            assert!(seen[100..].iter().all(|n| (26..=32).contains(n)), "{seen:?}");
-        }
     }
 
     /// Milliseconds of steps whose attention is not for nothing.

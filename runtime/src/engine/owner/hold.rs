@@ -3,6 +3,8 @@
 //! Texts in files are those of the prefix scope without a name. Its sequence is no choice's and no cached prefix's meanwhile. It gives way last of what is cached, before anything
 //! that runs.
 
+use std::ops::Range;
+
 use farpost_kernels::backend::Sequence;
 
 use super::Owner;
@@ -16,10 +18,10 @@ pub(in crate::engine) enum Copy {
     Out(Vec<u32>),
     /// Begin to copy in so many tokens.
     In(usize),
-    /// Fill this with positions, from one on.
-    Read { from: usize, piece: Vec<u8> },
-    /// Append these positions.
-    Append(Vec<u8>),
+    /// Fill this with positions of the text of so many tokens.
+    Read { n_tokens: usize, positions: Range<usize>, piece: Vec<u8> },
+    /// Append so many positions of a text of so many tokens.
+    Append { n_tokens: usize, n_positions: usize, piece: Vec<u8> },
     /// Keep it as a cached prefix of these tokens.
     Keep(Vec<u32>),
     /// Forget it.
@@ -44,13 +46,20 @@ impl Owner {
         match part {
             Copy::Out(tokens) => self.begin_copy_out(&tokens),
             Copy::In(n_tokens) => self.begin_copy_in(n_tokens),
-            Copy::Read { from, mut piece } => {
-                let is_read = self.held.is_some_and(|held| self.plan.kv().read(held, from, &mut piece));
+            Copy::Read { n_tokens, positions, mut piece } => {
+                let read = |held| self.plan.kv().read(held, n_tokens, positions, &mut piece);
+                let is_read = self.held.is_some_and(read);
                 if is_read { Ok(Copied::Piece(piece)) } else { Err(SessionFileError::GaveWay) }
             }
-            Copy::Append(piece) => {
-                let is_appended = self.held.is_some_and(|held| self.plan.kv().append(held, &piece));
-                if is_appended { Ok(Copied::Piece(piece)) } else { Err(SessionFileError::GaveWay) }
+            Copy::Append { n_tokens, n_positions, piece } => {
+                // What it takes for windows is not reserved: cached prefixes give way, and the last that does is itself.
+                while let Some(held) = self.held {
+                    if self.plan.kv().append(held, n_tokens, n_positions, &piece) {
+                        return Ok(Copied::Piece(piece));
+                    }
+                    self.evict(None);
+                }
+                Err(SessionFileError::GaveWay)
             }
             Copy::Keep(tokens) => {
                 let held = self.held.take().ok_or(SessionFileError::GaveWay)?;
@@ -68,13 +77,22 @@ impl Owner {
         self.forget_held();
         let none = SessionFileError::NotCached { least: BLOCK };
         let hashes = self.hashing.of(tokens, self.hashing.scope(""));
-        let Some(found) = self.longest(&hashes, tokens).filter(|found| found.shared >= BLOCK) else { return Err(none) };
+        let Some(found) = self.longest(&hashes, tokens, tokens.len()) else { return Err(none) };
+        // A file keeps whole windows, of which the last position is only looked at by a token that is run again.
+        let kv = self.plan.kv();
+        let mut n_tokens = found.shared;
+        while n_tokens > 0 && kv.resumable(found.sequence, n_tokens - 1) + 1 < n_tokens {
+            n_tokens = kv.resumable(found.sequence, n_tokens - 1);
+        }
+        if n_tokens < BLOCK {
+            return Err(none);
+        }
         self.prefixes.touch(found.sequence);
-        let Some(fork) = self.plan.kv().fork(found.sequence, found.shared) else {
+        let Some(fork) = self.plan.kv().fork(found.sequence, n_tokens) else {
             return Err(SessionFileError::GaveWay);
         };
         self.held = Some(fork);
-        Ok(Copied::Begun { n_tokens: found.shared })
+        Ok(Copied::Begun { n_tokens })
     }
 
     fn begin_copy_in(&mut self, n_tokens: usize) -> Result<Copied, SessionFileError> {

@@ -80,14 +80,15 @@ fn what_is_copied_gives_way_after_cached_prefixes_and_before_what_runs() {
     drop(stream);
     assert!(matches!(bench.owner.copy(Copy::In(90)), Ok(Copied::Begun { n_tokens: 90 })));
     let bytes: Vec<u8> = text.iter().flat_map(|token| token.to_le_bytes()).collect();
-    assert!(matches!(bench.owner.copy(Copy::Append(bytes.clone())), Ok(Copied::Piece(_))));
+    let append = || Copy::Append { n_tokens: 90, n_positions: 60, piece: bytes.clone() };
+    assert!(matches!(bench.owner.copy(append()), Ok(Copied::Piece(_))));
     let mut streams = vec![(text.clone(), bench.submit(&greedy(&text, 20)))];
     bench.turns(2);
     assert!(bench.owner.held.is_some(), "there is room for both");
     let long = prompt(&bench.model, 2, 150);
     streams.push((long.clone(), bench.submit(&greedy(&long, 40))));
     bench.settle();
-    assert!(matches!(bench.owner.copy(Copy::Append(bytes)), Err(SessionFileError::GaveWay)));
+    assert!(matches!(bench.owner.copy(append()), Err(SessionFileError::GaveWay)));
     assert!(matches!(bench.owner.copy(Copy::Keep(text)), Err(SessionFileError::GaveWay)));
     for (prompt, stream) in streams {
         let n = if prompt == long { 40 } else { 20 };

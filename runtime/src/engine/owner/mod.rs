@@ -16,6 +16,7 @@ mod estimate;
 pub(super) mod hold;
 #[cfg(all(test, feature = "pocket"))]
 mod hold_tests;
+mod pace;
 pub(super) mod prefixes;
 #[cfg(all(test, feature = "pocket"))]
 mod room_tests;
@@ -48,9 +49,10 @@ use super::stream::Told;
 use crate::model::Model;
 use choice::{Choice, ms};
 use compose::Part;
-use costs::{Costs, Pace};
+use costs::Costs;
 pub(super) use estimate::Load;
 use hold::{Copied, Copy};
+use pace::Pace;
 use prefixes::{Hashing, Prefixes};
 use shares::Shares;
 
@@ -118,6 +120,10 @@ pub(super) struct Owner {
     hashing: Hashing,
     costs: Costs,
     pace: Pace,
+    /// Answers whose pace the step keeps, and its milliseconds for that; `None` where nothing is beside them.
+    paced: Option<(usize, f64)>,
+    /// Rows that such a step may have.
+    allowed: usize,
     shares: Shares,
     batch: Batch,
     output: Output,
@@ -179,6 +185,8 @@ impl Owner {
             hashing,
             costs: Costs::default(),
             pace: Pace::default(),
+            paced: None,
+            allowed: 0,
             shares: Shares::default(),
             batch: Batch::default(),
             output: Output::default(),

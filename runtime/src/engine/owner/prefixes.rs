@@ -137,13 +137,22 @@ impl Prefixes {
     /// if there are too many. Returns how many of those were.
     pub(super) fn keep(&mut self, sequence: Sequence, tokens: Vec<u32>, scope: u64, kv: &mut dyn KvStore) -> u64 {
         self.leave(sequence);
-        let is_known = self.cached.iter().any(|cached| cached.scope == scope && cached.tokens.starts_with(&tokens));
+        // Beginnings are dropped where what is longer can be gone on with from their end.
+        let begins = |kv: &dyn KvStore, short: &[u32], long: &[u32], of: Sequence| {
+            long.starts_with(short) && kv.resumable(of, short.len()) == short.len()
+        };
+        let is_same_scope = |cached: &&Cached| cached.scope == scope;
+        let mut same = self.cached.iter().filter(is_same_scope);
+        let is_known = same.any(|cached| begins(&*kv, &tokens, &cached.tokens, cached.sequence));
         if !self.keeps(tokens.len()) || is_known {
             kv.close(sequence);
             return 0;
         }
-        let is_beginning = |cached: &Cached| cached.scope == scope && tokens.starts_with(&cached.tokens);
-        while let Some(place) = self.cached.iter().position(is_beginning) {
+        while let Some(place) = self
+            .cached
+            .iter()
+            .position(|cached| is_same_scope(&cached) && begins(&*kv, &cached.tokens, &tokens, sequence))
+        {
             self.drop_cached(place, kv);
         }
         let mut n_evicted = 0;

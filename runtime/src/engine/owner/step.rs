@@ -69,8 +69,12 @@ impl Owner {
         let n_rows = self.batch.rows.len();
         let positions = self.batch.rows.iter().map(|row| row.position + 1).sum();
         self.costs.learn(n_rows, positions, time);
-        let has_answers = self.running.iter().any(Choice::is_decoding);
-        if let Some(pace_ms) = self.pace_ms().filter(|_| has_answers && n_rows > self.parts.len()) {
+        self.pace.count_step();
+        let is_answer = |part: &Part| part.n_rows == 1 && part.n_wants == 1;
+        if n_rows == self.parts.len() && self.parts.iter().all(is_answer) {
+            self.pace.learn_alone(n_rows, ms(time));
+        }
+        if let Some((_, pace_ms)) = self.paced.filter(|(n_answers, _)| n_rows > *n_answers) {
             self.pace.learn(n_rows, ms(time), pace_ms);
         }
         Ok(())

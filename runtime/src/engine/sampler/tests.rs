@@ -283,3 +283,47 @@ proptest! {
         prop_assert!(chosen.id > 0 && (chosen.id as usize) < row.len());
     }
 }
+
+/// The best of all is taken where it is allowed; that is what all that is allowed has as its best.
+#[cfg(all(feature = "grammar", feature = "pocket"))]
+#[test]
+fn the_best_token_of_a_form_is_the_best_of_all_it_allows() {
+    use crate::engine::grammar::{Grammar, compile};
+    let model = crate::Model::pocket().unwrap();
+    let schema = r#"{"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items":
+        {"type": "integer"}}}, "required": ["a", "b"], "additionalProperties": false}"#;
+    let forms = [
+        Grammar::JsonSchema(schema.to_owned()),
+        Grammar::JsonObject,
+        Grammar::Regex("[a-z ]{3,9}(\\.[0-9]+)*".to_owned()),
+        Grammar::Lark("start: (\"on\" | \"off\")+ /[^x]*/".to_owned()),
+    ];
+    let n_vocab = model.graph().n_vocab();
+    let (mut n_taken, mut n_refused) = (0, 0);
+    for (number, form) in forms.iter().cycle().take(24).enumerate() {
+        let mut sampler = Sampler::new(Sampling::greedy(), n_vocab, Breakers::default())
+            .unwrap()
+            .with_constraint(Some(compile(&model, form).unwrap()));
+        let mut constraint = compile(&model, form).unwrap();
+        let mut written = Vec::new();
+        let mut random = Random::new(number as u64);
+        for _ in 0..40 {
+            let row: Vec<f32> = (0..n_vocab).map(|_| (random.unit() * 64.0).round() as f32).collect();
+            constraint.advance().unwrap();
+            let is_allowed = |id: usize| constraint.mask()[id / 32] >> (id % 32) & 1 == 1;
+            let all = row.iter().copied().enumerate();
+            let better = |best: (usize, f32), next: (usize, f32)| if next.1 > best.1 { next } else { best };
+            let expected = all.clone().filter(|(id, _)| is_allowed(*id)).reduce(better).unwrap().0;
+            let is_best = all.reduce(better).unwrap().0 == expected;
+            (n_taken, n_refused) = (n_taken + usize::from(is_best), n_refused + usize::from(!is_best));
+            let chosen = sampler.choose(&Answer::Logits(row), &[], &written).unwrap().id;
+            assert_eq!(chosen as usize, expected, "{form:?} after {written:?}");
+            if model.tokenizer().is_stop(chosen) {
+                break;
+            }
+            constraint.push(chosen).unwrap();
+            written.push(chosen);
+        }
+    }
+    assert!(n_taken > 20 && n_refused > 20, "{n_taken} taken, {n_refused} refused");
+}

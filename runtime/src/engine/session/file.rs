@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Session;
-use crate::engine::session_file::{Origin, Reader, Restored, SessionFileError, Writer, piece_tokens};
+use crate::engine::session_file::{Origin, Reader, Restored, SessionFileError, Writer, pieces};
 
 impl Session {
     /// Writes the tokens in the cache with their keys and values to a file, and `note` (at most
@@ -15,18 +15,15 @@ impl Session {
     /// What the system refuses, a model file that changed, a note too long. The session is as it was, and so is the file.
     pub fn save(&mut self, path: &Path, note: &[u8]) -> Result<(), SessionFileError> {
         let origin = self.origin()?;
-        let mut writer = Writer::create(path, &origin, &self.ids, note)?;
-        let token_bytes = self.plan.kv().token_bytes();
-        let mut piece = vec![0; piece_tokens(token_bytes).min(self.ids.len()) * token_bytes];
-        let mut from = 0;
-        while from < self.ids.len() {
-            let n_tokens = piece_tokens(token_bytes).min(self.ids.len() - from);
-            let piece = &mut piece[..n_tokens * token_bytes];
-            if !self.plan.kv().read(self.sequence, from, piece) {
+        let (image, n_tokens) = (self.plan.kv().image(), self.ids.len());
+        let mut writer = Writer::create(path, &origin, &image, &self.ids, note)?;
+        let mut piece = Vec::new();
+        for positions in pieces(&image, n_tokens) {
+            piece.resize(image.bytes(n_tokens, positions.clone()) as usize, 0);
+            if !self.plan.kv().read(self.sequence, n_tokens, positions, &mut piece) {
                 return Err(SessionFileError::GaveWay);
             }
-            writer.append(piece)?;
-            from += n_tokens;
+            writer.append(&piece)?;
         }
         writer.finish()
     }
@@ -39,7 +36,8 @@ impl Session {
     /// the system refuses. The session is then as it was; only if the file changes while it is read is it empty.
     pub fn restore(&mut self, path: &Path) -> Result<Restored, SessionFileError> {
         let origin = self.origin()?;
-        let mut reader = Reader::open(path, &origin, self.context, self.model.graph().n_vocab())?;
+        let image = self.plan.kv().image();
+        let mut reader = Reader::open(path, &origin, &image, self.context, self.model.graph().n_vocab())?;
         let tokens = reader.restored().tokens.len();
         let Self { plan, sequence, .. } = self;
         if !plan.kv().reserve(*sequence, tokens) {
@@ -48,7 +46,9 @@ impl Session {
         self.clear();
         let Self { plan, sequence, .. } = self;
         let has_room = plan.kv().reserve(*sequence, tokens);
-        let read = reader.read(&mut |piece| match has_room && plan.kv().append(*sequence, piece) {
+        let read = reader.read(&mut |n_positions, piece| match has_room
+            && plan.kv().append(*sequence, tokens, n_positions, piece)
+        {
             true => Ok(()),
             false => Err(SessionFileError::NoRoom { tokens }),
         });
@@ -60,8 +60,7 @@ impl Session {
         Ok(reader.into_restored())
     }
 
-    fn origin(&mut self) -> Result<Origin, SessionFileError> {
-        let token_bytes = self.plan.kv().token_bytes();
-        Origin::of(&self.model, self.kv_type, self.activations, token_bytes)
+    fn origin(&self) -> Result<Origin, SessionFileError> {
+        Origin::of(&self.model, self.kv_type, self.activations)
     }
 }

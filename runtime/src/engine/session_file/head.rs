@@ -7,7 +7,7 @@ use farpost_models::gguf::ContentHash;
 use super::origin::Origin;
 
 pub(super) const MAGIC: [u8; 8] = *b"FARPOSTS";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Bytes of a checksum.
 pub(super) const SUM_BYTES: usize = 32;
 /// Bytes of what every head begins with.
@@ -27,7 +27,7 @@ pub(super) struct Fixed {
     pub(super) n_layers: u32,
     pub(super) n_tokens: u32,
     pub(super) note_bytes: u32,
-    token_bytes: u64,
+    pub(super) kv_bytes: u64,
     model: ContentHash,
     rotations: ContentHash,
 }
@@ -44,7 +44,7 @@ impl Fixed {
         };
         let [version, kv_type, activations, n_layers, n_tokens, note_bytes] =
             [number()?, number()?, number()?, number()?, number()?, number()?];
-        let (token_bytes, rest) = rest.split_first_chunk()?;
+        let (kv_bytes, rest) = rest.split_first_chunk()?;
         let (model, rest) = rest.split_first_chunk()?;
         let (rotations, _) = rest.split_first_chunk()?;
         (*magic == MAGIC).then_some(Self {
@@ -54,7 +54,7 @@ impl Fixed {
             n_layers,
             n_tokens,
             note_bytes,
-            token_bytes: u64::from_le_bytes(*token_bytes),
+            kv_bytes: u64::from_le_bytes(*kv_bytes),
             model: ContentHash(*model),
             rotations: ContentHash(*rotations),
         })
@@ -69,7 +69,7 @@ impl Fixed {
     /// Bytes of the whole file; `None` where that is more than can be.
     pub(super) fn file_bytes(&self) -> Option<u64> {
         let head = FIXED_BYTES as u64 + self.rest_bytes() + 2 * SUM_BYTES as u64;
-        u64::from(self.n_tokens).checked_mul(self.token_bytes)?.checked_add(head)
+        self.kv_bytes.checked_add(head)
     }
 
     /// With what stands behind it; `None` if a number stands for nothing, or there is less than it says.
@@ -91,14 +91,13 @@ impl Fixed {
             kv_type: *KV_TYPES.get(self.kv_type as usize)?,
             activations: *ACTIVATIONS.get(self.activations as usize)?,
             layers: layers.as_chunks().0.iter().map(layer).collect::<Option<_>>()?,
-            token_bytes: usize::try_from(self.token_bytes).ok()?,
         };
         Some((origin, numbers(tokens), note.to_vec()))
     }
 }
 
 /// The whole head without its checksum; `None` where a number is too large for its field.
-pub(super) fn write(origin: &Origin, tokens: &[u32], note: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn write(origin: &Origin, kv_bytes: u64, tokens: &[u32], note: &[u8]) -> Option<Vec<u8>> {
     let number = |number: usize| u32::try_from(number).ok();
     let kv_type = KV_TYPES.iter().position(|kv_type| *kv_type == origin.kv_type)?;
     let activations = ACTIVATIONS.iter().position(|activations| *activations == origin.activations)?;
@@ -108,7 +107,7 @@ pub(super) fn write(origin: &Origin, tokens: &[u32], note: &[u8]) -> Option<Vec<
     for count in counts {
         bytes.extend_from_slice(&number(count)?.to_le_bytes());
     }
-    bytes.extend_from_slice(&(origin.token_bytes as u64).to_le_bytes());
+    bytes.extend_from_slice(&kv_bytes.to_le_bytes());
     bytes.extend_from_slice(&origin.model.0);
     bytes.extend_from_slice(&origin.rotations.0);
     for KvLayer { n_kv_heads, key_dim, value_dim, window } in &origin.layers {

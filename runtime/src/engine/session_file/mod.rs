@@ -17,6 +17,10 @@ mod read;
 pub(super) mod tests;
 mod write;
 
+use std::ops::Range;
+
+use farpost_kernels::backend::ImageShape;
+
 pub use error::SessionFileError;
 pub(super) use origin::Origin;
 pub(super) use read::Reader;
@@ -29,8 +33,9 @@ pub const MOST_NOTE_BYTES: usize = 16 << 20;
 const PIECE_BYTES: usize = 4 << 20;
 
 /// Positions that are copied at a time.
-pub(super) fn piece_tokens(token_bytes: usize) -> usize {
-    (PIECE_BYTES / token_bytes.max(1)).max(1)
+pub(super) fn pieces(image: &ImageShape, n_tokens: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let most = (PIECE_BYTES / image.token_bytes().max(1)).max(1);
+    (0..n_tokens).step_by(most).map(move |from| from..n_tokens.min(from + most))
 }
 
 /// What was restored.

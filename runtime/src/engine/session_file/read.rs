@@ -2,14 +2,19 @@
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
+use farpost_kernels::backend::ImageShape;
 use sha2::{Digest, Sha256};
 
 use super::error::SessionFileError;
 use super::head::{FIXED_BYTES, Fixed, SUM_BYTES, VERSION};
 use super::origin::Origin;
-use super::{MOST_NOTE_BYTES, Restored, piece_tokens};
+use super::{MOST_NOTE_BYTES, Restored, pieces};
+
+/// Takes so many positions and their bytes.
+type Take<'t> = dyn FnMut(usize, &[u8]) -> Result<(), SessionFileError> + 't;
 
 /// Most layers of a file that are looked at.
 const MOST_LAYERS: u32 = 1 << 16;
@@ -19,7 +24,7 @@ pub(in crate::engine) struct Reader {
     shown: String,
     file: fs::File,
     restored: Restored,
-    token_bytes: usize,
+    image: ImageShape,
     /// Where keys and values begin.
     start: u64,
     head_sum: [u8; SUM_BYTES],
@@ -31,6 +36,7 @@ impl Reader {
     pub(in crate::engine) fn open(
         path: &Path,
         origin: &Origin,
+        image: &ImageShape,
         most_tokens: usize,
         n_vocab: usize,
     ) -> Result<Self, SessionFileError> {
@@ -83,10 +89,14 @@ impl Reader {
         if let Some(place) = tokens.iter().position(|&id| id as usize >= n_vocab) {
             return Err(SessionFileError::NoSuchToken { file: shown, place, id: tokens[place], n_vocab });
         }
+        if image.bytes(tokens.len(), 0..tokens.len()) != fixed.kv_bytes {
+            // Whoever sealed it cannot count.
+            return Err(checksum("head"));
+        }
         let start = (FIXED_BYTES + rest.len() + SUM_BYTES) as u64;
-        let (restored, token_bytes) = (Restored { tokens, note }, origin.token_bytes);
-        let mut reader = Self { shown, file, restored, token_bytes, start, head_sum };
-        reader.read(&mut |_| Ok(()))?;
+        let (restored, image) = (Restored { tokens, note }, image.clone());
+        let mut reader = Self { shown, file, restored, image, start, head_sum };
+        reader.read(&mut |_, _| Ok(()))?;
         Ok(reader)
     }
 
@@ -100,22 +110,21 @@ impl Reader {
         self.restored
     }
 
-    /// Gives keys and values, piece by piece. They were right before; what changed since shows only at the end.
-    pub(in crate::engine) fn read(
-        &mut self,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), SessionFileError>,
-    ) -> Result<(), SessionFileError> {
+    /// Gives keys and values, so many positions at once. They were right before; what changed since shows only at the end.
+    pub(in crate::engine) fn read(&mut self, take: &mut Take<'_>) -> Result<(), SessionFileError> {
         let fail = |source| SessionFileError::Io { file: self.shown.clone(), action: "read it", source };
         self.file.seek(SeekFrom::Start(self.start)).map_err(fail)?;
         let n_tokens = self.restored.tokens.len();
-        let per_piece = piece_tokens(self.token_bytes).min(n_tokens);
-        let mut piece = buffer(&self.shown, per_piece * self.token_bytes)?;
+        let image = &self.image;
+        let bytes_of = |positions: &Range<usize>| image.bytes(n_tokens, positions.clone()) as usize;
+        let most_bytes = pieces(image, n_tokens).map(|positions| bytes_of(&positions)).max().unwrap_or(0);
+        let mut piece = buffer(&self.shown, most_bytes)?;
         let mut sum = Sha256::new_with_prefix(self.head_sum);
-        for from in (0..n_tokens).step_by(per_piece.max(1)) {
-            let piece = &mut piece[..per_piece.min(n_tokens - from) * self.token_bytes];
+        for positions in pieces(image, n_tokens) {
+            let piece = &mut piece[..bytes_of(&positions)];
             self.file.read_exact(piece).map_err(fail)?;
             sum.update(&*piece);
-            take(piece)?;
+            take(positions.len(), piece)?;
         }
         let mut expected = [0; SUM_BYTES];
         self.file.read_exact(&mut expected).map_err(fail)?;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use farpost_kernels::backend::{Activations, KvType};
+use farpost_kernels::backend::{Activations, ImageShape, KvType};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -217,25 +217,25 @@ fn what_changes_between_the_check_and_the_use_is_found() {
     let (model, folder) = (model(), Folder::new("race"));
     let (path, tokens) = saved(&model, &folder);
     let mut session = session(&model, 200);
-    let origin = Origin::of(&model, KvType::F16, Activations::Auto, session_token_bytes()).unwrap();
-    let mut reader = Reader::open(&path, &origin, 200, model.graph().n_vocab()).unwrap();
+    let origin = Origin::of(&model, KvType::F16, Activations::Auto).unwrap();
+    let mut reader = Reader::open(&path, &origin, &image(), 200, model.graph().n_vocab()).unwrap();
     let mut whole = std::fs::read(&path).unwrap();
     let place = whole.len() - SUM_BYTES - 1;
     whole[place] ^= 1;
     std::fs::write(&path, &whole).unwrap();
     let mut n_bytes = 0;
-    let error = reader.read(&mut |piece| {
+    let error = reader.read(&mut |_, piece| {
         n_bytes += piece.len();
         Ok(())
     });
     assert!(matches!(error, Err(SessionFileError::Checksum { part: "keys and values", .. })));
-    assert_eq!(n_bytes, tokens.len() * session_token_bytes());
+    assert_eq!(n_bytes, tokens.len() * image().token_bytes());
     assert!(session.restore(&path).is_err());
 }
 
 /// Of the device of these tests.
-fn session_token_bytes() -> usize {
-    size_of::<u32>()
+fn image() -> ImageShape {
+    ImageShape::new([(None, size_of::<u32>())])
 }
 
 proptest! {

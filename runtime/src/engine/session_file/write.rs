@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use farpost_kernels::backend::ImageShape;
 use farpost_models::gguf::{GgufError, Partial};
 use sha2::{Digest, Sha256};
 
@@ -24,6 +25,7 @@ impl Writer {
     pub(in crate::engine) fn create(
         path: &Path,
         origin: &Origin,
+        image: &ImageShape,
         tokens: &[u32],
         note: &[u8],
     ) -> Result<Self, SessionFileError> {
@@ -32,7 +34,8 @@ impl Writer {
         }
         let shown = path.display().to_string();
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "a number does not fit the format");
-        let head = head::write(origin, tokens, note).ok_or_else(|| write_error(&shown, too_large()))?;
+        let head = head::write(origin, image.bytes(tokens.len(), 0..tokens.len()), tokens, note)
+            .ok_or_else(|| write_error(&shown, too_large()))?;
         let (partial, file) = Partial::create_private(path).map_err(of_partial)?;
         let mut sink = BufWriter::with_capacity(1 << 20, file);
         let sum = Sha256::digest(&head);

@@ -254,7 +254,7 @@ mod held {
         for id in tokenizer.encode(text, Special::Parse).into_iter().chain([end]) {
             constraint.advance().unwrap();
             let mut is_allowed = false;
-            constraint.for_each_allowed(|allowed| is_allowed |= allowed == id as usize);
+            is_allowed |= constraint.mask()[id as usize / 32] >> (id % 32) & 1 == 1;
             if !is_allowed {
                 return false;
             }
