@@ -50,7 +50,7 @@ fn costs(model: &Model, n_rounds: usize) -> Result<(), Failure> {
     let row = |position: usize| Row { token: (position * 7919 % n_vocab) as u32, position, sequence };
     let mut output = Output::default();
     plan.kv().reserve(sequence, DEPTH + 16);
-    plan.step(&Batch { rows: (0..DEPTH).map(row).collect(), want: vec![] }, &mut output)?;
+    plan.step(&Batch { rows: (0..DEPTH).map(row).collect(), ..Batch::default() }, &mut output)?;
     let mut times = WIDTHS.map(|_| Vec::new());
     for _ in 0..n_rounds * 3 {
         for (times, n_rows) in times.iter_mut().zip(WIDTHS) {
@@ -59,6 +59,7 @@ fn costs(model: &Model, n_rounds: usize) -> Result<(), Failure> {
             let batch = Batch {
                 rows: (DEPTH..DEPTH + n_rows).map(row).collect(),
                 want: (0..n_rows).map(|row| Want { row, kind: WantKind::Greedy }).collect(),
+                interrupt: None,
             };
             let start = Instant::now();
             plan.step(&batch, &mut output)?;

@@ -24,9 +24,8 @@ fn main() -> io::Result<()> {
     for (number, source) in TEMPLATES.iter().enumerate() {
         write("template", &format!("{number}"), format!("{source}\0<|im_end|> \u{e9}\n").as_bytes())?;
     }
-    for (number, body) in BODIES.iter().enumerate() {
-        let route = (number / 3).min(3) as u8;
-        write("request", &format!("{number}"), &[&[route], body.as_bytes()].concat())?;
+    for (number, (route, body)) in BODIES.iter().enumerate() {
+        write("request", &format!("{number}"), &[&[*route], body.as_bytes()].concat())?;
         write("json", &format!("{number}"), body.as_bytes())?;
     }
     write("keys", "keys", KEYS.as_bytes())?;

@@ -19,7 +19,8 @@ static BODIES: LazyLock<Bodies> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((route, body)) = bytes.split_first() else { return };
-    let route = [Route::Chat, Route::Completions, Route::Tokenize, Route::Detokenize][usize::from(*route) % 4];
+    let routes = [Route::Chat, Route::Completions, Route::Tokenize, Route::Detokenize, Route::Embeddings];
+    let route = routes[usize::from(*route) % routes.len()];
     if let Err(message) = BODIES.read(route, body) {
         // Names of fields and values are told as they came.
         assert!(message.len() < 10_000 + 4 * body.len(), "{message}");

@@ -20,17 +20,19 @@ pub const TEMPLATES: [&str; 3] = [
      {% if messages | length > 9 %}{{ raise_exception('too many') }}{% endif %}",
 ];
 
-/// Bodies of requests: three for chat, three for completions, two for tokenize, the others for detokenize.
-pub const BODIES: [&str; 9] = [
-    r#"{"model":"pocket","messages":[{"role":"user","content":"hi"}],"stream":true,"stream_options":{"include_usage":true},"n":2,"seed":-1,"stop":["a"],"logit_bias":{"5":-1.5},"logprobs":true,"top_logprobs":2}"#,
-    r#"{"model":"pocket","messages":[{"role":"system","content":[{"type":"text","text":"x"}]},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]},{"role":"tool","tool_call_id":"c","content":"ok"}],"tools":[{"type":"function","function":{"name":"f","description":"d","strict":true,"parameters":{"type":"object","properties":{"a":{"type":"integer","minimum":0}},"required":["a"]}}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}},"parallel_tool_calls":false}"#,
-    r#"{"model":"pocket","messages":[{"role":"user","content":"hi"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"}}},"reasoning_effort":"none","chat_template_kwargs":{},"deadline_ms":5,"priority":"low"}"#,
-    r#"{"model":"pocket","prompt":"hi","max_tokens":3,"logprobs":1,"temperature":0.5,"top_p":0.9,"regex":"a|b"}"#,
-    r#"{"model":"pocket","prompt":["a",[1,2,3]],"echo":false,"mirostat_tau":5,"mirostat_eta":0.1}"#,
-    r#"{"model":"pocket","prompt":[1,2],"grammar":"start: \"a\"","metadata":{"a":"b"},"store":false}"#,
-    r#"{"model":"pocket","prompt":"hi","add_special_tokens":false,"return_token_strs":true}"#,
-    r#"{"model":"pocket","messages":[{"role":"developer","content":"hi","name":"n"}]}"#,
-    r#"{"model":"pocket","tokens":[1,2,1023]}"#,
+/// Bodies of requests, each with the number of its route as the target `request` takes it.
+pub const BODIES: [(u8, &str); 11] = [
+    (0, r#"{"model":"pocket","messages":[{"role":"user","content":"hi"}],"stream":true,"stream_options":{"include_usage":true},"n":2,"seed":-1,"stop":["a"],"logit_bias":{"5":-1.5},"logprobs":true,"top_logprobs":2}"#),
+    (0, r#"{"model":"pocket","messages":[{"role":"system","content":[{"type":"text","text":"x"}]},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]},{"role":"tool","tool_call_id":"c","content":"ok"}],"tools":[{"type":"function","function":{"name":"f","description":"d","strict":true,"parameters":{"type":"object","properties":{"a":{"type":"integer","minimum":0}},"required":["a"]}}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}},"parallel_tool_calls":false}"#),
+    (0, r#"{"model":"pocket","messages":[{"role":"user","content":"hi"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"}}},"reasoning_effort":"none","chat_template_kwargs":{},"deadline_ms":5,"priority":"low"}"#),
+    (1, r#"{"model":"pocket","prompt":"hi","max_tokens":3,"logprobs":1,"temperature":0.5,"top_p":0.9,"regex":"a|b"}"#),
+    (1, r#"{"model":"pocket","prompt":["a",[1,2,3]],"echo":false,"mirostat_tau":5,"mirostat_eta":0.1}"#),
+    (1, r#"{"model":"pocket","prompt":[1,2],"grammar":"start: \"a\"","metadata":{"a":"b"},"store":false}"#),
+    (2, r#"{"model":"pocket","prompt":"hi","add_special_tokens":false,"return_token_strs":true}"#),
+    (2, r#"{"model":"pocket","messages":[{"role":"developer","content":"hi","name":"n"}]}"#),
+    (3, r#"{"model":"pocket","tokens":[1,2,1023]}"#),
+    (4, r#"{"model":"pocket","input":["hi",[1,2,3]],"encoding_format":"base64","dimensions":8,"user":"u"}"#),
+    (4, r#"{"model":"pocket","input":[5,6],"priority":"high","deadline_ms":9,"supersede_key":"k"}"#),
 ];
 
 /// A file of keys.

@@ -4,6 +4,8 @@
 //! and batching follow from that alone. A [`Batch`] is a plain value: printable, replayable, the unit of every test.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::graph::Graph;
 
@@ -33,6 +35,8 @@ pub enum WantKind {
     Logits,
     /// The logit of one token and the log-sum-exp of all: what scoring a text needs.
     Score(u32),
+    /// The row itself as the head reads it, after the last norm: what embeddings are made of.
+    Hidden,
 }
 
 /// A result asked for.
@@ -51,7 +55,34 @@ pub struct Batch {
     pub rows: Vec<Row>,
     /// Results to return, in the order of [`Output::results`].
     pub want: Vec<Want>,
+    /// Ends the step with [`DeviceError::Interrupted`] soon after it is set, if the backend can.
+    pub interrupt: Option<Interrupt>,
 }
+
+/// A wish that a step should end before it is done. Clones share it; it is never taken back.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Wishes it.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was wished.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl PartialEq for Interrupt {
+    /// Whether it is the same wish.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Interrupt {}
 
 /// The answer to one [`Want`].
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +105,8 @@ pub enum Answer {
         /// Natural log of the sum of exponentials of all logits.
         log_sum_exp: f64,
     },
+    /// The row before the head, [`Graph::width`] numbers.
+    Hidden(Vec<f32>),
 }
 
 /// Results of a step, one per [`Want`]; reused between steps so that steps need not allocate.
@@ -230,6 +263,9 @@ pub enum DeviceError {
         /// What the system said.
         reason: String,
     },
+    /// [`Batch::interrupt`] was set. Nothing is wrong.
+    #[error("interrupted")]
+    Interrupted,
     /// No answer in time.
     #[error("device hung: {0}")]
     Hung(String),

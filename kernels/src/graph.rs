@@ -133,6 +133,7 @@ pub struct Graph {
     ops: Vec<Op>,
     kv_layers: Vec<KvLayer>,
     n_vocab: usize,
+    width: usize,
     max_context: usize,
 }
 
@@ -152,6 +153,10 @@ impl Graph {
     /// Logits per row.
     pub fn n_vocab(&self) -> usize {
         self.n_vocab
+    }
+    /// Elements of a row as the head reads it: columns of its weight.
+    pub fn width(&self) -> usize {
+        self.width
     }
     /// Largest number of positions the graph was built for.
     pub fn max_context(&self) -> usize {
@@ -435,9 +440,9 @@ impl GraphBuilder {
         }
         require(weight.rows() > 0, "head", || "the vocabulary is empty".to_owned())?;
         require(max_context > 0, "head", || "a context of 0 holds nothing".to_owned())?;
-        let n_vocab = weight.rows();
+        let (n_vocab, width) = (weight.rows(), weight.cols());
         self.ops.push(Op::Head { x, weight, bias, scale, softcap });
-        Ok(Graph { widths: self.widths, ops: self.ops, kv_layers: self.kv_layers, n_vocab, max_context })
+        Ok(Graph { widths: self.widths, ops: self.ops, kv_layers: self.kv_layers, n_vocab, width, max_context })
     }
 
     fn same_width(&mut self, op: &'static str, a: Value, b: Value) -> Result<Value, GraphError> {

@@ -158,11 +158,11 @@ impl KvStore for Store {
 
 impl Plan for ReferencePlan {
     fn step(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError> {
-        let mut all_logits = Vec::with_capacity(batch.rows.len());
+        let mut ends = Vec::with_capacity(batch.rows.len());
         for row in &batch.rows {
-            all_logits.push(self.run_row(row)?);
+            ends.push(self.run_row(row)?);
         }
-        out.results = batch.want.iter().map(|want| answer(want.kind, &all_logits[want.row])).collect();
+        out.results = batch.want.iter().map(|want| answer(want.kind, &ends[want.row])).collect();
         Ok(())
     }
 
@@ -176,15 +176,15 @@ impl Plan for ReferencePlan {
 }
 
 impl ReferencePlan {
-    /// One token through all ops; its logits.
-    fn run_row(&mut self, row: &Row) -> Result<Vec<f64>, DeviceError> {
+    /// One token through all ops; what they end in.
+    fn run_row(&mut self, row: &Row) -> Result<End, DeviceError> {
         let Self { graph, store } = self;
         let kv_layers = graph.kv_layers().to_vec();
         let kept = store.kept(row.sequence).filter(|kept| row.position == kept.len && row.position < kept.reserved);
         let kept = kept.ok_or_else(|| DeviceError::Refused("the position is not the next reserved one".to_owned()))?;
         kept.layers.resize(kv_layers.len(), Vec::new());
         let mut values: Vec<Vec<f64>> = graph.widths().iter().map(|&width| vec![0.0; width]).collect();
-        let mut logits = Vec::new();
+        let mut end = End::default();
         for op in graph.ops() {
             let get = |value: &Value| &values[value.0];
             match op {
@@ -217,8 +217,8 @@ impl ReferencePlan {
                 Op::Add { a, b, out } => values[out.0] = get(a).iter().zip(get(b)).map(|(a, b)| a + b).collect(),
                 Op::Scale { x, factor, out } => values[out.0] = get(x).iter().map(|x| x * f64::from(*factor)).collect(),
                 Op::Head { x, weight, bias, scale, softcap } => {
-                    logits = linear(get(x), weight, bias.as_ref());
-                    for logit in &mut logits {
+                    end = End { hidden: get(x).clone(), logits: linear(get(x), weight, bias.as_ref()) };
+                    for logit in &mut end.logits {
                         *logit *= f64::from(*scale);
                         if let Some(cap) = softcap.map(f64::from) {
                             *logit = cap * (*logit / cap).tanh();
@@ -228,7 +228,7 @@ impl ReferencePlan {
             }
         }
         kept.len += 1;
-        Ok(logits)
+        Ok(end)
     }
 }
 
@@ -338,7 +338,15 @@ fn experts(x: &[f64], moe: &Moe) -> Vec<f64> {
     out
 }
 
-fn answer(kind: WantKind, logits: &[f64]) -> Answer {
+/// What a row ends in.
+#[derive(Default)]
+struct End {
+    hidden: Vec<f64>,
+    logits: Vec<f64>,
+}
+
+fn answer(kind: WantKind, End { hidden, logits }: &End) -> Answer {
+    let narrow = |row: &[f64]| row.iter().map(|number| *number as f32).collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let log_sum_exp = max + logits.iter().map(|logit| (logit - max).exp()).sum::<f64>().ln();
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
@@ -349,7 +357,8 @@ fn answer(kind: WantKind, logits: &[f64]) -> Answer {
             let best = order.iter().take(k).map(|&id| (id, logits[id as usize] as f32)).collect();
             Answer::TopK { best, log_sum_exp }
         }
-        WantKind::Logits => Answer::Logits(logits.iter().map(|logit| *logit as f32).collect()),
+        WantKind::Logits => Answer::Logits(narrow(logits)),
+        WantKind::Hidden => Answer::Hidden(narrow(hidden)),
         WantKind::Score(id) => Answer::Score { logit: logits[id as usize] as f32, log_sum_exp },
     }
 }

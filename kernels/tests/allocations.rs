@@ -66,9 +66,14 @@ fn a_repeated_step_allocates_nothing() {
     let mut plan = Cpu::detect().compile(&graph, &limits).unwrap();
     let sequence = plan.kv().open().unwrap();
     let mut out = Output::default();
-    for (n_rows, kind) in
-        [(1, WantKind::Greedy), (20, WantKind::TopK(5)), (1, WantKind::Logits), (5, WantKind::Score(3))]
-    {
+    let kinds = [
+        (1, WantKind::Greedy),
+        (20, WantKind::TopK(5)),
+        (1, WantKind::Logits),
+        (5, WantKind::Score(3)),
+        (5, WantKind::Hidden),
+    ];
+    for (n_rows, kind) in kinds {
         let mut counts = Vec::new();
         let mut batch = Batch::default();
         for _ in 0..6 {

@@ -180,7 +180,8 @@ struct Driver<'p> {
 }
 
 impl Driver<'_> {
-    /// Runs `counts[n]` more tokens of each sequence, interleaved, and keeps all logits.
+    /// Runs `counts[n]` more tokens of each sequence, interleaved, and keeps all logits, but of each third position what
+    /// the head reads.
     fn step(&mut self, sequences: &[(Sequence, usize)]) {
         let mut batch = Batch::default();
         let most = sequences.iter().map(|(_, count)| *count).max().unwrap();
@@ -189,15 +190,16 @@ impl Driver<'_> {
                 let token = ((self.random.value().abs() * VOCABULARY as f32) as u32).min(VOCABULARY as u32 - 1);
                 let position = self.plan.kv().len(*sequence) + offset;
                 assert!(self.plan.kv().reserve(*sequence, position + 1));
-                batch.want.push(Want { row: batch.rows.len(), kind: WantKind::Logits });
+                let kind = if position % 3 == 1 { WantKind::Hidden } else { WantKind::Logits };
+                batch.want.push(Want { row: batch.rows.len(), kind });
                 batch.rows.push(Row { token, position, sequence: *sequence });
             }
         }
         let mut out = Output::default();
         self.plan.step(&batch, &mut out).unwrap();
         self.results.extend(out.results.into_iter().map(|answer| match answer {
-            Answer::Logits(logits) => logits,
-            other => panic!("wanted logits, got {other:?}"),
+            Answer::Logits(row) | Answer::Hidden(row) => row,
+            other => panic!("wanted a row, got {other:?}"),
         }));
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use farpost_kernels::backend::DeviceError;
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::graph::Graph;
-use farpost_models::families::{self, Built, Config, FamilyError};
+use farpost_models::families::{self, Built, Config, FamilyError, Pooling};
 use farpost_models::gguf::{Access, ContentHash, File, GgufError, Place, ReadAhead};
 use farpost_models::pack::{self, PackError, Packed};
 use farpost_models::template::{ChatTemplate, TemplateError};
@@ -162,6 +162,11 @@ impl Model {
     /// What the file says of the model.
     pub fn config(&self) -> &Config {
         &self.built.config
+    }
+
+    /// How its rows become the embedding of a text; `None` for models that write.
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.built.config.pooling
     }
 
     /// What became of the packed file.

@@ -105,3 +105,30 @@ fn many_who_ask_at_once_get_one_engine() {
     });
     assert_eq!(names(&models), ["llama", "qwen2"]);
 }
+
+#[test]
+fn a_model_that_is_unloaded_holds_its_slot_until_its_memory_is_free() {
+    let all = models(None, None);
+    assert!(answers(&all.get("llama").unwrap()));
+    let cap = bytes(&all) * 3 / 2;
+    // Who wants the same model, and who wants another one: there is room for one of them.
+    for wanted in ["llama", "qwen2"] {
+        let models = models(Some(cap), None);
+        let engine = models.get("llama").unwrap();
+        let mut stream = engine.submit(&request(120)).unwrap();
+        assert!(stream.next().is_some());
+        std::thread::scope(|scope| {
+            let unloading = scope.spawn(|| models.unload("llama", Duration::from_secs(60)));
+            while engine.submit(&request(1)).is_ok() {
+                std::thread::yield_now();
+            }
+            // It takes no more, and is there as long as it works.
+            assert_eq!(names(&models), ["llama"]);
+            assert!(!models.unload("llama", Duration::ZERO) && !models.pin("llama", true) && !models.touch("llama"));
+            let waiting = scope.spawn(|| answers(&models.get(wanted).unwrap()));
+            assert_eq!(stream.finish().unwrap()[0].ids.len(), 120);
+            assert!(unloading.join().unwrap() && waiting.join().unwrap());
+        });
+        assert_eq!(names(&models), [wanted]);
+    }
+}

@@ -44,12 +44,12 @@ fn logits(
     let (mut output, mut logits) = (Output::default(), Vec::new());
     for first in (0..start).step_by(limits.max_rows) {
         let rows = (first..start.min(first + limits.max_rows)).map(row).collect();
-        plan.step(&Batch { rows, want: vec![] }, &mut output).unwrap();
+        plan.step(&Batch { rows, ..Batch::default() }, &mut output).unwrap();
     }
     for first in (start..end).step_by(width) {
         let rows: Vec<Row> = (first..end.min(first + width)).map(row).collect();
         let want = (0..rows.len()).map(|row| Want { row, kind: WantKind::Logits }).collect();
-        plan.step(&Batch { rows, want }, &mut output).unwrap();
+        plan.step(&Batch { rows, want, interrupt: None }, &mut output).unwrap();
         for answer in output.results.drain(..) {
             let Answer::Logits(row) = answer else { panic!("logits were asked for, not {answer:?}") };
             logits.push(row);

@@ -49,6 +49,28 @@ impl FeedForward {
     }
 }
 
+/// How the rows of a text become one embedding, in models that are made for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean of all rows.
+    Mean,
+    /// The row of the first token.
+    First,
+    /// The row of the last token, which has seen all others.
+    Last,
+}
+
+impl Pooling {
+    /// Its name in reports: "mean", "cls" or "last", as the field has them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::First => "cls",
+            Self::Last => "last",
+        }
+    }
+}
+
 /// The shape and settings of a model, from its metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -88,6 +110,8 @@ pub struct Config {
     pub attention_softcap: Option<f32>,
     /// Cap of logits.
     pub final_softcap: Option<f32>,
+    /// How texts become embeddings; `None` for models that write.
+    pub pooling: Option<Pooling>,
 }
 
 impl Config {
@@ -125,6 +149,12 @@ impl Config {
         let window = file.metadata().u32(&format!("{architecture}.attention.sliding_window"))?;
         let window = window.map(|tokens| tokens as usize).filter(|tokens| *tokens > 0);
 
+        const CAUSAL: &str = "attention.causal";
+        if file.metadata().bool(&format!("{architecture}.{CAUSAL}"))? == Some(false) {
+            let expected = "true: attention to tokens that come later is not supported";
+            return Err(keys.out_of_range(CAUSAL, "false".to_owned(), expected).into());
+        }
+
         Ok(Self {
             architecture,
             n_layers,
@@ -144,6 +174,7 @@ impl Config {
             attention_scale: keys.positive("attention.scale")?,
             attention_softcap: keys.positive("attn_logit_softcapping")?,
             final_softcap: keys.positive("final_logit_softcapping")?,
+            pooling: pooling(file, &keys)?,
         })
     }
 }
@@ -158,6 +189,21 @@ fn n_kv_heads(keys: &Keys<'_>, n_layers: usize, n_heads: usize) -> Result<Vec<us
             Err(keys.out_of_range(KEY, found, "a divisor of attention.head_count").into())
         }
         None => Ok(n_kv_heads),
+    }
+}
+
+/// How a file says that its rows become embeddings, by the numbers of llama.cpp.
+fn pooling(file: &gguf::File, keys: &Keys<'_>) -> Result<Option<Pooling>, FamilyError> {
+    const KEY: &str = "pooling_type";
+    match file.metadata().u32(&keys.full(KEY))? {
+        None | Some(0) => Ok(None),
+        Some(1) => Ok(Some(Pooling::Mean)),
+        Some(2) => Ok(Some(Pooling::First)),
+        Some(3) => Ok(Some(Pooling::Last)),
+        Some(other) => {
+            let expected = "0 (none), 1 (mean), 2 (cls) or 3 (last)";
+            Err(keys.out_of_range(KEY, other.to_string(), expected).into())
+        }
     }
 }
 

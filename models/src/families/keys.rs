@@ -16,7 +16,7 @@ impl<'f> Keys<'f> {
         Self { metadata, architecture }
     }
 
-    fn full(&self, key: &str) -> String {
+    pub(super) fn full(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
 

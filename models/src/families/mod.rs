@@ -25,7 +25,7 @@ use farpost_kernels::graph::Graph;
 
 use crate::gguf;
 
-pub use config::{Config, FeedForward};
+pub use config::{Config, FeedForward, Pooling};
 pub use error::FamilyError;
 pub use rope::{RopeScaling, RopeSettings};
 

@@ -31,6 +31,17 @@ fn an_unknown_architecture_is_refused_with_the_list_of_known_ones() {
 }
 
 #[test]
+fn embeddings_that_can_not_be_made_are_refused() {
+    let message = refusal("qwen3", |writer, _| _ = writer.set("qwen3.pooling_type", 4_u32));
+    assert_eq!(
+        unplaced(&message),
+        "m.gguf: metadata key 'qwen3.pooling_type': is 4, expected 0 (none), 1 (mean), 2 (cls) or 3 (last)"
+    );
+    let message = refusal("qwen3", |writer, _| _ = writer.set("qwen3.attention.causal", false));
+    assert!(message.contains("'qwen3.attention.causal'") && message.contains("expected true"), "{message}");
+}
+
+#[test]
 fn a_missing_tensor_is_refused_by_name() {
     for (name, tensor) in [
         ("llama", "token_embd.weight"),

@@ -45,6 +45,18 @@ pub(super) fn changed(file: &File, change: impl FnOnce(&mut Writer, &mut Vec<Spe
 }
 
 #[test]
+fn a_model_that_names_a_pooling_makes_embeddings() {
+    assert_eq!(built(&tiny("qwen3")).config.pooling, None);
+    let poolings = [(0, None), (1, Some(Pooling::Mean)), (2, Some(Pooling::First)), (3, Some(Pooling::Last))];
+    for (number, expected) in poolings {
+        let change = |writer: &mut Writer, _: &mut Vec<Spec>| {
+            writer.set("qwen3.pooling_type", number).set("qwen3.attention.causal", true);
+        };
+        assert_eq!(built(&changed(&tiny("qwen3"), change)).config.pooling, expected);
+    }
+}
+
+#[test]
 fn every_tiny_model_builds_and_uses_all_its_tensors() {
     for name in TINY {
         let file = tiny(name);

@@ -4,7 +4,9 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[cfg(feature = "server")]
 use super::serve;
-use super::{amount, bench, chat, completions, doctor, eval, exit, inspect, man, pack, quantize, run, synth, tokenize};
+use super::{
+    amount, bench, chat, completions, doctor, embed, eval, exit, inspect, man, pack, quantize, run, synth, tokenize,
+};
 
 /// Runs language models on edge devices.
 ///
@@ -47,6 +49,7 @@ pub enum Command {
     Chat(Box<chat::Args>),
     #[cfg(feature = "server")]
     Serve(Box<serve::Args>),
+    Embed(embed::Args),
     Eval(eval::Args),
     Bench(Box<bench::Args>),
     Inspect(inspect::Args),

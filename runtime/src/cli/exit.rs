@@ -245,6 +245,7 @@ impl From<EngineError> for Failure {
             | EngineError::EmptyPrompt
             | EngineError::PromptTooLong { .. }
             | EngineError::NoSuchToken { .. }
+            | EngineError::NoEmbeddings { .. }
             | EngineError::TextTooShort { .. } => Exit::Usage,
         };
         let hint = match &error {

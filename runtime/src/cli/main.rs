@@ -10,6 +10,7 @@ mod completions;
 mod console;
 mod device;
 mod doctor;
+mod embed;
 mod eval;
 mod exit;
 mod generation;
@@ -55,6 +56,7 @@ fn dispatch(command: &Command, console: &Console) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args, console),
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(args, console),
+        Command::Embed(args) => embed::run(args, console),
         Command::Eval(args) => eval::run(args, console),
         Command::Bench(args) => bench::run(args, console),
         Command::Inspect(args) => inspect::run(args, console),

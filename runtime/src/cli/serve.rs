@@ -87,6 +87,9 @@ impl From<ServerError> for Failure {
                 Some("--keys FILE asks for keys, --client-ca FILE for certificates, --open serves everybody"),
             ),
             ServerError::Origin { .. } | ServerError::File { .. } => (Exit::Usage, None),
+            ServerError::Collector { .. } => {
+                (Exit::Usage, Some("a collector on this machine can send it on: --otlp-endpoint http://localhost:4318"))
+            }
             ServerError::Name { .. } => (Exit::Usage, Some("--alias gives each model a name of its own")),
             ServerError::Bind { .. } => (Exit::Failed, Some("--port takes another one, or 0 for any that is free")),
             ServerError::System(_) | ServerError::Trial { .. } | ServerError::Load { .. } => (Exit::Failed, None),

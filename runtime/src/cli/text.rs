@@ -6,6 +6,15 @@ use std::path::Path;
 use super::amount;
 use super::exit::{Exit, Failure};
 
+/// The text of the command line, else of a file, else of standard input.
+pub fn given(text: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
+    match (text, file) {
+        (Some(text), _) => Ok(text.to_owned()),
+        (None, Some(path)) => of_file(path),
+        (None, None) => of_stdin(),
+    }
+}
+
 /// The whole text of a file.
 pub fn of_file(path: &Path) -> Result<String, Failure> {
     let bytes = std::fs::read(path).map_err(|error| Failure::file(path, "read it", &error))?;
@@ -25,4 +34,37 @@ fn checked(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
         let at = amount::grouped(error.utf8_error().valid_up_to() as u64);
         Failure::new(Exit::Failed, format_args!("{name}: byte {at} is not UTF-8, expected text"))
     })
+}
+
+/// Separators are often what a shell finds hard to write.
+pub fn unescaped(text: &str) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        out.push(match (c, c == '\\') {
+            (_, true) => match chars.next() {
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('0') => '\0',
+                Some('\\') => '\\',
+                Some(other) => return Err(format!("'\\{other}' is none of \\n, \\r, \\t, \\0, \\\\")),
+                None => return Err("it ends in a single backslash; write \\\\ for one".to_owned()),
+            },
+            _ => c,
+        });
+    }
+    if out.is_empty() { Err("it is empty".to_owned()) } else { Ok(out) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn separators_may_be_written_as_escapes() {
+        assert_eq!(unescaped(r"\n--\0\\"), Ok("\n--\0\\".to_owned()));
+        assert_eq!(unescaped("\n"), Ok("\n".to_owned()));
+        assert!(unescaped(r"\x").is_err() && unescaped("\\").is_err() && unescaped("").is_err());
+    }
 }

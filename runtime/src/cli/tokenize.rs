@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     file: Option<PathBuf>,
     /// What stands between the texts of the input; \n, \r, \t, \0 and \\ are understood
-    #[arg(long, value_name = "TEXT", value_parser = unescaped)]
+    #[arg(long, value_name = "TEXT", value_parser = text::unescaped)]
     separator: Option<String>,
     /// Add no special tokens (such as BOS) and read control tokens in the text as text
     #[arg(long)]
@@ -36,7 +36,7 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let file = args.model.open()?;
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
-    let input = input(args)?;
+    let input = text::given(args.text.as_deref(), args.file.as_deref())?;
     if args.decode {
         return decode(args, console, &tokenizer, &input);
     }
@@ -58,14 +58,6 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn input(args: &Args) -> Result<String, Failure> {
-    match (&args.text, &args.file) {
-        (Some(text), _) => Ok(text.clone()),
-        (None, Some(path)) => text::of_file(path),
-        (None, None) => text::of_stdin(),
-    }
 }
 
 fn decode(args: &Args, console: &Console, tokenizer: &Tokenizer, input: &str) -> Result<(), Failure> {
@@ -109,37 +101,4 @@ fn pieces(tokenizer: &Tokenizer, ids: &[u32], title: &str, paint: Paint) -> Stri
         out += &format!("{}  {piece}{}\n", paint.cyan(&format!("{id:>7}")), paint.dim(kind));
     }
     out
-}
-
-/// Separators are often what a shell finds hard to write.
-fn unescaped(text: &str) -> Result<String, String> {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        out.push(match (c, c == '\\') {
-            (_, true) => match chars.next() {
-                Some('n') => '\n',
-                Some('r') => '\r',
-                Some('t') => '\t',
-                Some('0') => '\0',
-                Some('\\') => '\\',
-                Some(other) => return Err(format!("'\\{other}' is none of \\n, \\r, \\t, \\0, \\\\")),
-                None => return Err("it ends in a single backslash; write \\\\ for one".to_owned()),
-            },
-            _ => c,
-        });
-    }
-    if out.is_empty() { Err("it is empty".to_owned()) } else { Ok(out) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn separators_may_be_written_as_escapes() {
-        assert_eq!(unescaped(r"\n--\0\\"), Ok("\n--\0\\".to_owned()));
-        assert_eq!(unescaped("\n"), Ok("\n".to_owned()));
-        assert!(unescaped(r"\x").is_err() && unescaped("\\").is_err() && unescaped("").is_err());
-    }
 }

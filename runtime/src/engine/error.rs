@@ -53,6 +53,12 @@ pub enum EngineError {
     /// Guesses of a draft model where there is none.
     #[error("guesses of a draft model were asked for, expected a session or engine that was opened with one")]
     NoDraftModel,
+    /// An embedding of a model that writes.
+    #[error("{model} makes no embeddings, expected a model whose file names a pooling_type")]
+    NoEmbeddings {
+        /// The model's file.
+        model: String,
+    },
     /// Nothing to go on from.
     #[error("the prompt is empty, expected at least one token")]
     EmptyPrompt,

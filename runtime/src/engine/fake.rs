@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use farpost_kernels::backend::{
-    Answer, Backend, Batch, DeviceError, DeviceInfo, ImageShape, KvStore, Limits, MemoryUse, Output, Plan, Sequence,
-    WantKind,
+    Answer, Backend, Batch, DeviceError, DeviceInfo, ImageShape, Interrupt, KvStore, Limits, MemoryUse, Output, Plan,
+    Sequence, WantKind,
 };
 use farpost_kernels::graph::Graph;
 
@@ -119,6 +119,9 @@ impl Plan for FakePlan {
             seen.push(tokens.clone());
         }
         (self.on_step)(batch);
+        if batch.interrupt.as_ref().is_some_and(Interrupt::is_set) {
+            return Err(DeviceError::Interrupted);
+        }
         if self.failing.contains(&number) {
             return Err(DeviceError::Lost("on cue".to_owned()));
         }
@@ -155,6 +158,8 @@ fn answer(logits: Vec<f32>, kind: WantKind) -> Answer {
         WantKind::TopK(k) => Answer::TopK { best: best[..k].to_vec(), log_sum_exp },
         WantKind::Logits => Answer::Logits(logits),
         WantKind::Score(id) => Answer::Score { logit: logits[id as usize], log_sum_exp },
+        // As good as any row: tests know its logits.
+        WantKind::Hidden => Answer::Hidden(logits),
     }
 }
 

@@ -23,6 +23,7 @@ use super::options::{EngineOptions, Sizes};
 use super::owner::choice::{Choice, Job};
 use super::owner::prefixes::Hashing;
 use super::owner::{Board, Clock, Order, Owner};
+use super::pooling::Pooled;
 use super::request::{MOST_CHOICES, Refusal, Request};
 use super::sampler::Sampler;
 use super::stream::{self, Stream};
@@ -231,14 +232,20 @@ impl Engine {
         submitted
     }
 
+    /// True if there is nothing to do. Unlike [`Engine::metrics`] it knows of requests that came since the last step.
+    pub fn is_idle(&self) -> bool {
+        let board = &self.inner.board;
+        board.n_sent.load(Ordering::SeqCst) == 0
+            && board.n_waiting.load(Ordering::SeqCst) == 0
+            && self.metrics().running == 0
+    }
+
     /// Takes no more requests, if there are none now; false if there are.
     pub(super) fn close_if_idle(&self) -> bool {
         let board = &self.inner.board;
         // First no more may come, then there must be none: `submit` does it the other way round.
         let was_closed = board.is_closed.swap(true, Ordering::SeqCst);
-        let is_idle = board.n_sent.load(Ordering::SeqCst) == 0
-            && board.n_waiting.load(Ordering::SeqCst) == 0
-            && self.metrics().running == 0;
+        let is_idle = self.is_idle();
         if !is_idle && !was_closed {
             board.is_closed.store(false, Ordering::SeqCst);
         }
@@ -333,6 +340,7 @@ impl Inner {
             caller: request.caller.as_str().into(),
             scope: self.hashing.scope(&request.prefix_scope),
             supersede: request.supersede.as_deref().map(Into::into),
+            group: request.group,
             reproducible: request.reproducible,
             ignore_eos: options.ignore_eos,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
@@ -340,6 +348,8 @@ impl Inner {
             _charge: charge,
         });
         let hashes = self.hashing.of(&request.prompt, job.scope);
+        let pooling = self.model.pooling().filter(|_| request.is_embedding);
+        let pooled = pooling.map(|how| Pooled::new(how, request.prompt.len(), self.model.graph().width()));
         let choice = |index: usize| {
             let mut sampling = options.sampling.clone();
             sampling.seed = sampling.seed.wrapping_add(index as u64);
@@ -350,6 +360,7 @@ impl Inner {
                 job: Arc::clone(&job),
                 index,
                 tokens: request.prompt.clone(),
+                pooled: pooled.clone(),
                 hashes: hashes.clone(),
                 sequence: None,
                 n_written: 0,
@@ -376,8 +387,12 @@ impl Inner {
     fn check(&self, request: &Request) -> Result<(), EngineError> {
         let (prompt, context) = (&request.prompt, self.sizes.context);
         super::session::check_prompt(prompt, context, self.model.graph().n_vocab())?;
-        if !(1..=MOST_CHOICES).contains(&request.n) {
-            let expected = format!("1 to {MOST_CHOICES}");
+        if request.is_embedding && self.model.pooling().is_none() {
+            return Err(EngineError::NoEmbeddings { model: self.model.name().to_owned() });
+        }
+        let most = if request.is_embedding { 1 } else { MOST_CHOICES };
+        if !(1..=most).contains(&request.n) {
+            let expected = if most == 1 { "1 for an embedding".to_owned() } else { format!("1 to {most}") };
             return Err(EngineError::OutOfRange { parameter: "n", found: request.n, expected });
         }
         if let Some(number) = request.options.stop.iter().position(String::is_empty) {

@@ -1,8 +1,11 @@
 //! Several models under one memory cap: loaded when they are asked for, unloaded when they idle or others need the room.
 //!
 //! What gives way to a model that is to be loaded, in this order: models that idle and are not pinned, least recently used
-//! first; a part of the new model's cache, down to one context; then it is refused, with the bytes needed. Models that
+//! first; those that are being unloaded; a part of the new model's cache, down to one context; then it is refused, with the bytes needed. Models that
 //! work are never unloaded. Mapped weights are the system's to drop and count for nothing.
+//!
+//! A model that is being unloaded keeps its slot until its memory is free: who asks for it waits and then loads it anew,
+//! and a load that lacks room waits for it before it is refused.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -73,7 +76,8 @@ pub struct Models {
     /// Of all engines.
     ledger: Arc<Ledger>,
     shelf: Mutex<Shelf>,
-    is_loaded: Condvar,
+    /// A model came or went.
+    is_changed: Condvar,
 }
 
 #[derive(Default)]
@@ -88,13 +92,22 @@ struct Slot {
     engine: Engine,
     is_pinned: bool,
     used: Instant,
+    /// It takes no more requests, and is gone when those it has are done.
+    is_leaving: bool,
+}
+
+impl Shelf {
+    /// The slot of a model that takes requests.
+    fn slot(&mut self, name: &str) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.name == name && !slot.is_leaving)
+    }
 }
 
 impl Models {
     /// None loaded yet. `open` makes a model of a name.
     pub fn new(open: Box<OpenModel>, backend: Arc<dyn Backend>, options: ModelsOptions) -> Self {
         let ledger = Ledger::new(options.memory_cap, None);
-        Self { open, backend, options, ledger, shelf: Mutex::default(), is_loaded: Condvar::new() }
+        Self { open, backend, options, ledger, shelf: Mutex::default(), is_changed: Condvar::new() }
     }
 
     /// The engine of a model, which is loaded if it is not. Ask anew for each request: an engine that was unloaded
@@ -105,29 +118,27 @@ impl Models {
     pub fn get(&self, name: &str) -> Result<Engine, LoadError> {
         let mut shelf = self.shelf();
         loop {
-            if let Some(slot) = shelf.slots.iter_mut().find(|slot| slot.name == name) {
+            if let Some(slot) = shelf.slot(name) {
                 slot.used = Instant::now();
                 return Ok(slot.engine.clone());
             }
-            if !shelf.is_loading {
+            if !shelf.is_loading && !shelf.slots.iter().any(|slot| slot.name == name) {
                 break;
             }
-            shelf = self.is_loaded.wait(shelf).unwrap_or_else(PoisonError::into_inner);
+            shelf = self.is_changed.wait(shelf).unwrap_or_else(PoisonError::into_inner);
         }
         shelf.is_loading = true;
         drop(shelf);
         let _loading = Loading(self);
         let engine = self.load(name)?;
-        let slot = Slot { name: name.to_owned(), engine: engine.clone(), is_pinned: false, used: Instant::now() };
-        self.shelf().slots.push(slot);
+        let (name, used) = (name.to_owned(), Instant::now());
+        self.shelf().slots.push(Slot { name, engine: engine.clone(), is_pinned: false, used, is_leaving: false });
         Ok(engine)
     }
 
     /// Marks a model as used now; false if it is not loaded.
     pub fn touch(&self, name: &str) -> bool {
-        let mut shelf = self.shelf();
-        let slot = shelf.slots.iter_mut().find(|slot| slot.name == name);
-        slot.map(|slot| slot.used = Instant::now()).is_some()
+        self.shelf().slot(name).map(|slot| slot.used = Instant::now()).is_some()
     }
 
     /// Bytes that caches, scratch and repacked weights of all models may take together.
@@ -137,19 +148,28 @@ impl Models {
 
     /// Keeps a loaded model from giving way, or no longer; false if it is not loaded.
     pub fn pin(&self, name: &str, is_pinned: bool) -> bool {
-        let mut shelf = self.shelf();
-        let slot = shelf.slots.iter_mut().find(|slot| slot.name == name);
-        slot.map(|slot| slot.is_pinned = is_pinned).is_some()
+        self.shelf().slot(name).map(|slot| slot.is_pinned = is_pinned).is_some()
     }
 
-    /// Unloads a model, when what it does now is done but within `most`; false if it is not loaded.
+    /// Unloads a model, when what it does now is done but within `most`; false if it is not loaded. Waits until its memory
+    /// is free; until then it is among those that are [loaded](Models::loaded).
     pub fn unload(&self, name: &str, most: Duration) -> bool {
         let mut shelf = self.shelf();
-        let Some(place) = shelf.slots.iter().position(|slot| slot.name == name) else { return false };
-        let slot = shelf.slots.swap_remove(place);
+        let Some(slot) = shelf.slot(name) else { return false };
+        slot.is_leaving = true;
+        let engine = slot.engine.clone();
         drop(shelf);
-        slot.engine.drain(most);
+        self.see_off(name, engine, most);
         true
+    }
+
+    /// Waits until an engine that is leaving has ended and its memory is free; then its slot is, too.
+    fn see_off(&self, name: &str, engine: Engine, most: Duration) {
+        engine.drain(most);
+        drop(engine);
+        // There is one slot of a name.
+        self.shelf().slots.retain(|slot| slot.name != name);
+        self.is_changed.notify_all();
     }
 
     /// Unloads what idles for longer than [`ModelsOptions::idle`], but what is pinned; call it from time to time. Returns
@@ -183,15 +203,32 @@ impl Models {
     fn unload_one(&self, may_go: impl Fn(&Slot) -> bool) -> Option<String> {
         let mut shelf = self.shelf();
         let mut places: Vec<usize> = (0..shelf.slots.len())
-            .filter(|&place| !shelf.slots[place].is_pinned && may_go(&shelf.slots[place]))
+            .filter(|&place| {
+                let slot = &shelf.slots[place];
+                !slot.is_pinned && !slot.is_leaving && may_go(slot)
+            })
             .collect();
         places.sort_by_key(|&place| shelf.slots[place].used);
         let place = places.into_iter().find(|&place| shelf.slots[place].engine.close_if_idle())?;
-        let slot = shelf.slots.swap_remove(place);
+        let slot = &mut shelf.slots[place];
+        slot.is_leaving = true;
+        let (name, engine) = (slot.name.clone(), slot.engine.clone());
         drop(shelf);
-        // It has nothing to do: this waits for its threads to end and its memory to be free.
-        slot.engine.drain(Duration::ZERO);
-        Some(slot.name)
+        // It has nothing to do: this waits for its threads to end.
+        self.see_off(&name, engine, Duration::ZERO);
+        Some(name)
+    }
+
+    /// Waits until one that is leaving is gone; false if there is none.
+    fn await_leaving(&self) -> bool {
+        let mut shelf = self.shelf();
+        let n_leaving = |shelf: &Shelf| shelf.slots.iter().filter(|slot| slot.is_leaving).count();
+        let n_before = n_leaving(&shelf);
+        // Others may begin to leave meanwhile; then that is waited for as well.
+        while n_before > 0 && n_leaving(&shelf) >= n_before {
+            shelf = self.is_changed.wait(shelf).unwrap_or_else(PoisonError::into_inner);
+        }
+        n_before > 0
     }
 
     fn load(&self, name: &str) -> Result<Engine, LoadError> {
@@ -207,7 +244,7 @@ impl Models {
             let EngineError::Device(DeviceError::OutOfMemory { needed_bytes, .. }) = error else {
                 return Err(error.into());
             };
-            if self.unload_one(|_| true).is_some() {
+            if self.unload_one(|_| true).is_some() || self.await_leaving() {
                 continue;
             }
             let context = options.context_of(&model);
@@ -232,6 +269,6 @@ struct Loading<'m>(&'m Models);
 impl Drop for Loading<'_> {
     fn drop(&mut self) {
         self.0.shelf().is_loading = false;
-        self.0.is_loaded.notify_all();
+        self.0.is_changed.notify_all();
     }
 }

@@ -29,7 +29,7 @@ pub struct EngineOptions {
     pub kv_type: KvType,
     /// How finely activations are rounded for products with quantized weights.
     pub activations: Activations,
-    /// Most rows of one step, 1 or more. Cancelling waits for one step.
+    /// Most rows of one step, 1 or more. Cancelling waits for one stage of a step, a few in a layer.
     pub batch_rows: usize,
     /// While answers of the highest lane are written, a step has no more beside them than keeps it within this share of
     /// the time of a step of these answers alone, in percent: 100 or more.

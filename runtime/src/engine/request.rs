@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::error::EngineError;
 use super::generate::GenerateOptions;
+use super::sampling::Sampling;
 
 /// Most choices that one request may ask for.
 pub const MOST_CHOICES: usize = 64;
@@ -13,8 +14,11 @@ pub const MOST_CHOICES: usize = 64;
 pub struct Request {
     /// Token ids; at least one, no more than the context holds.
     pub prompt: Vec<u32>,
-    /// How to go on from it.
+    /// How to go on from it. Nothing in it changes an embedding.
     pub options: GenerateOptions,
+    /// What is wanted is not a text that goes on from the prompt but the embedding of the prompt, in
+    /// [`super::StreamEvent::Embedding`]. For models that are made for it, see [`Model::pooling`](crate::Model::pooling).
+    pub is_embedding: bool,
     /// Independent answers to the same prompt, 1 to [`MOST_CHOICES`]. Choice `i` is drawn with `sampling.seed + i`.
     pub n: usize,
     /// Its lane.
@@ -29,6 +33,8 @@ pub struct Request {
     pub prefix_scope: String,
     /// A newer request of the same caller with the same key ends this one, queued or running.
     pub supersede: Option<String>,
+    /// Requests of one group do not end each other so; 0 for a request that belongs to none.
+    pub group: u64,
     /// Same seed, same text, whatever else the engine does meanwhile. Slower: its rows run in steps of their own, in
     /// parts of the same size each time, and nothing is guessed ahead.
     pub reproducible: bool,
@@ -40,14 +46,24 @@ impl Request {
         Self {
             prompt,
             options,
+            is_embedding: false,
             n: 1,
             priority: Priority::default(),
             deadline: None,
             caller: String::new(),
             prefix_scope: String::new(),
             supersede: None,
+            group: 0,
             reproducible: false,
         }
+    }
+
+    /// One for the embedding of a text, with all that the tokenizer puts around it
+    /// ([`encode_prompt`](farpost_models::tokenizer::Tokenizer::encode_prompt)).
+    pub fn embedding(text: Vec<u32>) -> Self {
+        let options =
+            GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(0), ..GenerateOptions::default() };
+        Self { is_embedding: true, ..Self::new(text, options) }
     }
 }
 

@@ -146,7 +146,7 @@ impl Sampler {
         let (candidates, row_bytes) = match kind {
             WantKind::Logits => (n_vocab, n_vocab * size_of::<f32>()),
             WantKind::TopK(k) => (k, k * size_of::<(u32, f32)>()),
-            WantKind::Greedy | WantKind::Score(_) => (1, 0),
+            WantKind::Greedy | WantKind::Score(_) | WantKind::Hidden => (1, 0),
         };
         // Which ones a form allows, as bits, where they are worked out and where they are kept; tokens that were seen, for
         // penalties and repeats.
@@ -314,6 +314,7 @@ fn describe(answer: &Answer) -> String {
         Answer::TopK { best, .. } => format!("TopK({})", best.len()),
         Answer::Logits(row) => format!("{} logits", row.len()),
         Answer::Score { .. } => "Score".to_owned(),
+        Answer::Hidden(_) => "Hidden".to_owned(),
     }
 }
 

@@ -22,6 +22,7 @@ use super::grammar;
 use super::guesser::{Guesser, with_draft};
 use super::lookup;
 use super::options::DEFAULT_CONTEXT;
+use super::pooling::Pooled;
 use super::sampler::Sampler;
 use super::stop::StopMatcher;
 use crate::model::Model;
@@ -320,6 +321,39 @@ impl Session {
             }
         }
         Ok(Some(scores))
+    }
+
+    /// The embedding of a text, of length 1. `ids` are the text with all that the tokenizer puts around it
+    /// ([`encode_prompt`](farpost_models::tokenizer::Tokenizer::encode_prompt)). `on_step` gets the tokens run so far after
+    /// each step; `Break` ends it there, with `None`.
+    ///
+    /// # Errors
+    /// A model that makes no embeddings, and as [`Session::generate`].
+    pub fn embed(
+        &mut self,
+        ids: &[u32],
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<f32>>, EngineError> {
+        let Some(pooling) = self.model.pooling() else {
+            return Err(EngineError::NoEmbeddings { model: self.model.name().to_owned() });
+        };
+        self.check_prompt(ids)?;
+        self.clear();
+        let mut pooled = Pooled::new(pooling, ids.len(), self.model.graph().width());
+        for chunk in ids.chunks(self.batch_rows) {
+            let start = self.ids.len();
+            self.run(chunk, |row| pooled.wants(start + row).then_some(WantKind::Hidden))?;
+            for answer in &self.output.results {
+                match answer {
+                    Answer::Hidden(row) => pooled.add(row),
+                    _ => return Err(DeviceError::Wrong("a step answered something else than a row".to_owned()).into()),
+                }
+            }
+            if on_step(self.ids.len()).is_break() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(pooled.finish()))
     }
 
     fn check_prompt(&self, prompt: &[u32]) -> Result<(), EngineError> {

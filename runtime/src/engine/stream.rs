@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use farpost_kernels::backend::Interrupt;
 use farpost_models::tokenizer::TextState;
 
 use super::error::EngineError;
@@ -28,7 +29,7 @@ pub enum StreamEvent {
         /// Requests that will be begun before it, as things stand.
         ahead: usize,
     },
-    /// A part of the prompt was run.
+    /// It was begun, or a part of the prompt was run.
     Prefill {
         /// Tokens of the prompt in the cache, those that were there before among them.
         done_tokens: usize,
@@ -51,6 +52,8 @@ pub enum StreamEvent {
         /// What is new.
         text: String,
     },
+    /// The embedding of the prompt, if that was asked for: of length 1.
+    Embedding(Vec<f32>),
     /// A choice is complete: nothing more comes of it.
     Done {
         /// Which, from 0.
@@ -70,6 +73,7 @@ pub(super) enum Told {
     Queued { ahead: usize },
     Prefill { done_tokens: usize, total_tokens: usize },
     Token { choice: usize, id: u32, logprobs: Option<Logprobs> },
+    Embedding(Vec<f32>),
     End { choice: usize, finish: Finish, timings: Timings },
     Failed(Arc<EngineError>),
 }
@@ -84,7 +88,7 @@ pub(super) fn event_bytes(logprobs: Option<usize>) -> u64 {
 /// What both ends of a stream share.
 #[derive(Debug)]
 pub(super) struct Wish {
-    is_cancelled: AtomicBool,
+    cancelled: Interrupt,
     /// Choices of which no more is wanted.
     is_enough: Box<[AtomicBool]>,
     waker: Mutex<Option<Waker>>,
@@ -107,7 +111,12 @@ impl Teller {
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
-        self.wish.is_cancelled.load(Ordering::Relaxed)
+        self.wish.cancelled.is_set()
+    }
+
+    /// What is set once the request is cancelled.
+    pub(super) fn cancelled(&self) -> Interrupt {
+        self.wish.cancelled.clone()
     }
 
     pub(super) fn is_enough(&self, choice: usize) -> bool {
@@ -142,7 +151,7 @@ pub struct Stream {
 pub(super) fn pair(model: &Arc<Model>, request: &Request, charge: Arc<Charge>) -> (Teller, Stream) {
     let (sender, receiver) = crossbeam_channel::unbounded();
     let is_enough = (0..request.n).map(|_| AtomicBool::new(false)).collect();
-    let wish = Arc::new(Wish { is_cancelled: AtomicBool::new(false), is_enough, waker: Mutex::new(None) });
+    let wish = Arc::new(Wish { cancelled: Interrupt::default(), is_enough, waker: Mutex::new(None) });
     let detokenizer = model.tokenizer().stream_after(&request.prompt).with_special(request.options.render_special);
     let state = detokenizer.into_state();
     let matcher = StopMatcher::new(&request.options.stop);
@@ -155,9 +164,9 @@ pub(super) fn pair(model: &Arc<Model>, request: &Request, charge: Arc<Charge>) -
 }
 
 impl Stream {
-    /// Ends the request within the step that runs now. Its choices end with [`Finish::Cancelled`].
+    /// Ends the request within the step that runs now, which stops early if it is mostly for this request's prompt. Its choices end with [`Finish::Cancelled`].
     pub fn cancel(&self) {
-        self.wish.is_cancelled.store(true, Ordering::Relaxed);
+        self.wish.cancelled.set();
     }
 
     /// No more is wanted of a choice: the reader has found its end. It ends with the next step, as at a stop string.
@@ -220,6 +229,22 @@ impl Stream {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// Reads to the end: the embedding that was asked for; `None` if the request ended before it was made.
+    ///
+    /// # Errors
+    /// What the request failed with.
+    pub fn embedding(self) -> Result<Option<Vec<f32>>, Arc<EngineError>> {
+        let mut found = None;
+        for event in self {
+            match event {
+                StreamEvent::Embedding(numbers) => found = Some(numbers),
+                StreamEvent::Failed(error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
     /// Reads to the end: all choices, in order.
     ///
     /// # Errors
@@ -240,7 +265,7 @@ impl Stream {
                     (choices[choice].finish, choices[choice].timings) = (finish, timings);
                 }
                 StreamEvent::Failed(error) => return Err(error),
-                StreamEvent::Queued { .. } | StreamEvent::Prefill { .. } => {}
+                StreamEvent::Queued { .. } | StreamEvent::Prefill { .. } | StreamEvent::Embedding(_) => {}
             }
         }
         Ok(choices)
@@ -253,6 +278,7 @@ impl Stream {
                 self.ready.push_back(StreamEvent::Prefill { done_tokens, total_tokens });
             }
             Told::Token { choice, id, logprobs } => self.take_token(choice, id, logprobs),
+            Told::Embedding(numbers) => self.ready.push_back(StreamEvent::Embedding(numbers)),
             Told::End { choice, finish, timings } => self.take_done(choice, finish, timings),
             Told::Failed(error) => {
                 self.n_open = 0;

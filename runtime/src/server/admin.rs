@@ -51,6 +51,7 @@ pub(super) fn describe(app: &App, entry: &Entry) -> Json {
                 "weights_packed": memory.weights_packed,
                 "kv": memory.kv,
                 "scratch": memory.scratch,
+                "requests": loaded.holdings.requests,
             })
         }),
         "unused_seconds": loaded.map(|loaded| loaded.unused.as_secs()),

@@ -36,6 +36,7 @@ pub(super) struct App {
     /// When connections were seen to be looked after last, in milliseconds since the start.
     beat_ms: AtomicU64,
     n_requests: AtomicU64,
+    n_groups: AtomicU64,
     /// What keys have used, by their ids.
     accounts: Mutex<BTreeMap<Arc<str>, Arc<Account>>>,
     /// Sets the ids of this process apart from those of others.
@@ -61,6 +62,7 @@ impl App {
             is_draining: AtomicBool::new(false),
             beat_ms: AtomicU64::new(0),
             n_requests: AtomicU64::new(0),
+            n_groups: AtomicU64::new(0),
             accounts: Mutex::default(),
             salt: fresh_seed(),
         })
@@ -134,12 +136,15 @@ impl App {
         entry.ok_or_else(|| Problem::NoModel(name.to_owned()))
     }
 
-    /// The model that a request names, loaded; may wait for that.
-    pub(super) fn model(&self, name: &str, caller: &Caller) -> Result<Arc<Hosted>, Problem> {
+    /// The model that a request names, loaded; may wait for that. Who is to get a stream is not left in silence for longer
+    /// than streams ever are.
+    pub(super) fn model(&self, name: &str, caller: &Caller, is_stream: bool) -> Result<Arc<Hosted>, Problem> {
         if self.is_draining() {
             return Err(Problem::Draining);
         }
-        self.catalogue.ask(self.entry(name, caller)?, self.options.load_wait)
+        let options = &self.options;
+        let most = if is_stream { options.load_wait.min(options.ping_interval) } else { options.load_wait };
+        self.catalogue.ask(self.entry(name, caller)?, most)
     }
 
     /// "ready", or why it is not.
@@ -164,6 +169,11 @@ impl App {
             self.started.elapsed().saturating_sub(Duration::from_millis(self.beat_ms.load(Ordering::Relaxed)));
         let is_beating = since_beat < self.options.stall_timeout.max(3 * self.options.watch_interval);
         is_beating && self.readiness() != "stalled"
+    }
+
+    /// A number for prompts that are asked for together.
+    pub(super) fn fresh_group(&self) -> u64 {
+        1 + self.n_groups.fetch_add(1, Ordering::Relaxed)
     }
 
     /// An id that no other request has.

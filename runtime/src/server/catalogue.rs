@@ -1,7 +1,9 @@
 //! The models of a server by name: which are here, which are being loaded, and how whoever asks for one gets it.
 //!
 //! Models are loaded one at a time, on a thread of their own ([`Catalogue::work`]). A model is shown to requests once it
-//! has answered a trial.
+//! has answered a trial. A request that waits for one gets no part of an answer before: loading can fail, and what can
+//! fail is known before the status is told. So it is held for a bounded time, or refused at once where that is known not
+//! to suffice, with the time after which to come again.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +22,8 @@ use crate::engine::{Engine, EngineError, GenerateOptions, LoadError, Models, Req
 
 /// After a model could not be loaded, all who ask for it are told so for this time without trying again.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Nobody is told to come again later than this: what is known of loading is a guess.
+const MOST_RETRY: Duration = Duration::from_secs(60);
 /// How often to look for models that idle.
 const ROUND: Duration = Duration::from_secs(1);
 
@@ -81,16 +85,16 @@ impl Hosted {
 
     /// True if there is work and no step for longer than `most`.
     pub(super) fn is_stalled(&self, most: Duration) -> bool {
-        let metrics = self.engine.metrics();
+        let n_steps = self.engine.metrics().steps;
         let mut stall = self.stall.lock().unwrap_or_else(PoisonError::into_inner);
-        if metrics.running + metrics.waiting == 0 {
+        if self.engine.is_idle() {
             *stall = None;
             return false;
         }
         match *stall {
-            Some((steps, since)) if steps == metrics.steps => since.elapsed() > most,
+            Some((steps, since)) if steps == n_steps => since.elapsed() > most,
             _ => {
-                *stall = Some((metrics.steps, Instant::now()));
+                *stall = Some((n_steps, Instant::now()));
                 false
             }
         }
@@ -100,7 +104,8 @@ impl Hosted {
 /// Where a model is.
 enum State {
     Away,
-    Loading,
+    /// Since then.
+    Loading(Instant),
     Here(Arc<Hosted>),
     Failed(Problem, Instant),
 }
@@ -110,9 +115,28 @@ pub(super) struct Entry {
     pub(super) served: Served,
     state: Mutex<State>,
     is_changed: Condvar,
+    /// From being asked for to being here, the last time.
+    load_time: Mutex<Option<Duration>>,
 }
 
 impl Entry {
+    fn new(served: Served) -> Self {
+        let state = if served.is_on_demand { State::Away } else { State::Loading(Instant::now()) };
+        Self { served, state: Mutex::new(state), is_changed: Condvar::new(), load_time: Mutex::default() }
+    }
+
+    /// Time that loading should still take, by the last time; `None` if it was never loaded, or takes longer than that.
+    fn left_of(&self, since: Instant) -> Option<Duration> {
+        let load_time = *self.load_time.lock().unwrap_or_else(PoisonError::into_inner);
+        load_time?.checked_sub(since.elapsed())
+    }
+
+    /// What who will not wait until it is loaded is told. Where nothing is known it takes as long again as it took so far.
+    fn loading(&self, since: Instant) -> Problem {
+        let left = self.left_of(since).unwrap_or_else(|| since.elapsed());
+        Problem::Loading { retry_after: left.clamp(Duration::from_secs(1), MOST_RETRY) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,7 +158,7 @@ impl Entry {
     pub(super) fn state_name(&self) -> &'static str {
         match &*self.state() {
             State::Away => "away",
-            State::Loading => "loading",
+            State::Loading(_) => "loading",
             State::Here(_) => "loaded",
             State::Failed(..) => "failed",
         }
@@ -159,8 +183,7 @@ impl Catalogue {
             if served.name.is_empty() || is_known {
                 return Err(ServerError::Name { name: served.name });
             }
-            let state = if served.is_on_demand { State::Away } else { State::Loading };
-            entries.push(Arc::new(Entry { served, state: Mutex::new(state), is_changed: Condvar::new() }));
+            entries.push(Arc::new(Entry::new(served)));
         }
         Ok(Self { models, entries, wanted: unbounded(), is_closed: AtomicBool::new(false) })
     }
@@ -189,7 +212,8 @@ impl Catalogue {
         self.entries.iter().find(|entry| entry.served.name == name)
     }
 
-    /// A model that is loaded; if it is not, that is begun and waited for, but no longer than `most`.
+    /// A model that is loaded; if it is not, that is begun and waited for, but no longer than `most`, and not at all where
+    /// it should take longer.
     pub(super) fn ask(&self, entry: &Arc<Entry>, most: Duration) -> Result<Arc<Hosted>, Problem> {
         let end = Instant::now() + most;
         let mut state = entry.state();
@@ -197,19 +221,19 @@ impl Catalogue {
             match &*state {
                 State::Here(hosted) if self.models.touch(&entry.served.name) => return Ok(Arc::clone(hosted)),
                 State::Failed(problem, at) if at.elapsed() < PAUSE => return Err(problem.clone()),
-                State::Loading => {
+                &State::Loading(since) => {
                     let left = end.saturating_duration_since(Instant::now());
                     if self.is_closed.load(Ordering::SeqCst) {
                         return Err(Problem::Draining);
                     }
-                    if left.is_zero() {
-                        return Err(Problem::Loading);
+                    if left.is_zero() || entry.left_of(since).is_some_and(|needed| needed > left) {
+                        return Err(entry.loading(since));
                     }
                     let waited = entry.is_changed.wait_timeout(state, left);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
                 State::Here(_) | State::Away | State::Failed(..) => {
-                    *state = State::Loading;
+                    *state = State::Loading(Instant::now());
                     // The receiver lives as long as the sender.
                     let _ = self.wanted.0.send(Arc::clone(entry));
                 }
@@ -265,6 +289,9 @@ impl Catalogue {
             Ok(hosted) => {
                 app.metrics.of(name, "");
                 log::note(app, &format!("model {name:?} was loaded in {:.0} ms", hosted.engine.load_ms()));
+                if let State::Loading(since) = *entry.state() {
+                    *entry.load_time.lock().unwrap_or_else(PoisonError::into_inner) = Some(since.elapsed());
+                }
                 entry.set(State::Here(Arc::clone(hosted)));
             }
             Err(error) => {
@@ -305,7 +332,11 @@ impl Catalogue {
 /// One real step.
 fn trial(engine: &Engine) -> Result<(), String> {
     let options = GenerateOptions { sampling: Sampling::greedy(), max_tokens: Some(1), ..GenerateOptions::default() };
-    let stream = engine.submit(&Request::new(vec![0], options)).map_err(|refusal| refusal.to_string())?;
+    let request = match engine.model().pooling() {
+        Some(_) => Request::embedding(vec![0]),
+        None => Request::new(vec![0], options),
+    };
+    let stream = engine.submit(&request).map_err(|refusal| refusal.to_string())?;
     stream.finish().map(|_| ()).map_err(|error| error.to_string())
 }
 
@@ -313,16 +344,21 @@ fn trial(engine: &Engine) -> Result<(), String> {
 fn problem(error: &ServerError) -> Problem {
     let memory = match error {
         ServerError::Load { source, .. } => match &**source {
-            LoadError::Memory { needed_bytes, free_bytes, .. } => Some((*needed_bytes, *free_bytes)),
+            // Where others hold the rest of the cap they may be done by then, and idle ones give way.
+            LoadError::Memory { needed_bytes, free_bytes, cap_bytes, .. } => {
+                Some((*needed_bytes, *free_bytes, (needed_bytes <= cap_bytes).then_some(PAUSE)))
+            }
             LoadError::Engine(EngineError::Device(DeviceError::OutOfMemory { needed_bytes, free_bytes, .. })) => {
-                Some((*needed_bytes, free_bytes.unwrap_or(0)))
+                Some((*needed_bytes, free_bytes.unwrap_or(0), None))
             }
             _ => None,
         },
         _ => None,
     };
     match memory {
-        Some((needed_bytes, allowed_bytes)) => Problem::Memory { needed_bytes, allowed_bytes },
+        Some((needed_bytes, allowed_bytes, retry_after)) => {
+            Problem::Memory { needed_bytes, allowed_bytes, retry_after }
+        }
         None => Problem::Internal(error.to_string().into()),
     }
 }

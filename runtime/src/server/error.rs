@@ -87,7 +87,10 @@ pub(super) enum Problem {
         retry_after: Duration,
     },
     Superseded,
-    Loading,
+    /// The model is on its way.
+    Loading {
+        retry_after: Duration,
+    },
     Draining,
     /// It would take longer than its deadline.
     Unreachable {
@@ -96,9 +99,11 @@ pub(super) enum Problem {
     },
     /// The deadline passed.
     Deadline,
+    /// More memory than there is; never, or not now: `retry_after` tells them apart.
     Memory {
         needed_bytes: u64,
         allowed_bytes: u64,
+        retry_after: Option<Duration>,
     },
     /// Something broke; what exactly stands in the log.
     Internal(Arc<str>),
@@ -120,7 +125,10 @@ impl Problem {
             Self::MediaType(_) => 415,
             Self::QueueFull { .. } | Self::Rate { .. } | Self::Quota { .. } => 429,
             Self::Internal(_) => 500,
-            Self::Loading | Self::Draining | Self::Unreachable { .. } => 503,
+            Self::Loading { .. }
+            | Self::Draining
+            | Self::Unreachable { .. }
+            | Self::Memory { retry_after: Some(_), .. } => 503,
             Self::Deadline => 504,
             Self::Memory { .. } => 507,
         }
@@ -148,7 +156,7 @@ impl Problem {
             Self::Rate { .. } => "rate_limit_exceeded",
             Self::Quota { .. } => "insufficient_quota",
             Self::Superseded => "superseded",
-            Self::Loading => "model_loading",
+            Self::Loading { .. } => "model_loading",
             Self::Draining => "draining",
             Self::Unreachable { .. } => "deadline_unreachable",
             Self::Deadline => "deadline_exceeded",
@@ -169,10 +177,14 @@ impl Problem {
     /// Whole seconds after which to try again, at least one.
     pub(super) fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::QueueFull { retry_after, .. } | Self::Rate { retry_after, .. } | Self::Quota { retry_after, .. } => {
+            Self::QueueFull { retry_after, .. }
+            | Self::Rate { retry_after, .. }
+            | Self::Quota { retry_after, .. }
+            | Self::Loading { retry_after }
+            | Self::Memory { retry_after: Some(retry_after), .. } => {
                 Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
             }
-            Self::Loading | Self::Draining => Some(1),
+            Self::Draining => Some(1),
             _ => None,
         }
     }
@@ -217,6 +229,7 @@ impl Problem {
             EngineError::Sample(SampleError::Constraint { .. }) => {
                 Self::Invalid(Invalid { param: None, code: Some("unsupported_schema"), message: error.to_string() })
             }
+            EngineError::NoEmbeddings { .. } => invalid("model", error.to_string()),
             EngineError::EmptyPrompt | EngineError::NoSuchToken { .. } => invalid("prompt", error.to_string()),
             _ => Self::Internal(error.to_string().into()),
         }
@@ -234,7 +247,9 @@ impl From<Refusal> for Problem {
         match refusal {
             Refusal::QueueFull { waiting, retry_after } => Self::QueueFull { waiting, retry_after },
             Refusal::Deadline { deadline, estimate } => Self::Unreachable { deadline, estimate },
-            Refusal::Memory { needed_bytes, allowed_bytes, .. } => Self::Memory { needed_bytes, allowed_bytes },
+            Refusal::Memory { needed_bytes, allowed_bytes, retry_after, .. } => {
+                Self::Memory { needed_bytes, allowed_bytes, retry_after }
+            }
             Refusal::Invalid(error) => Self::of_engine(&error),
             Refusal::Closed => Self::Draining,
         }
@@ -274,7 +289,7 @@ impl fmt::Display for Problem {
                 write!(f, "the API key is limited to {limit} tokens per day, which are used up")
             }
             Self::Superseded => f.write_str("a newer request with the same supersede_key took its place"),
-            Self::Loading => f.write_str("the model is being loaded"),
+            Self::Loading { .. } => f.write_str("the model is being loaded"),
             Self::Draining => f.write_str("the server is shutting down"),
             Self::Unreachable { deadline, estimate } => write!(
                 f,
@@ -283,8 +298,11 @@ impl fmt::Display for Problem {
                 estimate.as_millis()
             ),
             Self::Deadline => f.write_str("the deadline passed before the answer was complete"),
-            Self::Memory { needed_bytes, allowed_bytes } => {
+            Self::Memory { needed_bytes, allowed_bytes, retry_after: None } => {
                 write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are allowed")
+            }
+            Self::Memory { needed_bytes, allowed_bytes, retry_after: Some(_) } => {
+                write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are free now")
             }
             Self::Internal(_) => {
                 f.write_str("something failed in the server; its log has the request id and the cause")

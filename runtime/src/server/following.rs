@@ -1,6 +1,7 @@
 //! A request that the engine has taken, followed to its end: its events, and what is counted of it. Dropping it cancels
-//! it.
+//! it. Of many prompts that were asked for together some run and the others follow as these end.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -13,7 +14,7 @@ use super::guard::Visit;
 use super::metrics::{KeyMetrics, Outcome, Phase};
 use super::otlp::Span;
 use super::quota::Running;
-use crate::engine::{Finish, Logprobs, Request, Stream, StreamEvent, Timings};
+use crate::engine::{Finish, Logprobs, Refusal, Request, Stream, StreamEvent, Timings};
 
 /// What of a request's events a protocol tells.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) enum Said {
     Token { choice: usize, id: u32, logprobs: Option<Logprobs> },
     /// The text goes on.
     Text { choice: usize, text: String },
+    /// An embedding.
+    Embedding { choice: usize, numbers: Vec<f32> },
     /// A choice is complete.
     Done { choice: usize, is_length: bool },
     /// Nothing more comes.
@@ -36,12 +39,24 @@ pub(super) struct Usage {
     pub(super) completion_tokens: usize,
 }
 
+/// Prompts of a request that are with the engine at once, at most, where not all must be.
+const MOST_AT_ONCE: usize = 64;
+
 /// One or more prompts that were asked for together.
 pub(super) struct Following {
     app: Arc<App>,
     visit: Visit,
     metrics: Arc<KeyMetrics>,
-    streams: Vec<Stream>,
+    hosted: Arc<Hosted>,
+    /// Those that are with the engine, by the numbers of their prompts.
+    streams: Vec<(usize, Stream)>,
+    /// Those that are not yet.
+    later: VecDeque<Request>,
+    n_prompts: usize,
+    /// A place with the engine was given back since it took no more.
+    has_place: bool,
+    /// Of all of them, from the first one's submission.
+    deadline: Option<Duration>,
     /// Choices of each.
     n: usize,
     /// The stream that is read next.
@@ -54,7 +69,6 @@ pub(super) struct Following {
     last_tokens: Vec<Option<Instant>>,
     /// Its place in the account of its key.
     running: Option<Running>,
-    model: String,
     /// What telemetry is told at the end.
     started: SystemTime,
     first_token: Option<Duration>,
@@ -66,36 +80,49 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Hands requests with as many choices each to the engine.
+    /// Hands requests with as many choices each to the engine: the first `n_sure` at once, the others as there is room.
     ///
     /// # Errors
-    /// Why one of them was not taken; then none is.
+    /// Why one of the first was not taken; then none is.
     pub(super) fn submit(
         app: &Arc<App>,
         visit: &Visit,
-        hosted: &Hosted,
-        requests: &[Request],
+        hosted: &Arc<Hosted>,
+        requests: Vec<Request>,
+        n_sure: usize,
     ) -> Result<Self, Problem> {
         let submitted = Instant::now();
         let n_prompt: usize = requests.iter().map(|request| request.prompt.len()).sum();
         let running = visit.caller.begin(n_prompt)?;
-        let mut streams = submit(hosted, requests);
+        let (n, n_prompts, group) =
+            (requests.first().map_or(1, |request| request.n), requests.len(), app.fresh_group());
+        let deadline = requests.first().and_then(|request| request.deadline);
+        let mut later: VecDeque<Request> = requests.into_iter().map(|request| Request { group, ..request }).collect();
+        let sure: Vec<Request> = later.drain(..n_sure.min(n_prompts)).collect();
+        let mut hosted = Arc::clone(hosted);
+        let mut streams = submit(&hosted, &sure);
         if matches!(streams, Err(Problem::Draining)) && !app.is_draining() {
             // It was unloaded meanwhile.
-            let again = app.model(&hosted.name, &visit.caller);
-            streams = again.and_then(|hosted| submit(&hosted, requests));
+            let again = app.model(&hosted.name, &visit.caller, false);
+            streams = again.and_then(|again| {
+                hosted = again;
+                submit(&hosted, &sure)
+            });
         }
         if let (Err(_), Some(running)) = (&streams, &running) {
             running.give_back(n_prompt as u64);
         }
-        let streams = streams?;
-        let n = requests.first().map_or(1, |request| request.n);
-        let n_open = n * streams.len();
+        let streams = streams?.into_iter().enumerate().collect();
+        let n_open = n * n_prompts;
         Ok(Self {
             app: Arc::clone(app),
             visit: visit.clone(),
             metrics: app.metrics.of(&hosted.name, visit.caller.metrics_id()),
             streams,
+            later,
+            n_prompts,
+            has_place: true,
+            deadline,
             n,
             turn: 0,
             n_open,
@@ -104,7 +131,7 @@ impl Following {
             phase: Phase::Queue,
             last_tokens: vec![None; n_open],
             running,
-            model: hosted.name.clone(),
+            hosted,
             started: SystemTime::now(),
             first_token: None,
             finish_reasons: Vec::new(),
@@ -131,7 +158,8 @@ impl Following {
 
     /// No more is wanted of a choice.
     pub(super) fn enough(&mut self, choice: usize) {
-        if let Some(stream) = self.streams.get_mut(choice / self.n) {
+        let number = choice / self.n;
+        if let Some((_, stream)) = self.streams.iter_mut().find(|(other, _)| *other == number) {
             stream.enough(choice % self.n);
         }
     }
@@ -142,11 +170,20 @@ impl Following {
             return Poll::Ready(None);
         }
         'events: loop {
+            if let Err(problem) = self.hand_over() {
+                return Poll::Ready(Some(self.broken(problem)));
+            }
             for _ in 0..self.streams.len() {
-                let turn = self.turn;
-                self.turn = (turn + 1) % self.streams.len();
-                if let Poll::Ready(Some(event)) = self.streams[turn].poll_next(context) {
-                    match self.take(turn, event) {
+                let turn = self.turn % self.streams.len();
+                self.turn = turn + 1;
+                let (number, stream) = &mut self.streams[turn];
+                if let Poll::Ready(Some(event)) = stream.poll_next(context) {
+                    let number = *number;
+                    if stream.is_done() {
+                        self.streams.swap_remove(turn);
+                        self.has_place = true;
+                    }
+                    match self.take(number, event) {
                         Some(said) => return Poll::Ready(Some(said)),
                         None => continue 'events,
                     }
@@ -167,8 +204,33 @@ impl Following {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    fn take(&mut self, stream: usize, event: StreamEvent) -> Option<Said> {
-        let first = stream * self.n;
+    /// Hands over what there is room for. What waits for its own kind waits; nothing else is there to make room for it.
+    fn hand_over(&mut self) -> Result<(), Problem> {
+        while self.has_place
+            && self.streams.len() < MOST_AT_ONCE
+            && let Some(next) = self.later.front_mut()
+        {
+            if let Some(deadline) = self.deadline {
+                next.deadline = Some(deadline.checked_sub(self.submitted.elapsed()).ok_or(Problem::Deadline)?);
+            }
+            match self.hosted.engine.submit(next) {
+                Ok(stream) => {
+                    self.streams.push((self.n_prompts - self.later.len(), stream));
+                    self.later.pop_front();
+                }
+                Err(Refusal::QueueFull { .. } | Refusal::Memory { retry_after: Some(_), .. })
+                    if !self.streams.is_empty() =>
+                {
+                    self.has_place = false;
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, prompt: usize, event: StreamEvent) -> Option<Said> {
+        let first = prompt * self.n;
         let of = |choice: usize| first + choice;
         match event {
             StreamEvent::Queued { .. } => None,
@@ -184,6 +246,7 @@ impl Following {
                 Some(Said::Token { choice, id, logprobs })
             }
             StreamEvent::Text { choice, text } => Some(Said::Text { choice: of(choice), text }),
+            StreamEvent::Embedding(numbers) => Some(Said::Embedding { choice: first, numbers }),
             StreamEvent::Done { choice, finish, timings } => {
                 self.n_open -= 1;
                 self.n_unfinished[of(choice)] = 0;
@@ -191,7 +254,10 @@ impl Following {
                 if let Some(problem) = Problem::of_finish(finish) {
                     return Some(self.broken(problem));
                 }
-                self.finish_reasons.push(if finish == Finish::Length { "length" } else { "stop" });
+                // Nothing was written for an embedding.
+                if timings.generated_tokens > 0 {
+                    self.finish_reasons.push(if finish == Finish::Length { "length" } else { "stop" });
+                }
                 Some(Said::Done { choice: of(choice), is_length: finish == Finish::Length })
             }
             StreamEvent::Failed(error) => Some(self.broken(Problem::of_engine(&error))),
@@ -202,6 +268,7 @@ impl Following {
         self.error = Some(problem.reason());
         self.end(Outcome::Failed);
         self.streams.clear();
+        self.later.clear();
         Said::Broken(problem)
     }
 
@@ -251,7 +318,7 @@ impl Following {
     fn span(&self, outcome: Outcome) -> Span {
         Span {
             operation: self.visit.operation,
-            model: self.model.clone(),
+            model: self.hosted.name.clone(),
             request_id: Arc::clone(&self.visit.id),
             caller: self.visit.caller.id().to_owned(),
             start: self.started,

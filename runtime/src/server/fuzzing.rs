@@ -14,6 +14,8 @@ pub enum Route {
     Chat,
     /// `/v1/completions`.
     Completions,
+    /// `/v1/embeddings`.
+    Embeddings,
     /// `/tokenize`.
     Tokenize,
     /// `/detokenize`.

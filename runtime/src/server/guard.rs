@@ -189,8 +189,7 @@ fn identify<'k>(keys: &'k Keys, headers: &HeaderMap) -> Result<&'k Key, Problem>
 
 /// A page on the internet can name any address its own; it can not choose the Host header that comes of it.
 fn check_host(app: &App, request: &Request, ends: Option<&Ends>) -> Result<(), Problem> {
-    let header = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
-    let host = header.or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str)).unwrap_or("");
+    let host = asked_host(request);
     let name = host_name(host);
     let is_ours = match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(ip) => {
@@ -201,6 +200,12 @@ fn check_host(app: &App, request: &Request, ends: Option<&Ends>) -> Result<(), P
     };
     let is_named = app.options.hosts.iter().any(|known| known.eq_ignore_ascii_case(name));
     if is_ours || is_named { Ok(()) } else { Err(Problem::Host(host.to_owned())) }
+}
+
+/// Whom the request is for: its Host header, or what HTTP/2 has in its place.
+fn asked_host(request: &Request) -> &str {
+    let header = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
+    header.or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str)).unwrap_or("")
 }
 
 /// The host of `host[:port]`.
@@ -216,8 +221,8 @@ fn host_name(host: &str) -> &str {
 fn check_origin(app: &App, request: &Request) -> Result<(), Problem> {
     let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().unwrap_or("?");
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    let is_same = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(host);
+    let is_same =
+        origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(asked_host(request));
     let is_listed = app.options.origins.iter().any(|known| known == origin);
     if is_same || is_listed { Ok(()) } else { Err(Problem::Origin(origin.to_owned())) }
 }

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use farpost_models::families::Pooling;
 use serde_json::{Value as Json, json};
 
 use super::app::App;
@@ -24,7 +25,12 @@ pub(super) fn routes() -> Router<Arc<App>> {
 
 /// JSON with a status.
 pub(super) fn json_response(status: StatusCode, json: &Json) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], json.to_string()).into_response()
+    json_text(status, json.to_string())
+}
+
+/// The same for JSON that is text already.
+pub(super) fn json_text(status: StatusCode, json: String) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
 }
 
 /// 200 if all models of the start have answered once, queues move, and requests are taken.
@@ -50,6 +56,7 @@ async fn version(State(app): State<Arc<App>>) -> Response {
                 "name": hosted.name,
                 "state": "loaded",
                 "architecture": hosted.engine.model().config().architecture,
+                "pooling": hosted.engine.model().pooling().map(Pooling::name),
                 "size_bytes": hosted.engine.model().file().size_bytes(),
                 "sha256": hosted.hash.get().map(ToString::to_string),
                 "context_tokens": hosted.engine.context(),

@@ -162,6 +162,11 @@ impl Fields {
         self.fields.get(field).is_some_and(|value| !value.is_null())
     }
 
+    /// Whether a field is there and true, without taking it.
+    pub(super) fn is_true(&self, field: &str) -> bool {
+        self.fields.get(field) == Some(&Json::Bool(true))
+    }
+
     fn refuse<T>(&self, field: &str, message: String) -> Result<T, Problem> {
         Err(Invalid::of(&self.name(field), message).into())
     }

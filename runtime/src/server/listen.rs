@@ -24,11 +24,12 @@ use super::courteous::Courteous;
 use super::guard::{self, Ends};
 use super::options::{ServerError, ServerOptions};
 use super::patient::Patient;
-use super::{admin, health, page, tls, wire};
+use super::rewound::Rewound;
+use super::{admin, health, http2, page, tls, wire};
 use crate::engine::Models;
 
 /// Bytes of a request's head, at most.
-const MOST_HEAD: usize = 16 << 10;
+pub(super) const MOST_HEAD: usize = 16 << 10;
 /// Header fields of a request, at most.
 const MOST_HEADERS: usize = 64;
 /// What has been answered may take so long to be sent when all else is done.
@@ -162,6 +163,8 @@ fn router(app: &Arc<App>) -> Router {
 async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiver<bool>) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let places = Arc::new(Semaphore::new(app.options.max_connections));
+    // A connection of HTTP/2 has many requests; all of them together are no more than there may be connections.
+    let streams = Arc::new(Semaphore::new(app.options.max_connections));
     let router = router(&app);
     // Closed when the last connection has dropped its end.
     let (open, mut all_closed) = mpsc::channel::<()>(1);
@@ -183,7 +186,12 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
                 continue;
             }
         };
-        let connection = Connection { app: Arc::clone(&app), router: router.clone(), stopped: stopped.clone() };
+        let connection = Connection {
+            app: Arc::clone(&app),
+            router: router.clone(),
+            streams: Arc::clone(&streams),
+            stopped: stopped.clone(),
+        };
         let open = open.clone();
         tokio::spawn(async move {
             connection.run(stream, peer).await;
@@ -231,6 +239,8 @@ async fn watch(app: Arc<App>, refresh: Arc<Notify>) {
 struct Connection {
     app: Arc<App>,
     router: Router,
+    /// Places for requests of HTTP/2.
+    streams: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -240,7 +250,12 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let Ok(local) = stream.local_addr() else { return };
         let Some(tls) = &self.app.tls else {
-            return self.serve(stream, Ends { local, peer, certificate: None }).await;
+            let begins = tokio::time::timeout(self.app.options.head_timeout, http2::begins(&stream));
+            let stop = self.stopped.wait_for(|stopped| *stopped);
+            // One that ends, idles or breaks before it has said anything has nothing to be answered.
+            let Some(Ok(Ok((is_http2, first)))) = unless(stop, begins).await else { return };
+            let ends = Ends { local, peer, certificate: None };
+            return self.serve(Rewound::new(first, stream), ends, is_http2).await;
         };
         // What was read last; connections that are open keep what they began with.
         let handshake = TlsAcceptor::from(tls.get()).accept(stream);
@@ -250,7 +265,8 @@ impl Connection {
             Some(Ok(Ok(stream))) => {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let certificate = certificates.and_then(|chain| chain.first()).map(tls::caller_id);
-                self.serve(stream, Ends { local, peer, certificate }).await;
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+                self.serve(stream, Ends { local, peer, certificate }, is_http2).await;
             }
             Some(Ok(Err(error))) => self.app.log_handshake(peer, &error.to_string()),
             Some(Err(_)) => self.app.log_handshake(peer, "it took too long"),
@@ -258,23 +274,28 @@ impl Connection {
         }
     }
 
-    async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends) {
-        let Self { router, app, .. } = self;
+    async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, ends: Ends, is_http2: bool) {
+        let Self { router, app, streams, .. } = self;
         let router = TowerToHyperService::new(router);
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        let answer = move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(ends.clone());
             router.call(request)
-        });
+        };
+        let patient = Patient::new(TokioIo::new(stream), app.options.write_timeout);
+        let stop = self.stopped.wait_for(|stopped| *stopped);
+        if is_http2 {
+            return http2::serve(patient, &app.options, streams, stop, answer).await;
+        }
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(app.options.head_timeout)
             .max_buf_size(MOST_HEAD)
             .max_headers(MOST_HEADERS);
-        let patient = Patient::new(TokioIo::new(stream), app.options.write_timeout);
-        let connection = http.serve_connection(Courteous::new(patient, move |status| app.refuse_head(status)), service);
+        let io = Courteous::new(patient, move |status| app.refuse_head(status));
+        let connection = http.serve_connection(io, service_fn(answer));
         let mut connection = pin!(connection);
         // What goes wrong on a connection is its client's to see.
-        if unless(self.stopped.wait_for(|stopped| *stopped), connection.as_mut()).await.is_none() {
+        if unless(stop, connection.as_mut()).await.is_none() {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
@@ -282,7 +303,7 @@ impl Connection {
 }
 
 /// What `work` gives, unless `stop` is done before.
-async fn unless<T>(stop: impl Future, work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless<T>(stop: impl Future, work: impl Future<Output = T>) -> Option<T> {
     let (mut stop, mut work) = (pin!(stop), pin!(work));
     std::future::poll_fn(|context| match stop.as_mut().poll(context) {
         Poll::Ready(_) => Poll::Ready(None),

@@ -42,7 +42,8 @@ pub struct ServerOptions {
     pub ping_interval: Duration,
     /// After this time without a step, though there is work, the server is not ready.
     pub stall_timeout: Duration,
-    /// A request for a model that is not loaded waits for so long; then it is told to come again.
+    /// A request for a model that is not loaded waits for so long, and one for a stream no longer than the
+    /// `ping_interval`; then it is told to come again, and at once where loading takes longer as far as is known.
     pub load_wait: Duration,
     /// When it is told to stop, what runs may go on for so long.
     pub drain_timeout: Duration,
@@ -112,6 +113,12 @@ pub enum ServerError {
         /// As it was given.
         origin: String,
     },
+    /// A collector that is reached by HTTPS only.
+    #[error("the collector is at https://{authority}, expected http://HOST:PORT: HTTPS is not spoken to collectors")]
+    Collector {
+        /// Its host and port.
+        authority: String,
+    },
     /// Threads could not be started, or the network not be used.
     #[error("cannot run the server: {0}")]
     System(#[from] std::io::Error),
@@ -149,6 +156,9 @@ impl ServerOptions {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
             host.is_some_and(|host| !host.is_empty() && !host.contains('/'))
         };
+        if let Some(otlp) = self.otlp.as_ref().filter(|otlp| otlp.endpoint.is_https()) {
+            return Err(ServerError::Collector { authority: otlp.endpoint.authority() });
+        }
         match self.origins.iter().find(|origin| !is_origin(origin)) {
             Some(origin) => Err(ServerError::Origin { origin: origin.clone() }),
             None => Ok(()),

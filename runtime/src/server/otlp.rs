@@ -16,8 +16,8 @@ use serde_json::Value as Json;
 use tokio::sync::Notify;
 
 use super::app::App;
+use super::endpoint::Endpoint;
 use crate::engine::fresh_seed;
-pub use client::Endpoint;
 use client::Failure;
 
 /// Spans that wait for a collector, at most.
@@ -30,7 +30,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Where traces and metrics go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpOptions {
-    /// The collector.
+    /// The collector. HTTPS is not spoken to it.
     pub endpoint: Endpoint,
     /// What it calls this server.
     pub service_name: String,

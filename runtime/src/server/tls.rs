@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 use super::live::{read, wrong};
 use super::options::ServerError;
 
+/// What clients call HTTP/2 when they choose a protocol.
+pub(super) const HTTP2: &[u8] = b"h2";
+
 const A_CHAIN: &str = "certificates in PEM, the server's own first";
 const A_KEY: &str = "a private key in PEM (PKCS #8, PKCS #1 or SEC 1)";
 const AUTHORITIES: &str = "certificates of authorities in PEM";
@@ -63,7 +66,7 @@ impl TlsFiles {
             let key = self.key.display();
             wrong(&self.cert, format!("{error}, expected a certificate for the key in {key}"))
         })?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::program::{Folder, farpost};
 
-pub const COMMANDS: [&str; 13] = [
+pub const COMMANDS: [&str; 14] = [
     "run",
     "chat",
     "serve",
+    "embed",
     "eval",
     "bench",
     "inspect",

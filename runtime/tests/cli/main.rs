@@ -2,6 +2,9 @@
 
 mod bench;
 mod chat;
+mod embed;
+#[path = "../embedder/mod.rs"]
+mod embedder;
 mod errors;
 mod eval;
 mod files;

@@ -51,7 +51,7 @@ impl Device {
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
             let want = (0..rows.len()).map(|row| Want { row, kind: WantKind::Logits }).collect();
             assert!(self.plan.kv().reserve(self.sequence, self.n_tokens + rows.len()), "the context is full");
-            self.plan.step(&Batch { rows, want }, &mut self.output).unwrap();
+            self.plan.step(&Batch { rows, want, interrupt: None }, &mut self.output).unwrap();
             self.n_tokens += chunk.len();
             for answer in self.output.results.drain(..) {
                 let Answer::Logits(row) = answer else { panic!("logits were asked for, not {answer:?}") };

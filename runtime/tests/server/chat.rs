@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::http::{get, post, post_text};
+use crate::http::{get, head, post, post_text, raw};
 use crate::program::{Running, serve};
 
 pub const PATH: &str = "/v1/chat/completions";
@@ -244,6 +244,19 @@ fn unknown_models_and_broken_json_are_told() {
         let error = post_text(server.address, PATH, body).error(400);
         assert_eq!((&error["param"], &error["type"]), (&Json::Null, &"invalid_request_error".into()), "{body}");
     }
+    let nested =
+        |depth: usize| format!("{{\"model\": \"pocket\", \"metadata\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
+    for body in [&nested(64)[..], &nested(1 << 20), "{\"model\": \"\0\"}", "\0", "{\"model\": \"pocket\"}\0"] {
+        let error = post_text(server.address, PATH, body).error(400);
+        assert_eq!((&error["param"], &error["code"]), (&Json::Null, &Json::Null), "{error}");
+    }
+    let no_text = b"{\"model\":\"\xC3\x28\"}";
+    let more = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", no_text.len());
+    let error = raw(server.address, &[head("POST", PATH, &more).as_bytes(), no_text].concat()).error(400);
+    assert_eq!(error["type"], "invalid_request_error");
+    // A NUL that is written as JSON writes it is a character like any other: no model is called so.
+    let error = post_text(server.address, PATH, "{\"model\": \"pocket\\u0000\"}").error(404);
+    assert_eq!(error["code"], "model_not_found");
     let error = post_text(server.address, PATH, "{\n  \"model\": x}").error(400);
     assert!(error["message"].as_str().unwrap().contains("line 2 column 12"), "{error}");
     let with_mark = format!("\u{FEFF}{}", ask(json!({})));

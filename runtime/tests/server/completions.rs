@@ -34,6 +34,10 @@ fn prompts_are_texts_or_ids_one_or_many() {
     let indices: Vec<u64> =
         answer["choices"].as_array().unwrap().iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
     assert_eq!(indices, [0, 1, 2, 3]);
+    // Prompts of one request do not supersede each other.
+    let more = json!({ "supersede_key": "k" });
+    let answer = post(server.address, PATH, &ask(json!(["a b", "c d"]), more)).json(200);
+    assert_eq!(answer["choices"].as_array().map(Vec::len), Some(2));
     for (wrong, param) in [
         (json!(null), "prompt"),
         (json!([]), "prompt"),

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
+use farpost::engine::{Engine, EngineOptions, Models, ModelsOptions, Sampling};
 use farpost::kernels::cpu::Cpu;
 use farpost::server::{Served, Server, ServerOptions};
 use farpost::{Model, ModelOptions};
@@ -13,12 +13,15 @@ use serde_json::json;
 
 use crate::http::{connect, get, post_request, raw};
 use crate::program::PATIENCE;
+use crate::streams::wait_until;
 
-/// Runs a server while `test` asks it.
-fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnOnce(SocketAddr)) {
+const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
+
+/// Runs a server while `test` asks it, once it is ready.
+pub fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnOnce(SocketAddr)) {
     let options = ServerOptions { address: ([127, 0, 0, 1], 0).into(), is_quiet: true, ..options };
     let open = move |_: &str| {
-        let path = farpost_firmware_tests::model("gemma-3-270m-q4_k_m.gguf");
+        let path = farpost_firmware_tests::model(GEMMA);
         Ok((Model::open(&path, &ModelOptions::default())?, engine.clone()))
     };
     let models = Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions::default());
@@ -98,5 +101,105 @@ fn connections_that_idle_are_closed() {
         let mut bytes = Vec::new();
         kept.read_to_end(&mut bytes).unwrap();
         assert_eq!(String::from_utf8(bytes).unwrap().matches("HTTP/1.1 200 OK").count(), 2);
+    });
+}
+
+#[test]
+fn who_asks_while_a_model_is_loaded_is_held_or_told_when_to_come() {
+    let path = farpost_firmware_tests::model("tiny-llama.gguf");
+    // Each loading takes as long as the test wants.
+    let (go_on, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let open = move |_: &str| {
+        gate.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        Ok((Model::open(&path, &ModelOptions::default())?, EngineOptions::default()))
+    };
+    let options = ServerOptions {
+        address: ([127, 0, 0, 1], 0).into(),
+        is_quiet: true,
+        load_wait: Duration::from_secs(60),
+        ping_interval: Duration::from_millis(50),
+        ..ServerOptions::default()
+    };
+    let models = Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions::default());
+    let served = vec![Served::new("t".to_owned(), Sampling::default())];
+    let server = Server::bind(options, models, served).unwrap();
+    let (address, handle) = (server.address(), server.handle());
+    let server = std::thread::spawn(move || server.run(|| ()));
+    let ask = move |is_stream: bool| {
+        let request = json!({ "model": "t", "prompt": [5, 6], "max_tokens": 2, "stream": is_stream });
+        raw(address, post_request("/v1/completions", &request.to_string(), "").as_bytes())
+    };
+    let state = || get(address, "/admin/models").json(200)["models"][0]["state"].clone();
+    let refused = || {
+        // A stream is silent for no longer than streams ever are.
+        let reply = ask(true);
+        let error = reply.error(503);
+        assert_eq!((&error["type"], &error["code"]), (&"overloaded".into(), &"model_loading".into()));
+        assert!(reply.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
+    };
+    let held = || std::thread::spawn(move || ask(false));
+    assert_eq!(get(address, "/readyz").json(503)["status"], "loading");
+    assert_eq!(get(address, "/healthz").status, 200);
+    refused();
+    let waiting = held();
+    go_on.send(()).unwrap();
+    assert_eq!(waiting.join().unwrap().json(200)["usage"]["completion_tokens"], 2);
+    wait_until(|| get(address, "/readyz").status == 200);
+    assert_eq!(ask(true).status, 200);
+    // The same when it is loaded again, though now it is known how long that takes.
+    let unload = crate::http::head("POST", "/admin/models/t/unload", "Content-Length: 0\r\n");
+    raw(address, unload.as_bytes()).json(200);
+    assert_eq!(state(), "away");
+    refused();
+    assert_eq!(state(), "loading");
+    let waiting = held();
+    go_on.send(()).unwrap();
+    assert_eq!(waiting.join().unwrap().status, 200);
+    assert_eq!(ask(true).status, 200);
+    handle.stop();
+    server.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_needs_too_much_memory_is_told_whether_to_come_again() {
+    let engine = EngineOptions { context: Some(2048), ..EngineOptions::default() };
+    let model = Model::open(&farpost_firmware_tests::model(GEMMA), &ModelOptions::default()).unwrap();
+    let memory = Engine::open(Arc::new(model), Arc::new(Cpu::detect()), &engine).unwrap().memory();
+    // Choosing among all of its tokens takes some MiB a text: there is room for a few of them.
+    let memory_cap = Some(memory.kv + memory.scratch + (32 << 20));
+    let options = ServerOptions { drain_timeout: Duration::ZERO, ..ServerOptions::default() };
+    with_server(options, EngineOptions { memory_cap, ..engine }, |address| {
+        let request = |more: serde_json::Value| {
+            let mut request = json!({ "model": "g", "prompt": "Once", "max_tokens": 1, "top_p": 0.9 });
+            request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            post_request("/v1/completions", &request.to_string(), "")
+        };
+        let probe = || raw(address, request(json!({ "n": 3 })).as_bytes());
+        let reply = raw(address, request(json!({ "n": 64 })).as_bytes());
+        let error = reply.error(507);
+        assert_eq!((&error["type"], &error["code"]), (&"insufficient_memory".into(), &"insufficient_memory".into()));
+        assert_eq!(reply.header("retry-after"), None);
+        assert_eq!(probe().status, 200);
+        // What others hold is given back some day.
+        let mut others = Vec::new();
+        let refused = loop {
+            assert!(others.len() < 16, "there is room without end");
+            let mut other = connect(address);
+            let long = json!({ "stream": true, "ignore_eos": true, "max_tokens": 2000 });
+            other.write_all(request(long).as_bytes()).unwrap();
+            let mut head = [0; 12];
+            other.read_exact(&mut head).unwrap();
+            others.push(other);
+            let reply = if &head == b"HTTP/1.1 200" { probe() } else { break probe() };
+            if reply.status != 200 {
+                break reply;
+            }
+        };
+        let error = refused.error(503);
+        assert_eq!((&error["type"], &error["code"]), (&"overloaded".into(), &"insufficient_memory".into()));
+        assert!(refused.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
+        drop(others);
+        wait_until(|| probe().status == 200);
     });
 }

@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 use crate::access::{KEYS, KITCHEN};
 use crate::http::get;
 use crate::program::{Running, TempFile, serve};
+use crate::tls::{Authority, Files};
 
 /// Loads a server and gives code, standard output and errors.
 fn load(args: &[&str]) -> (Option<i32>, String, String) {
@@ -83,6 +84,32 @@ fn clients_that_go_away_are_noticed_by_the_server() {
 }
 
 #[test]
+fn servers_are_reached_by_https_if_somebody_vouches_for_them() {
+    let authority = Authority::new("ours");
+    let ca = TempFile::new("load-ca.pem", &authority.pem());
+    let files = Files::new("load", &authority.signs_well());
+    let server = serve(&files.args());
+    let url = format!("https://localhost:{}", server.address.port());
+    let (code, out, err) = load(&["--url", &url, "--ca", ca.path(), "--json", "--requests", "3", "--warmup", "1"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    let report: Json = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["done"], 3, "{report}");
+    let other = TempFile::new("load-other.pem", &Authority::new("theirs").pem());
+    let expired =
+        Files::new("load-old", &authority.signs(|params| params.not_after = rcgen::date_time_ymd(2001, 1, 1)));
+    let of_old = serve(&expired.args());
+    let old = format!("https://localhost:{}", of_old.address.port());
+    // Its name is not that of its address either.
+    let by_address = format!("https://{}", server.address);
+    for (url, ca, expected) in
+        [(&url, other.path(), "UnknownIssuer"), (&old, ca.path(), "expired"), (&by_address, ca.path(), "not valid for")]
+    {
+        let (code, _, err) = load(&["--url", url, "--ca", ca]);
+        assert!(code == Some(6) && err.contains(expected), "{expected}: {err}");
+    }
+}
+
+#[test]
 fn what_cannot_be_measured_is_told_with_the_option() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{free}");
@@ -93,7 +120,10 @@ fn what_cannot_be_measured_is_told_with_the_option() {
         (&["--trace", trace.path()][..], "--trace: "),
         (&["--key", "NO_KEY"], "--key: there is no key in the variable 'NO_KEY'"),
         (&["--url", "localhost"], "--url <URL>"),
-        (&["--url", "https://localhost"], "--url <URL>"),
+        (&["--url", "ftp://localhost"], "--url <URL>"),
+        (&["--ca", trace.path()], "--ca is for servers at https://"),
+        (&["--url", "https://localhost", "--ca", trace.path()], "it holds no certificate, expected certificates"),
+        (&["--insecure"], "unexpected argument '--insecure'"),
         (&["--rate", "0"], "--rate <R>"),
         (&["--seconds", "nan"], "--seconds <S>"),
         (&["--cancel", "2"], "--cancel <SHARE>"),

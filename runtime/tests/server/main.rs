@@ -5,10 +5,15 @@
 mod access;
 mod chat;
 mod completions;
+mod devices;
 mod embedded;
+#[path = "../embedder/mod.rs"]
+mod embedder;
+mod embeddings;
 mod endings;
 mod families;
 mod http;
+mod http2;
 mod keys;
 mod load;
 mod models;

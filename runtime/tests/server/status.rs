@@ -1,5 +1,8 @@
 //! Routes beside those for text: health, version, metrics, models; and what is said where there is nothing.
 
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+
 use serde_json::{Value as Json, json};
 
 use crate::chat::{PATH, ask};
@@ -101,7 +104,6 @@ fn bodies_come_in_chunks_byte_by_byte_and_after_a_go_ahead() {
     raw(server.address, (head("POST", PATH, chunked) + &chunks + "0\r\n\r\n").as_bytes()).json(200);
     let more = format!("Content-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {}\r\n", body.len());
     let mut stream = crate::http::connect(server.address);
-    use std::io::{Read, Write};
     stream.write_all(head("POST", PATH, &more).as_bytes()).unwrap();
     let mut go_ahead = [0; 25];
     stream.read_exact(&mut go_ahead).unwrap();
@@ -110,6 +112,75 @@ fn bodies_come_in_chunks_byte_by_byte_and_after_a_go_ahead() {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     crate::http::parse(&bytes).json(200);
+}
+
+#[test]
+fn a_request_may_come_a_byte_at_a_time() {
+    let server = serve(&[]);
+    let mut stream = crate::http::connect(server.address);
+    stream.set_nodelay(true).unwrap();
+    for byte in crate::http::post_request(PATH, &ask(json!({})).to_string(), "").bytes() {
+        stream.write_all(&[byte]).unwrap();
+    }
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    crate::http::parse(&bytes).json(200);
+}
+
+#[test]
+fn nothing_is_smuggled_behind_a_request() {
+    let server = serve(&[]);
+    let behind = "0\r\n\r\nGET /version HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let request = |lengths: &str| {
+        let kind = "Content-Type: application/json";
+        format!("POST {PATH} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n{lengths}\r\n\r\n{behind}")
+    };
+    let answers = |request: &str| {
+        let mut stream = crate::http::connect(server.address);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        // It ends: a connection that may have been misunderstood is of no more use.
+        stream.read_to_end(&mut bytes).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
+        crate::http::parse(text.as_bytes()).error(400)["code"].clone()
+    };
+    // Chunks count, and what follows the last of them is not read as a request.
+    for both in ["Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5"] {
+        assert_eq!(answers(&request(both)), Json::Null, "{both}");
+    }
+    for malformed in [
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5, 6",
+        "Content-Length: +5",
+        "Content-Length: -1",
+        "Content-Length : 5",
+        "Content-Length:\r\n 5",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding : chunked",
+    ] {
+        assert_eq!(answers(&request(malformed)), "malformed_head", "{malformed}");
+    }
+}
+
+#[test]
+fn the_catalogue_of_metrics_is_whole() {
+    // Nobody listens there.
+    let server = serve(&["--otlp-endpoint", "http://127.0.0.1:1"]);
+    let page = get(server.address, "/metrics").body;
+    let shown: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let text = include_str!("../../../docs/operations.md");
+    let section = text.split("\n## ").find_map(|section| section.strip_prefix("Metrics\n")).unwrap();
+    let cells = section.lines().filter_map(|line| line.strip_prefix("| `farpost_")?.split(" | ").next());
+    let names = cells.flat_map(|cell| cell.split('`').step_by(2)).map(|name| name.split('{').next().unwrap());
+    let told: Vec<String> = names
+        .filter(|name| !name.is_empty())
+        .map(|name| if name.starts_with("farpost_") { name.to_owned() } else { format!("farpost_{name}") })
+        .collect();
+    assert_eq!(told.iter().map(String::as_str).collect::<BTreeSet<_>>(), shown);
+    assert_eq!(told.len(), shown.len(), "each stands there once");
 }
 
 #[test]

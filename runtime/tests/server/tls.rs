@@ -17,28 +17,28 @@ use crate::program::{TempFile, command, serve};
 use crate::streams::wait_until;
 
 /// An authority.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
 #[derive(Clone)]
-struct Pair {
-    cert: String,
-    key: String,
+pub struct Pair {
+    pub cert: String,
+    pub key: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.0.pem()
     }
 
-    fn signs(&self, change: impl FnOnce(&mut CertificateParams)) -> Pair {
+    pub fn signs(&self, change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
@@ -46,26 +46,26 @@ impl Authority {
         Pair { cert: params.signed_by(&key, issuer).unwrap().pem(), key: key.serialize_pem() }
     }
 
-    fn signs_well(&self) -> Pair {
+    pub fn signs_well(&self) -> Pair {
         self.signs(|_| {})
     }
 }
 
 /// Files of a server's certificate and key.
-struct Files {
+pub struct Files {
     cert: TempFile,
     key: TempFile,
 }
 
 impl Files {
-    fn new(name: &str, pair: &Pair) -> Self {
+    pub fn new(name: &str, pair: &Pair) -> Self {
         Self {
             cert: TempFile::new(&format!("{name}-cert.pem"), &pair.cert),
             key: TempFile::new(&format!("{name}-key.pem"), &pair.key),
         }
     }
 
-    fn args(&self) -> [&str; 4] {
+    pub fn args(&self) -> [&str; 4] {
         ["--tls-cert", self.cert.path(), "--tls-key", self.key.path()]
     }
 }
@@ -73,7 +73,7 @@ impl Files {
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// A client that trusts an authority, and may have a certificate.
-fn client(authority: &Authority, own: Option<&Pair>) -> Arc<ClientConfig> {
+pub fn client(authority: &Authority, own: Option<&Pair>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));

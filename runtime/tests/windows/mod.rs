@@ -278,7 +278,7 @@ fn a_long_prompt_of_a_real_model_is_the_same_in_less_room() {
             assert!(plan.kv().reserve(sequence, from + ids.len()));
             let rows = (from..).zip(ids).map(|(position, &token)| Row { token, position, sequence }).collect();
             let want = vec![Want { row: ids.len() - 1, kind: WantKind::TopK(5) }];
-            plan.step(&Batch { rows, want }, &mut out).unwrap();
+            plan.step(&Batch { rows, want, interrupt: None }, &mut out).unwrap();
             let Answer::TopK { best, .. } = &out.results[0] else { panic!("{:?}", out.results) };
             answers.push(best.clone());
             best[0].0

@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use super::activations;
 use super::arena::Layout;
 use super::attend::{max_partials, span_rows};
-use super::head::LogitsOut;
+use super::head::RowsOut;
 use super::linear::{OWN_INPUT_ROWS, results_len};
 use super::lower::lower;
 use super::moe::{MoeInputs, MoeRoom};
@@ -234,6 +234,7 @@ pub(in crate::cpu) fn compile(
     let core = Core {
         isa,
         n_vocab: graph.n_vocab(),
+        width: graph.width(),
         angle_offsets: angle_offsets.collect(),
         angles: Block::try_new(sizes.angles).map_err(of_all)?,
         arena: layout.allocate().map_err(of_all)?,
@@ -243,7 +244,7 @@ pub(in crate::cpu) fn compile(
         partials: Block::try_new(sizes.partials).map_err(of_all)?,
         moe_room: MoeRoom::try_new(expert_layers(&stages), max_rows).map_err(of_all)?,
         step: Step::try_new(max_rows).map_err(of_all)?,
-        logits_out: LogitsOut::default(),
+        rows_out: RowsOut::default(),
         weights_mapped: weight_bytes(graph, |order| order == Order::Rows),
         weights_packed: weight_bytes(graph, |order| order != Order::Rows),
         ropes: stages.ropes,

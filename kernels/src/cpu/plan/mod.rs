@@ -29,7 +29,7 @@ use super::kv::KvCache;
 use super::linear::{Input, Scratch};
 use super::memory::Block;
 use super::pool::{Team, Worker};
-use crate::backend::{Batch, DeviceError, KvStore, MemoryUse, Output, Plan};
+use crate::backend::{Batch, DeviceError, Interrupt, KvStore, MemoryUse, Output, Plan};
 use crate::graph::{KvLayer, Rope};
 use arena::Arena;
 use linear::InputNumbers;
@@ -82,6 +82,8 @@ unsafe impl Send for Queries {}
 struct Core {
     isa: Isa,
     n_vocab: usize,
+    /// Elements of a row as the head reads it.
+    width: usize,
     stages: Vec<Compiled>,
     ropes: Vec<Arc<Rope>>,
     /// Where the angles of each rotation begin.
@@ -95,8 +97,8 @@ struct Core {
     partials: Block<f32>,
     moe_room: MoeRoom,
     step: Step,
-    /// Where full rows of logits go, for the results that want them.
-    logits_out: head::LogitsOut,
+    /// Where whole rows go, for the results that want them.
+    rows_out: head::RowsOut,
     weights_mapped: u64,
     weights_packed: u64,
 }
@@ -149,27 +151,36 @@ impl Core {
 }
 
 impl CpuPlan {
-    /// Runs stages `from..to` of the prepared step.
-    fn run(&mut self, from: usize, to: usize) -> Result<(), DeviceError> {
+    /// Runs stages `from..to` of the prepared step; those that are left when an interrupt is seen are not run.
+    fn run(&mut self, from: usize, to: usize, interrupt: Option<&Interrupt>) -> Result<(), DeviceError> {
         let (core, locals) = (&self.core, &self.locals);
         core.rewind();
+        // The stage not to begin any more: the first worker says so before a barrier, and all see it behind that one.
+        let end = AtomicUsize::new(to - from);
         let job = |worker: &Worker<'_>| {
             let mut local = locals[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
             for (number, compiled) in core.stages[from..to].iter().enumerate() {
                 if number > 0 {
+                    if worker.index == 0 && interrupt.is_some_and(Interrupt::is_set) {
+                        end.fetch_min(number, Ordering::Relaxed);
+                    }
                     worker.barrier();
+                }
+                if number >= end.load(Ordering::Relaxed) {
+                    return;
                 }
                 // SAFETY: every worker runs this same loop, with the memory of its own number.
                 unsafe { core.stage(compiled, worker, &mut local) };
             }
         };
-        self.team.run(&job).map_err(|message| DeviceError::Wrong(format!("a kernel failed: {message}")))
+        self.team.run(&job).map_err(|message| DeviceError::Wrong(format!("a kernel failed: {message}")))?;
+        if end.into_inner() < to - from { Err(DeviceError::Interrupted) } else { Ok(()) }
     }
 
     /// Runs the step again stage by stage to say where numbers stop being finite.
     fn find_bad_stage(&mut self) -> DeviceError {
         for number in 0..self.core.stages.len() {
-            if let Err(error) = self.run(number, number + 1) {
+            if let Err(error) = self.run(number, number + 1, None) {
                 return error;
             }
             let core = &self.core;
@@ -193,7 +204,7 @@ impl Plan for CpuPlan {
         if batch.rows.is_empty() {
             return Ok(());
         }
-        self.run(0, self.core.stages.len())?;
+        self.run(0, self.core.stages.len(), batch.interrupt.as_ref())?;
         if !self.collect(out) {
             return Err(self.find_bad_stage());
         }

@@ -159,7 +159,7 @@ mod tests {
 
     fn prepared(rows: Vec<Row>, want: Vec<Want>) -> Result<Step, String> {
         let mut step = Step::try_new(8).unwrap();
-        let prepared = step.prepare(&Batch { rows, want }, &BOUNDS, &mut cache());
+        let prepared = step.prepare(&Batch { rows, want, interrupt: None }, &BOUNDS, &mut cache());
         prepared.map(|()| step).map_err(|error| error.to_string())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::lower::lower;
 use super::stage::{After, RowOp, Stage};
 use crate::backend::{
-    Answer, Backend, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Sequence, Want, WantKind,
+    Answer, Backend, Batch, DeviceError, Interrupt, KvType, Limits, Output, Plan, Row, Sequence, Want, WantKind,
 };
 use crate::cpu::Cpu;
 use crate::cpu::isa::Isa;
@@ -72,7 +72,7 @@ fn run(plan: &mut dyn Plan, sequence: Sequence, n: usize, kinds: &[WantKind]) ->
     let rows = (start..start + n).map(row).collect();
     let want = kinds.iter().map(|&kind| Want { row: n - 1, kind }).collect();
     let mut out = Output::default();
-    plan.step(&Batch { rows, want }, &mut out).map(|()| out.results)
+    plan.step(&Batch { rows, want, interrupt: None }, &mut out).map(|()| out.results)
 }
 
 #[test]
@@ -230,6 +230,26 @@ fn what_a_plan_says_it_takes_is_what_it_was_allowed() {
     // A little under what is taken must be refused, a little over must do.
     let try_cap = |cap| Cpu::detect().compile(&graph(""), &Limits { memory_cap: Some(cap), ..limits.clone() }).is_ok();
     assert!(try_cap(cap + 4096) && !try_cap(cap - 4096));
+}
+
+#[test]
+fn a_step_that_is_interrupted_leaves_nothing_behind() {
+    let (mut plan, mut other) = (plan(2, ""), plan(2, ""));
+    let [sequence, same] = [&mut plan, &mut other].map(|plan| plan.kv().open().unwrap());
+    for plan in [&mut plan, &mut other] {
+        run(&mut **plan, sequence, 3, &[]).unwrap();
+    }
+    assert!(plan.kv().reserve(sequence, 103));
+    let rows = (3..103).map(|position| Row { token: 1, position, sequence }).collect();
+    let interrupt = Interrupt::default();
+    let batch =
+        Batch { rows, want: vec![Want { row: 99, kind: WantKind::Greedy }], interrupt: Some(interrupt.clone()) };
+    interrupt.set();
+    let stopped = plan.step(&batch, &mut Output::default());
+    assert!(matches!(stopped, Err(DeviceError::Interrupted)), "{stopped:?}");
+    assert_eq!(plan.kv().len(sequence), 3);
+    let kinds = [WantKind::Logits];
+    assert_eq!(run(&mut *plan, sequence, 20, &kinds).unwrap(), run(&mut *other, same, 20, &kinds).unwrap());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::engine::grammar;
 use crate::engine::ledger::{Charge, Holder};
 use crate::engine::lookup::{Drafter, Speculate};
 use crate::engine::owner::choice::Choice;
+use crate::engine::pooling;
 use crate::engine::request::{Refusal, Request};
 use crate::engine::sampler::Sampler;
 use crate::engine::stream;
@@ -51,7 +52,12 @@ impl Inner {
     }
 
     fn request_bytes(&self, request: &Request) -> u64 {
-        request_bytes(request, self.model.graph().n_vocab(), self.sizes.context)
+        let graph = self.model.graph();
+        let embedding =
+            self.model.pooling().filter(|_| request.is_embedding).map_or(0, |how| {
+                pooling::bytes_for(how, request.prompt.len(), self.sizes.limits.max_rows, graph.width())
+            });
+        request_bytes(request, graph.n_vocab(), self.sizes.context).saturating_add(embedding)
     }
 }
 

@@ -10,6 +10,8 @@ use super::Owner;
 use super::choice::Choice;
 use super::prefixes::{BLOCK, Found, Hashes, Prefixes, shared};
 use crate::engine::error::EngineError;
+use crate::engine::pooling::Pooled;
+use crate::engine::stream::Told;
 
 /// Tokens of an answer that have room for sure, if there is not room enough for all it may have.
 const SHORT_PROMISE: usize = 128;
@@ -52,7 +54,7 @@ impl Owner {
 
     /// Whether somebody is about to run what `choice` begins with: then it waits rather than run the same again.
     fn awaits_prefix(&self, choice: &Choice) -> bool {
-        if choice.job.reproducible {
+        if !choice.may_share() {
             return false;
         }
         // Whoever shares most. What it has not run yet is worth waiting for.
@@ -114,9 +116,12 @@ impl Owner {
             return;
         };
         (choice.sequence, choice.n_written) = (Some(sequence), n_written);
+        choice.pooled.iter_mut().for_each(Pooled::restart);
         if choice.begun.is_none() {
             choice.cached_tokens = n_written;
             choice.begun = Some(now);
+            let total_tokens = choice.job.prompt_tokens;
+            choice.job.teller.tell(Told::Prefill { done_tokens: n_written, total_tokens });
         }
         self.metrics.cached_tokens += n_written as u64;
         self.prefixes.enter(sequence, choice.hashes.clone());
@@ -131,7 +136,7 @@ impl Owner {
 
     /// Where most of a choice's tokens are, if anywhere.
     fn find_prefix(&mut self, choice: &Choice) -> Option<Found> {
-        if choice.job.reproducible {
+        if !choice.may_share() {
             return None;
         }
         // The last token's answer is needed.

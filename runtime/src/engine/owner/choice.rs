@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use farpost_kernels::backend::{Sequence, WantKind};
+use farpost_kernels::backend::{Sequence, Want, WantKind};
 
 use super::prefixes::Hashes;
 use crate::engine::error::EngineError;
 use crate::engine::generate::{Finish, Timings};
 use crate::engine::ledger::Charge;
 use crate::engine::lookup::Drafter;
+use crate::engine::pooling::Pooled;
 use crate::engine::request::Priority;
 use crate::engine::sampler::Sampler;
 use crate::engine::stream::{Teller, Told};
@@ -27,6 +28,8 @@ pub(in crate::engine) struct Job {
     /// With whom it shares prefixes.
     pub(in crate::engine) scope: u64,
     pub(in crate::engine) supersede: Option<Arc<str>>,
+    /// With whom it was asked for; 0 for nobody.
+    pub(in crate::engine) group: u64,
     pub(in crate::engine) reproducible: bool,
     pub(in crate::engine) ignore_eos: bool,
     /// Most tokens of an answer.
@@ -49,6 +52,8 @@ pub(in crate::engine) struct Choice {
     pub(in crate::engine) sequence: Option<Sequence>,
     /// How many of `tokens` have keys and values there.
     pub(in crate::engine) n_written: usize,
+    /// What is known of the embedding, if that is wanted.
+    pub(in crate::engine) pooled: Option<Pooled>,
     pub(in crate::engine) sampler: Sampler,
     pub(in crate::engine) drafter: Option<Drafter>,
     /// Tokens that the draft model may guess at once; 0 for none.
@@ -90,8 +95,21 @@ impl Choice {
         self.job.prompt_tokens.saturating_add(self.job.max_tokens).min(context)
     }
 
-    pub(super) fn want(&self) -> WantKind {
-        self.sampler.wants()
+    /// Adds what a step must answer for its tokens from `start` to `end`, which are the rows from `row` on, and `n_drafts`
+    /// guesses behind them: rows of an embedding, or the next token once nothing is missing.
+    pub(super) fn want(&self, start: usize, end: usize, n_drafts: usize, row: usize, want: &mut Vec<Want>) {
+        if let Some(pooled) = &self.pooled {
+            let positions = (start..end).filter(|&position| pooled.wants(position));
+            want.extend(positions.map(|position| Want { row: row + position - start, kind: WantKind::Hidden }));
+        } else if end == self.tokens.len() {
+            let (last, kind) = (row + end - start - 1, self.sampler.wants());
+            want.extend((last..=last + n_drafts).map(|row| Want { row, kind }));
+        }
+    }
+
+    /// Whether what it begins with may be taken from the cache.
+    pub(super) fn may_share(&self) -> bool {
+        !self.job.reproducible && self.pooled.as_ref().is_none_or(Pooled::may_skip)
     }
 
     pub(super) fn timings(&self, now: Instant) -> Timings {

@@ -2,7 +2,7 @@
 //! guesses behind it, and parts of prompts, as long as the highest answers keep their pace. A prompt of a higher lane does
 //! not wait for the pace of lower ones.
 
-use farpost_kernels::backend::{Row, Want};
+use farpost_kernels::backend::Row;
 
 use super::Owner;
 use super::choice::{Choice, ms};
@@ -28,7 +28,8 @@ pub(super) struct Part {
     pub(super) n_drafts: usize,
     /// Where its results begin.
     pub(super) want: usize,
-    /// Results: none while tokens are missing, otherwise one more than guesses.
+    /// Results: of a text none while tokens are missing, otherwise one more than guesses; of an embedding one for each row
+    /// that is part of it.
     pub(super) n_wants: usize,
 }
 
@@ -83,7 +84,7 @@ impl Owner {
                     _ if sets_pace => rows.saturating_sub(self.batch.rows.len() + behind).max(1),
                     Some(_) => allowed.saturating_sub(self.batch.rows.len()).min(1),
                     // Beside a prompt of a higher lane a row is little.
-                    None => 1,
+                    None => max_rows.saturating_sub(self.batch.rows.len()).min(1),
                 };
                 if free > 0 {
                     self.add(id, free);
@@ -97,6 +98,10 @@ impl Owner {
             if has_prompt {
                 continue;
             }
+            // Answers of lower lanes go on beside a prompt that does not wait for them.
+            let below = |choice: &&Choice| is_lower(choice) && choice.is_decoding();
+            let n_below = if self.paced.is_none() { self.running.iter().filter(below).count() } else { 0 };
+            let allowed = allowed.min(max_rows.saturating_sub(n_below).max(1));
             for id in prefilling {
                 let free = allowed.saturating_sub(self.batch.rows.len());
                 if free == 0 {
@@ -193,11 +198,11 @@ impl Owner {
         let choice = &mut self.running[place];
         choice.promised_tokens = choice.promised_tokens.max(end);
         choice.last_step = self.metrics.steps + 1;
-        let (want, kind, n_drafts) = (self.batch.want.len(), choice.want(), drafts.len());
+        let (want, n_drafts) = (self.batch.want.len(), drafts.len());
+        choice.want(start, end, n_drafts, row, &mut self.batch.want);
+        let n_wants = self.batch.want.len() - want;
         let tokens = choice.tokens[start..end].iter().copied().chain(drafts);
         self.batch.rows.extend((start..).zip(tokens).map(|(position, token)| Row { token, position, sequence }));
-        let n_wants = if is_last { 1 + n_drafts } else { 0 };
-        self.batch.want.extend((0..n_wants).map(|number| Want { row: row + n_rows - 1 + number, kind }));
         self.parts.push(Part { number: id.0, index: id.1, row, n_rows, n_drafts, want, n_wants });
     }
 
@@ -243,10 +248,11 @@ impl Owner {
         let (sequence, start) = (choice.sequence?, choice.n_written);
         self.batch.rows.clear();
         self.batch.want.clear();
-        let tokens = &choice.tokens[start..(start + part.n_rows).min(choice.tokens.len())];
+        let end = (start + part.n_rows).min(choice.tokens.len());
+        let tokens = &choice.tokens[start..end];
         self.batch.rows.extend((start..).zip(tokens).map(|(position, &token)| Row { token, position, sequence }));
-        let n_wants = part.n_wants.min(1);
-        self.batch.want.extend((0..n_wants).map(|_| Want { row: part.n_rows - 1, kind: choice.want() }));
+        choice.want(start, end, 0, 0, &mut self.batch.want);
+        let n_wants = self.batch.want.len();
         Some(Part { row: 0, want: 0, n_drafts: 0, n_wants, ..*part })
     }
 }

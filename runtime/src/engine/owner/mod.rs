@@ -247,6 +247,10 @@ impl Owner {
         self.compose();
         let has_work = !self.parts.is_empty();
         if has_work {
+            if self.running.len() != self.metrics.running {
+                // A step may take long.
+                self.show();
+            }
             self.work();
             self.remove_ended();
         }
@@ -278,6 +282,7 @@ impl Owner {
                 if let Some(key) = &job.supersede {
                     let is_older = |other: &Choice| {
                         other.job.number != job.number
+                            && (job.group == 0 || other.job.group != job.group)
                             && other.job.supersede.as_ref() == Some(key)
                             && other.job.caller == job.caller
                     };
@@ -371,8 +376,11 @@ impl Owner {
         }
     }
 
-    /// Takes a choice out of the cache; what it holds becomes a cached prefix.
+    /// Takes a choice out of the cache; what it holds becomes a cached prefix, where that is of use to others.
     fn set_aside(&mut self, choice: &mut Choice) {
+        if choice.pooled.as_ref().is_some_and(|pooled| !pooled.may_skip()) {
+            self.forget(choice);
+        }
         if let Some(sequence) = choice.sequence.take() {
             let tokens = choice.tokens[..choice.n_written.min(choice.tokens.len())].to_vec();
             self.metrics.evicted += self.prefixes.keep(sequence, tokens, choice.job.scope, self.plan.kv());

@@ -111,6 +111,7 @@ impl Reader {
                 }
                 StreamEvent::Failed(error) => self.error = Some(error.to_string()),
                 StreamEvent::Queued { .. } | StreamEvent::Prefill { .. } => {}
+                StreamEvent::Embedding(_) => panic!("nobody has asked for one"),
             }
         }
     }

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use farpost_kernels::backend::{Answer, DeviceError, Output, Sequence};
+use farpost_kernels::backend::{Answer, DeviceError, Interrupt, Output, Sequence};
 use farpost_models::tokenizer::Tokenizer;
 
 use super::Owner;
@@ -14,19 +14,31 @@ use crate::engine::error::EngineError;
 use crate::engine::generate::Finish;
 use crate::engine::stream::Told;
 
+/// Rows of a part of a prompt for which a step is interrupted when its request is cancelled.
+const INTERRUPTED_ROWS: usize = 16;
+
 /// Times in a row that a lost device is begun anew before its requests fail.
 const MOST_RECOVERIES: u32 = 2;
 
 impl Owner {
     /// Runs the composed batch.
     pub(super) fn work(&mut self) {
-        match self.step() {
+        self.batch.interrupt = self.interrupt();
+        let stepped = self.step();
+        self.batch.interrupt = None;
+        match stepped {
             Ok(()) => {
                 self.n_recoveries = 0;
                 let parts = std::mem::take(&mut self.parts);
                 for part in &parts {
                     self.hand_out(part);
                 }
+                self.parts = parts;
+            }
+            Err(EngineError::Device(DeviceError::Interrupted)) => {
+                // Whoever is still there is composed anew.
+                let parts = std::mem::take(&mut self.parts);
+                parts.iter().for_each(|part| self.undo_drafts(part));
                 self.parts = parts;
             }
             Err(EngineError::Device(error @ (DeviceError::Wrong(_) | DeviceError::Refused(_)))) => self.isolate(error),
@@ -36,6 +48,14 @@ impl Owner {
                 self.fail_all(error);
             }
         }
+    }
+
+    /// What stops the step: that the request is cancelled which most of its rows are for. Others lose no more time by it
+    /// than they win.
+    fn interrupt(&self) -> Option<Interrupt> {
+        let is_most = |part: &&Part| part.n_rows >= INTERRUPTED_ROWS && 2 * part.n_rows > self.batch.rows.len();
+        let place = self.place_of(self.parts.iter().find(is_most)?)?;
+        Some(self.running[place].job.teller.cancelled())
     }
 
     /// One step of the plan, timed.
@@ -57,6 +77,9 @@ impl Owner {
             true => Ok(()),
             false => Err(DeviceError::Wrong(format!("{found} results of a step, expected {expected}"))),
         });
+        if let Err(DeviceError::Interrupted) = checked {
+            return Err(DeviceError::Interrupted.into());
+        }
         if let Err(error) = checked {
             self.metrics.failed_steps += 1;
             if matches!(error, DeviceError::Wrong(_))
@@ -184,6 +207,21 @@ impl Owner {
             self.metrics.prefill_tokens += part.n_rows as u64;
             let (done_tokens, total_tokens) = (choice.n_written, choice.job.prompt_tokens);
             choice.job.teller.tell(Told::Prefill { done_tokens, total_tokens });
+        }
+        if let Some(pooled) = &mut choice.pooled {
+            let is_whole = choice.n_written == choice.tokens.len();
+            for answer in &output.results[part.want..][..part.n_wants] {
+                let Answer::Hidden(row) = answer else {
+                    let found = "a step answered something else than a row".to_owned();
+                    return Err(DeviceError::Wrong(found).into());
+                };
+                pooled.add(row);
+            }
+            if is_whole {
+                choice.job.teller.tell(Told::Embedding(pooled.finish()));
+                choice.finish = Some(Finish::Length);
+            }
+            return Ok(());
         }
         if part.n_wants == 0 {
             return Ok(());

@@ -160,9 +160,10 @@ fn events_tell_what_happens_in_order() {
                 format!("done {}", finish.reason())
             }
             StreamEvent::Failed(error) => panic!("{error}"),
+            StreamEvent::Embedding(_) => panic!("nobody has asked for one"),
         })
         .collect();
-    assert_eq!(told, ["queued 0", "prefill 3/3", "token", "text", "token", "text", "done length"]);
+    assert_eq!(told, ["queued 0", "prefill 0/3", "prefill 3/3", "token", "text", "token", "text", "done length"]);
 }
 
 #[test]
@@ -183,6 +184,33 @@ fn who_goes_away_is_gone_within_a_step_in_the_queue_the_prompt_and_the_answer() 
         assert_eq!(bench.engine.metrics().cancelled, 2);
         bench.assert_at_rest();
     }
+}
+
+#[test]
+fn who_goes_away_while_its_prompt_runs_stops_the_step_and_loses_others_nothing() {
+    let leaving = Arc::new(Mutex::new(None::<Stream>));
+    let gone = Arc::clone(&leaving);
+    let mut bench = Bench::with(&options(), move |mut device, _| {
+        let timed = Arc::clone(&device.on_step);
+        device.on_step = Arc::new(move |batch| {
+            timed(batch);
+            if batch.rows.len() > 20 {
+                drop(gone.lock().unwrap().take());
+            }
+        });
+        device
+    });
+    let (short, long) = (prompt(&bench.model, 2, 4), prompt(&bench.model, 1, 60));
+    let stays = bench.submit(&greedy(&short, 9));
+    bench.turns(2);
+    // A lane above: its prompt does not wait for the other's pace.
+    let long = Request { priority: Priority::High, ..greedy(&long, 50) };
+    *leaving.lock().unwrap() = Some(bench.submit(&long));
+    bench.settle();
+    assert_eq!(only(stays).ids, expected(&bench.model, &short, 9));
+    let metrics = bench.engine.metrics();
+    assert_eq!((metrics.cancelled, metrics.failed_steps, metrics.prefill_tokens), (1, 0, 4));
+    bench.assert_at_rest();
 }
 
 #[test]

@@ -91,6 +91,7 @@ fn models(out: &mut Page, app: &App) {
             ("weights_packed", memory.weights_packed),
             ("kv", memory.kv),
             ("scratch", memory.scratch),
+            ("requests", loaded.holdings.requests),
         ];
         for (kind, bytes) in kinds {
             out.line("farpost_memory_bytes", &format!("model=\"{}\",kind=\"{kind}\"", escaped(&loaded.name)), bytes);
@@ -133,10 +134,13 @@ fn engines(out: &mut Page, app: &App) {
         }
     }
     type Value = fn(&Counts) -> f64;
-    let values: [(&str, &str, &str, Value); 8] = [
+    let values: [(&str, &str, &str, Value); 11] = [
         ("farpost_running", "gauge", "Answers that are being written.", |of| of.running as f64),
         ("farpost_cached_prefixes", "gauge", "Ended texts that are kept for prompts that begin alike.", |of| {
             of.cached_prefixes as f64
+        }),
+        ("farpost_kv_promised_tokens", "gauge", "Places in the cache that running answers were promised.", |of| {
+            of.kv_promised_tokens as f64
         }),
         ("farpost_steps_total", "counter", "Steps of the model.", |of| of.steps as f64),
         ("farpost_failed_steps_total", "counter", "Steps that failed.", |of| of.failed_steps as f64),
@@ -146,6 +150,10 @@ fn engines(out: &mut Page, app: &App) {
         }),
         ("farpost_evicted_total", "counter", "Cached prefixes dropped for room.", |of| of.evicted as f64),
         ("farpost_step_seconds_total", "counter", "Time in steps of the model.", |of| of.step_ms / 1e3),
+        ("farpost_draft_seconds_total", "counter", "Time in steps of a draft model.", |of| of.draft_ms / 1e3),
+        ("farpost_overhead_seconds_total", "counter", "Time of the engine itself beside steps.", |of| {
+            of.overhead_ms / 1e3
+        }),
     ];
     for (name, kind, help, value) in values {
         out.head(name, kind, help);

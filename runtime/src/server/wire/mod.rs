@@ -27,7 +27,11 @@ pub(super) fn error(problem: &Problem) -> String {
 
 /// What OpenTelemetry calls what is asked for at a path.
 pub(super) fn operation(path: &str) -> &'static str {
-    if path.ends_with("/chat/completions") { "chat" } else { "text_completion" }
+    match path {
+        _ if path.ends_with("/chat/completions") => "chat",
+        _ if path.ends_with("/embeddings") => "embeddings",
+        _ => "text_completion",
+    }
 }
 
 /// Routes with what is said where there is none.

@@ -1,9 +1,10 @@
-//! The protocol of OpenAI's clients: chat completions, completions, models. `docs/server.md` lists what is supported.
+//! The protocol of OpenAI's clients: chat completions, completions, embeddings, models. `docs/server.md` lists what is supported.
 
 mod answer;
 mod chat;
 mod completions;
 mod conversation;
+mod embeddings;
 mod messages;
 mod narrate;
 mod params;
@@ -27,7 +28,7 @@ use crate::server::catalogue::{Entry, Hosted};
 use crate::server::error::{Invalid, Problem};
 use crate::server::following::Following;
 use crate::server::guard::{Blame, Visit};
-use crate::server::health::json_response;
+use crate::server::health::{json_response, json_text};
 use crate::server::json::Fields;
 use crate::server::sse;
 use answer::Style;
@@ -45,6 +46,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/chat/completions", text(&chat::STYLE))
         .route("/v1/completions", text(&completions::STYLE))
+        .route("/v1/embeddings", post(embed))
         .route("/v1/models", get(models))
         .route("/v1/models/{name}", get(model))
         .route("/tokenize", tokens(tokens::tokenize))
@@ -141,11 +143,27 @@ async fn answer(State(app): Shared, Extension(visit): Visitor, request: Request,
     }
 }
 
+/// One request for embeddings.
+async fn embed(State(app): Shared, Extension(visit): Visitor, request: Request) -> Response {
+    let taken = match body::read(&app, request).await {
+        Ok(body) => aside(move || embeddings::take(&app, &visit, &body)).await,
+        Err(problem) => Err(problem),
+    };
+    let told = match taken {
+        Ok(taken) => embeddings::whole(taken).await,
+        Err(problem) => Err(problem),
+    };
+    match told {
+        Ok(json) => json_text(StatusCode::OK, json),
+        Err(problem) => refuse(&problem),
+    }
+}
+
 /// The model that a request names.
 fn named(app: &App, visit: &Visit, fields: &mut Fields) -> Result<Arc<Hosted>, Problem> {
     let name = fields.string("model")?;
     let name = name.ok_or_else(|| Invalid::of("model", "is missing, expected the name of a model".to_owned()))?;
-    app.model(&name, &visit.caller)
+    app.model(&name, &visit.caller, fields.is_true("stream"))
 }
 
 /// What a request that needs no engine is told.
@@ -180,9 +198,14 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> + Se
 fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style) -> Result<Taken, Problem> {
     let mut fields = Fields::new(crate::server::json::object(body)?);
     let hosted = named(app, visit, &mut fields)?;
+    if hosted.engine.model().pooling().is_some() {
+        let message = format!("{:?} makes embeddings and writes no text", hosted.name);
+        return Err(Invalid { code: Some("unsupported_model"), ..Invalid::of("model", message) }.into());
+    }
     let (asked, prompts) = read(fields, &hosted, style)?;
     let requests = asked.requests(prompts, &hosted, visit)?;
-    let following = Following::submit(app, visit, &hosted, &requests).map_err(|problem| asked.blame(problem))?;
+    let following =
+        Following::submit(app, visit, &hosted, requests, usize::MAX).map_err(|problem| asked.blame(problem))?;
     Ok(Taken { following, hosted, asked })
 }
 
@@ -208,6 +231,7 @@ pub(in crate::server) fn read_only(
     match route {
         Route::Chat => read(fields, hosted, &chat::STYLE).map(drop),
         Route::Completions => read(fields, hosted, &completions::STYLE).map(drop),
+        Route::Embeddings => embeddings::read(fields, hosted).map(drop),
         Route::Tokenize => tokens::tokenize(fields, hosted).map(drop),
         Route::Detokenize => tokens::detokenize(fields, hosted).map(drop),
     }

@@ -206,3 +206,23 @@ test("an aborted stream is not worked for, a full queue is told and retried", as
     await busy.close();
   }
 });
+
+test("embeddings, in base64 and as numbers", async () => {
+  const embedder = await serve("--model", process.env.FARPOST_EMBEDDER, "--alias", "e");
+  try {
+    const input = ["the queen and the king", "a"];
+    const embed = (more = {}) => client({}, embedder).embeddings.create({ model: "e", input, ...more });
+    const answer = await embed();
+    assert.deepEqual(answer.data.map(({ index, embedding }) => [index, embedding.length]), [[0, 256], [1, 256]]);
+    const plain = await embed({ encoding_format: "float" });
+    const apart = answer.data[0].embedding.map((number, place) => Math.abs(number - plain.data[0].embedding[place]));
+    assert.ok(Math.max(...apart) < 1e-4);
+    await assert.rejects(embed({ dimensions: 257 }), (error) => error instanceof OpenAI.BadRequestError && error.param === "dimensions");
+    await assert.rejects(
+      client().embeddings.create({ model: "pocket", input: "a" }),
+      (error) => error instanceof OpenAI.BadRequestError && error.code === "unsupported_model",
+    );
+  } finally {
+    await embedder.close();
+  }
+});

@@ -280,6 +280,77 @@ class Others(unittest.TestCase):
             client().models.retrieve("gpt-9")
 
 
+class Embeddings(unittest.TestCase):
+    """Of a tiny model that makes them. The package asks for base64 unless told otherwise, and gives floats."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server("--model", os.environ["FARPOST_EMBEDDER"], "--alias", "e", "--parallel", "4")
+        cls.plain = Server()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.close()
+        cls.plain.close()
+
+    def embed(self, texts, **more):
+        return client(self.server).embeddings.create(model="e", input=texts, **more)
+
+    def assertAlike(self, found, expected):
+        self.assertEqual(len(found), len(expected))
+        self.assertLess(max(abs(a - b) for a, b in zip(found, expected)), 1e-4)
+
+    def test_one_text(self):
+        answer = self.embed("the queen and the king")
+        vector = answer.data[0].embedding
+        self.assertEqual((answer.object, answer.model, answer.data[0].object, len(vector)), ("list", "e", "embedding", 256))
+        self.assertAlmostEqual(sum(number * number for number in vector), 1, places=5)
+        self.assertEqual((answer.usage.prompt_tokens, answer.usage.total_tokens), (14, 14))
+        plain = self.embed("the queen and the king", encoding_format="float").data[0].embedding
+        self.assertAlike(vector, plain)
+
+    def test_many_texts_keep_their_order(self):
+        texts = [f"text number {number}" for number in range(40)]
+        answer = self.embed(texts)
+        self.assertEqual([entry.index for entry in answer.data], list(range(40)))
+        self.assertAlike(answer.data[17].embedding, self.embed(texts[17]).data[0].embedding)
+
+    def test_ids(self):
+        one = self.embed([5, 6, 7]).data[0].embedding
+        several = self.embed([[5, 6, 7], [8, 9]]).data
+        self.assertAlike(several[0].embedding, one)
+        self.assertEqual(len(several), 2)
+
+    def test_fewer_dimensions(self):
+        whole, short = (self.embed("a", **more).data[0].embedding for more in ({}, {"dimensions": 16}))
+        length = sum(number * number for number in whole[:16]) ** 0.5
+        self.assertAlike(short, [number / length for number in whole[:16]])
+
+    def test_what_is_wrong(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.embed("a", dimensions=257)
+        self.assertEqual(caught.exception.param, "dimensions")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.embed(["a", [1] * 600])
+        self.assertEqual((caught.exception.param, caught.exception.code), ("input[1]", "context_length_exceeded"))
+        with self.assertRaises(openai.BadRequestError) as caught:
+            client(self.plain).embeddings.create(model="pocket", input="a")
+        self.assertEqual((caught.exception.param, caught.exception.code), ("model", "unsupported_model"))
+        with self.assertRaises(openai.BadRequestError) as caught:
+            client(self.server).chat.completions.create(model="e", messages=SAY)
+        self.assertEqual(caught.exception.code, "unsupported_model")
+        with self.assertRaises(openai.NotFoundError):
+            client(self.server).embeddings.create(model="text-embedding-3-small", input="a")
+
+    def test_many_at_once(self):
+        async def ask():
+            async with AsyncOpenAI(base_url=self.server.base_url, api_key="none", max_retries=0) as many:
+                return await asyncio.gather(*(many.embeddings.create(model="e", input=f"text {n}") for n in range(20)))
+
+        answers = asyncio.run(ask())
+        self.assertAlike(answers[3].data[0].embedding, self.embed("text 3").data[0].embedding)
+
+
 class Errors(unittest.TestCase):
     def refused(self, error, status, param=None, **more):
         with self.assertRaises(error) as caught:

@@ -14,6 +14,7 @@ mod sse;
 mod summary;
 mod target;
 mod trace;
+mod trust;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,9 +51,12 @@ const DEFAULT_REQUESTS: u64 = 100;
 /// farpost bench serve --clients 8 --requests 200 --slo ttft=500ms,itl=50ms --html report.html
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Where the server is, such as http://127.0.0.1:8080, with or without /v1
+    /// Where the server is, such as http://127.0.0.1:8080 or https://farpost.lan, with or without /v1
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     url: Endpoint,
+    /// With https, trust the authorities in this PEM file [default: those of the system]; a certificate is always checked
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// The model to ask for [default: the first that the server names]
     #[arg(short, long, value_name = "NAME")]
     model: Option<String>,
@@ -149,8 +153,13 @@ impl Args {
                 _ => return Err(Failure::usage(format_args!("--key: there is no key in the variable '{name}'"))),
             },
         };
+        let tls = match (self.url.is_https(), &self.ca) {
+            (true, ca) => Some(trust::client(ca.as_deref())?),
+            (false, Some(_)) => return Err(Failure::usage("--ca is for servers at https://, --url names another")),
+            (false, None) => None,
+        };
         let refused = |why| Failure::usage(format_args!("--key: the key can't be sent: {why}"));
-        Target::new(self.url.clone(), key.as_deref()).map_err(refused)
+        Target::new(self.url.clone(), tls, key.as_deref()).map_err(refused)
     }
 
     /// Requests at most, and how many are expected.
@@ -218,7 +227,9 @@ async fn measure(
     console: &Console,
 ) -> Result<(load::Ran, About), Failure> {
     let unusable = |failed: Failed| {
-        let exit = if failed.kind == "connect" { Exit::Unreachable } else { Exit::Failed };
+        // Nobody talks to a server that is not who it says.
+        let is_reached = !matches!(&*failed.kind, "connect" | "tls");
+        let exit = if is_reached { Exit::Failed } else { Exit::Unreachable };
         Failure::new(exit, format_args!("the server at {} gives no answer: {}", args.url.authority(), failed.message))
     };
     let timeout = Duration::from_secs_f64(args.timeout);

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -11,9 +11,13 @@ use farpost::server::Endpoint;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::Value as Json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 
 /// Servers close connections that idle, and one that is about to be closed is of no use.
 const MOST_IDLE: Duration = Duration::from_secs(4);
@@ -40,9 +44,16 @@ pub struct Target {
     endpoint: Endpoint,
     /// What paths of the protocol begin with, such as `/v1`.
     base: String,
+    /// With HTTPS, whom it trusts.
+    tls: Option<Arc<ClientConfig>>,
     authorization: Option<HeaderValue>,
     idle: Mutex<Vec<Connection>>,
 }
+
+/// What requests go through, plain or encrypted.
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
 /// An open connection. It is closed when this is dropped.
 #[derive(Debug)]
@@ -61,14 +72,14 @@ impl Drop for Connection {
 
 impl Target {
     /// The server at `endpoint`, whose path may or may not end with `/v1`; requests carry the key.
-    pub fn new(endpoint: Endpoint, key: Option<&str>) -> Result<Self, String> {
+    pub fn new(endpoint: Endpoint, tls: Option<Arc<ClientConfig>>, key: Option<&str>) -> Result<Self, String> {
         let authorization = key.map(|key| HeaderValue::from_str(&format!("Bearer {key}"))).transpose();
         let mut authorization = authorization.map_err(|_| "it has characters that no header takes".to_owned())?;
         if let Some(value) = &mut authorization {
             value.set_sensitive(true);
         }
         let base = format!("{}/v1", endpoint.path().strip_suffix("/v1").unwrap_or(endpoint.path()));
-        Ok(Self { endpoint, base, authorization, idle: Mutex::default() })
+        Ok(Self { endpoint, base, tls, authorization, idle: Mutex::default() })
     }
 
     /// Posts JSON to a path of the protocol, such as `/completions`.
@@ -138,6 +149,15 @@ impl Target {
         let failed = |error: &dyn std::error::Error| Failed::new("connect", told(error));
         let stream = TcpStream::connect(self.endpoint.address()).await.map_err(|error| failed(&error))?;
         let _ = stream.set_nodelay(true);
+        let stream: Box<dyn Socket> = match &self.tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let (host, _) = self.endpoint.address();
+                let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
+                let shaken = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await;
+                Box::new(shaken.map_err(|error| Failed::new("tls", told(&error)))?)
+            }
+        };
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
         // What breaks a connection is told to whoever waits for an answer on it.
         let driver = tokio::spawn(async move { drop(connection.await) });
@@ -242,9 +262,9 @@ mod tests {
             ("http://a/llm", "/llm/v1"),
             ("http://a/llm/v1", "/llm/v1"),
         ] {
-            assert_eq!(Target::new(url.parse().unwrap(), None).unwrap().base, base, "{url}");
+            assert_eq!(Target::new(url.parse().unwrap(), None, None).unwrap().base, base, "{url}");
         }
-        assert!(Target::new("http://a".parse().unwrap(), Some("a\nb")).is_err());
+        assert!(Target::new("http://a".parse().unwrap(), None, Some("a\nb")).is_err());
     }
 
     #[test]

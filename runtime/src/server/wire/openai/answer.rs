@@ -278,6 +278,8 @@ pub(super) async fn whole(
                 reasons[choice] = writing[choice].finish_reason(is_length);
             }
             Said::Broken(problem) => return Err(problem),
+            // Nobody has asked for one.
+            Said::Embedding { .. } => {}
         }
     }
     let told = (0..n).map(|index| {

@@ -81,6 +81,8 @@ impl Narrator for Chunks {
                 let reason = self.choices[choice].finish_reason(is_length);
                 self.chunk(&[(self.style.last)(choice, reason, tokens.as_deref())], Json::Null, out);
             }
+            // Nobody has asked for one.
+            Said::Embedding { .. } => {}
             Said::Broken(problem) => sse::data(out, &super::error(&problem).to_string()),
         }
         None

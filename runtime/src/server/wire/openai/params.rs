@@ -34,10 +34,44 @@ pub(super) struct Asked {
     pub(super) stops_of_answer: Vec<String>,
     /// What is to blame if the grammar of the turn, which was put together here, can't be enforced.
     composed: Option<&'static str>,
+    terms: Terms,
+}
+
+/// How a request is served among others, whatever it asks for: fields beside the protocol.
+pub(super) struct Terms {
     priority: Priority,
     deadline: Option<Duration>,
     supersede: Option<String>,
     reproducible: bool,
+}
+
+impl Terms {
+    pub(super) fn read(fields: &mut Fields) -> Result<Self, Problem> {
+        let priority = match fields.string("priority")? {
+            None => Priority::default(),
+            Some(name) => Priority::ALL.into_iter().find(|lane| lane.name() == name).ok_or_else(|| {
+                Invalid::of("priority", format!("is {name:?}, expected \"low\", \"normal\" or \"high\""))
+            })?,
+        };
+        let deadline = fields.whole("deadline_ms", 1, i64::MAX)?;
+        let supersede = fields.string("supersede_key")?;
+        let reproducible = fields.flag("reproducible")?.unwrap_or(false);
+        let deadline = deadline.map(|ms| Duration::from_millis(ms.unsigned_abs()));
+        Ok(Self { priority, deadline, supersede, reproducible })
+    }
+
+    /// `request` on these terms.
+    pub(super) fn on(&self, request: Request, visit: &Visit) -> Request {
+        Request {
+            priority: self.priority,
+            deadline: self.deadline,
+            caller: visit.caller.id().to_owned(),
+            prefix_scope: visit.prefix_scope.to_string(),
+            supersede: self.supersede.clone(),
+            reproducible: self.reproducible,
+            ..request
+        }
+    }
 }
 
 impl Asked {
@@ -57,30 +91,10 @@ impl Asked {
         if options.ignore_eos && options.grammar.is_some() {
             return Err(Invalid::of("ignore_eos", "is true, but a text with a form has to end").into());
         }
-        let priority = match fields.string("priority")? {
-            None => Priority::default(),
-            Some(name) => Priority::ALL.into_iter().find(|lane| lane.name() == name).ok_or_else(|| {
-                Invalid::of("priority", format!("is {name:?}, expected \"low\", \"normal\" or \"high\""))
-            })?,
-        };
-        let deadline = fields.whole("deadline_ms", 1, i64::MAX)?;
-        let supersede = fields.string("supersede_key")?;
-        let reproducible = fields.flag("reproducible")?.unwrap_or(false);
+        let terms = Terms::read(fields)?;
         without_effect(fields)?;
-        let deadline = deadline.map(|ms| Duration::from_millis(ms.unsigned_abs()));
-        Ok(Self {
-            is_stream,
-            wants_usage,
-            n,
-            options,
-            turn: Arc::default(),
-            stops_of_answer: Vec::new(),
-            composed: None,
-            priority,
-            deadline,
-            supersede,
-            reproducible,
-        })
+        let (turn, stops_of_answer) = (Arc::default(), Vec::new());
+        Ok(Self { is_stream, wants_usage, n, options, turn, stops_of_answer, composed: None, terms })
     }
 
     /// The answers are turns of this kind: marked where they have parts, and held to it where they must be.
@@ -146,16 +160,8 @@ impl Asked {
             if prompt_tokens.saturating_add(max_tokens.unwrap_or(0)) > context_tokens {
                 return Err(Problem::ContextLength { prompt_tokens, max_tokens, context_tokens });
             }
-            requests.push(Request {
-                n: self.n,
-                priority: self.priority,
-                deadline: self.deadline,
-                caller: visit.caller.id().to_owned(),
-                prefix_scope: visit.prefix_scope.to_string(),
-                supersede: self.supersede.clone(),
-                reproducible: self.reproducible,
-                ..Request::new(prompt, self.options.clone())
-            });
+            let request = Request { n: self.n, ..Request::new(prompt, self.options.clone()) };
+            requests.push(self.terms.on(request, visit));
         }
         Ok(requests)
     }
