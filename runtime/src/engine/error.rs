@@ -35,10 +35,12 @@ pub enum EngineError {
         number: usize,
     },
     /// A form that cannot be enforced.
-    #[error("{form}: {reason}")]
+    #[error("{form}{pointer}: {reason}")]
     Grammar {
         /// Which kind of form.
         form: &'static str,
+        /// Where in a schema, as a JSON pointer in a fragment (`#/properties/a`); empty if it is the form as a whole.
+        pointer: String,
         /// What in it, and why.
         reason: String,
     },

@@ -48,11 +48,11 @@ pub enum SampleError {
         /// What was found.
         logit: f32,
     },
-    /// The parser of the text's form gave up.
+    /// The text's form cannot be followed. Says nothing of the text.
     #[error("the form of the text cannot be followed any further: {reason}")]
     Constraint {
-        /// What it says.
-        reason: String,
+        /// What kind of failure it is.
+        reason: &'static str,
     },
     /// Every token is forbidden.
     #[error("every token is forbidden by logit_bias or the form of the text, none is left to choose")]

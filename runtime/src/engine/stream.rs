@@ -130,6 +130,8 @@ struct Text {
     state: TextState,
     matcher: StopMatcher,
     n_tokens: usize,
+    /// Its reader wants no more.
+    is_enough: bool,
     is_done: bool,
 }
 
@@ -153,7 +155,8 @@ pub(super) fn pair(model: &Arc<Model>, request: &Request, charge: Arc<Charge>) -
     let detokenizer = model.tokenizer().stream_after(&request.prompt).with_special(request.options.render_special);
     let state = detokenizer.into_state();
     let matcher = StopMatcher::new(&request.options.stop);
-    let text = |_| Text { state: state.clone(), matcher: matcher.clone(), n_tokens: 0, is_done: false };
+    let text =
+        |_| Text { state: state.clone(), matcher: matcher.clone(), n_tokens: 0, is_enough: false, is_done: false };
     let texts = (0..request.n).map(text).collect();
     let teller = Teller { sender, wish: Arc::clone(&wish) };
     let (ready, model) = (VecDeque::new(), Arc::clone(model));
@@ -164,6 +167,17 @@ impl Stream {
     /// Ends the request within the step that runs now, which stops early if it is mostly for this request's prompt. Its choices end with [`Finish::Cancelled`].
     pub fn cancel(&self) {
         self.wish.cancelled.set();
+    }
+
+    /// No more is wanted of a choice: the reader has found its end. It ends with the next step, as at a stop string.
+    #[cfg(feature = "server")]
+    pub(crate) fn enough(&mut self, choice: usize) {
+        if let Some(text) = self.texts.get_mut(choice) {
+            text.is_enough = true;
+        }
+        if let Some(enough) = self.wish.is_enough.get(choice) {
+            enough.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The next event if there is one by now; `None` if there is none yet, or none to come.
@@ -281,7 +295,7 @@ impl Stream {
     fn take_token(&mut self, choice: usize, id: u32, logprobs: Option<Logprobs>) {
         let Some(text) = self.texts.get_mut(choice) else { return };
         // The owner may be some tokens ahead of a stop string.
-        if text.is_done || text.matcher.found().is_some() {
+        if text.is_done || text.is_enough || text.matcher.found().is_some() {
             return;
         }
         text.n_tokens += 1;
@@ -301,7 +315,7 @@ impl Stream {
         let Some(text) = self.texts.get_mut(choice).filter(|text| !text.is_done) else { return };
         text.is_done = true;
         self.n_open -= 1;
-        if text.matcher.found().is_none() {
+        if text.matcher.found().is_none() && !text.is_enough {
             let mut rest = text.matcher.push(&text.state.clone().finish()).to_owned();
             if text.matcher.found().is_none() {
                 rest.push_str(&text.matcher.finish());
@@ -310,7 +324,7 @@ impl Stream {
                 self.ready.push_back(StreamEvent::Text { choice, text: rest });
             }
         }
-        if let Some(number) = text.matcher.found() {
+        if let Some(number) = text.matcher.found().or(text.is_enough.then_some(0)) {
             finish = Finish::StopString(number);
             timings.generated_tokens = text.n_tokens;
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{EngineError, Finish, Refusal, SamplingError};
+use crate::engine::{EngineError, Finish, Refusal, SampleError, SamplingError};
 
 /// A request that is wrong in itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,11 @@ impl Invalid {
     /// A parameter of the protocol that is not supported.
     pub(super) fn unsupported(param: &str, message: String) -> Self {
         Self { code: Some("unsupported_parameter"), ..Self::of(param, message) }
+    }
+
+    /// A form that can't be enforced.
+    pub(super) fn schema(param: String, reason: impl fmt::Display) -> Self {
+        Self { code: Some("unsupported_schema"), message: format!("{param}: {reason}"), param: Some(param) }
     }
 
     /// A parameter that is not of the protocol.
@@ -213,11 +218,17 @@ impl Problem {
             | EngineError::OutOfRange { parameter, .. } => invalid(parameter, error.to_string()),
             EngineError::Sampling(SamplingError::NoSuchToken { .. }) => invalid("logit_bias", error.to_string()),
             EngineError::EmptyStop { .. } => invalid("stop", error.to_string()),
-            EngineError::Grammar { form, .. } => Self::Invalid(Invalid {
-                param: Some(if form.starts_with("json") { "response_format" } else { form }.to_owned()),
-                code: Some("unsupported_schema"),
-                message: error.to_string(),
-            }),
+            EngineError::Grammar { form, pointer, reason } => {
+                let field = match *form {
+                    "json_schema" => "response_format.json_schema.schema",
+                    "json_object" => "response_format",
+                    other => other,
+                };
+                Self::Invalid(Invalid::schema(format!("{field}{pointer}"), reason))
+            }
+            EngineError::Sample(SampleError::Constraint { .. }) => {
+                Self::Invalid(Invalid { param: None, code: Some("unsupported_schema"), message: error.to_string() })
+            }
             EngineError::NoEmbeddings { .. } => invalid("model", error.to_string()),
             EngineError::EmptyPrompt | EngineError::NoSuchToken { .. } => invalid("prompt", error.to_string()),
             _ => Self::Internal(error.to_string().into()),

@@ -156,6 +156,14 @@ impl Following {
         self.usage
     }
 
+    /// No more is wanted of a choice.
+    pub(super) fn enough(&mut self, choice: usize) {
+        let number = choice / self.n;
+        if let Some((_, stream)) = self.streams.iter_mut().find(|(other, _)| *other == number) {
+            stream.enough(choice % self.n);
+        }
+    }
+
     /// What comes next; `None` when all is said.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Said>> {
         if self.is_over {

@@ -20,8 +20,8 @@ use super::following::{Following, Said, Usage};
 
 /// How a protocol tells an answer as events.
 pub(super) trait Narrator: Send + Unpin + 'static {
-    /// Adds the events for what was said.
-    fn tell(&mut self, said: Said, out: &mut String);
+    /// Adds the events for what was said. Tells the choice of which no more is wanted, if there is one now.
+    fn tell(&mut self, said: Said, out: &mut String) -> Option<usize>;
 
     /// Adds the events at the end of an answer that did not break.
     fn end(&mut self, usage: Usage, out: &mut String);
@@ -74,7 +74,9 @@ impl<N: Narrator> Events<N> {
                         super::log::broken(app, &visit.id, problem);
                         self.state = State::Broken;
                     }
-                    self.narrator.tell(said, &mut out);
+                    if let Some(choice) = self.narrator.tell(said, &mut out) {
+                        self.following.enough(choice);
+                    }
                 }
                 Poll::Ready(None) => {
                     self.narrator.end(self.following.usage(), &mut out);

@@ -164,9 +164,60 @@ fn texts_have_the_form_that_is_asked_for() {
     assert!(["on", "off"].contains(&text(json!({ "regex": "on|off" })).as_str()));
     let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "unevaluatedItems": 1 } } });
     let error = post(server.address, PATH, &ask(json!({ "response_format": format }))).error(400);
-    assert_eq!((&error["code"], &error["param"]), (&"unsupported_schema".into(), &"response_format".into()));
+    let param = "response_format.json_schema.schema#/unevaluatedItems";
+    assert_eq!((&error["code"], &error["param"]), (&"unsupported_schema".into(), &param.into()));
     assert!(error["message"].as_str().unwrap().contains("unevaluatedItems"), "{error}");
     refused(&server, json!({ "regex": "(" }), "regex");
+    let named = |name: Json| json!({ "type": "json_schema", "json_schema": { "name": name, "schema": {} } });
+    for name in [Json::Null, json!("a b"), json!("")] {
+        refused(&server, json!({ "response_format": named(name) }), "response_format.json_schema.name");
+    }
+}
+
+#[test]
+fn what_no_parser_can_follow_is_refused_before_the_answer_begins() {
+    let server = serve(&[]);
+    let format = |schema: Json| json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+    let schema = "response_format.json_schema.schema";
+    let circle = json!({ "$defs": { "n": { "$ref": "#/$defs/n" } }, "$ref": "#/$defs/n" });
+    let long = |n: usize| "(a|b)*".repeat(n);
+    for stream in [false, true] {
+        for (field, value, place) in [
+            ("response_format", format(circle.clone()), format!("{schema}#/$defs/n/$ref")),
+            ("response_format", format(json!({ "allOf": [{ "$ref": "#" }] })), format!("{schema}#/allOf/0/$ref")),
+            ("response_format", format(json!({ "pattern": long(2000) })), format!("{schema}#/pattern")),
+            (
+                "response_format",
+                format(json!({ "type": "object", "required": ["a"], "additionalProperties": false })),
+                schema.to_owned(),
+            ),
+            ("grammar", json!("start: start"), "grammar".to_owned()),
+            ("grammar", json!(format!("start: {}", "/(a|b)*/ ".repeat(5000))), "grammar".to_owned()),
+            ("grammar", json!(format!("start: \"{}\"", "x".repeat(70_000))), "grammar".to_owned()),
+            ("grammar", json!("start: %json {\"foo\": 1}"), "grammar".to_owned()),
+            ("regex", json!(long(500)), "regex".to_owned()),
+            ("regex", json!(long(40_000)), "regex".to_owned()),
+        ] {
+            let start = std::time::Instant::now();
+            let error = post(server.address, PATH, &ask(json!({ field: value, "stream": stream }))).error(400);
+            assert_eq!((&error["code"], &error["param"]), (&"unsupported_schema".into(), &place.into()), "{error}");
+            println!("{field}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+}
+
+#[test]
+fn a_form_that_ends_nowhere_is_told_without_its_text() {
+    let mut server = serve(&[]);
+    let grammar = "start: \"my secret answer \" a\na: a";
+    let error = post(server.address, PATH, &ask(json!({ "grammar": grammar }))).error(400);
+    assert_eq!(error["code"], "unsupported_schema");
+    assert!(!error["message"].as_str().unwrap().contains("secret"), "{error}");
+    let stream = post(server.address, PATH, &ask(json!({ "grammar": grammar, "stream": true })));
+    assert!(stream.body.contains("\"error\"") && !stream.body.contains("internal_error"), "{}", stream.body);
+    server.signal("TERM");
+    let log = server.said();
+    assert!(!log.contains("secret") && !log.contains("answer "), "{log}");
 }
 
 #[test]

@@ -51,8 +51,13 @@ fn prompts_are_texts_or_ids_one_or_many() {
         let error = post(server.address, PATH, &ask(wrong.clone(), json!({}))).error(400);
         assert_eq!(error["param"], param, "{wrong}: {error}");
     }
-    for more in [json!({ "echo": true }), json!({ "suffix": "x" }), json!({ "best_of": 2 }), json!({ "messages": [] })]
-    {
+    for more in [
+        json!({ "echo": true }),
+        json!({ "suffix": "x" }),
+        json!({ "best_of": 2 }),
+        json!({ "messages": [] }),
+        json!({ "ignore_eos": true, "regex": "a" }),
+    ] {
         let param = more.as_object().unwrap().keys().next().unwrap().clone();
         let error = post(server.address, PATH, &ask(json!("x"), more)).error(400);
         assert_eq!(error["param"], param.as_str(), "{error}");

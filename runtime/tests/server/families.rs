@@ -1,6 +1,8 @@
 //! Models of several families: small ones with random weights, given the chat templates that are published with real
 //! ones. What they write is held to their family's form, and read back from it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use farpost_models::gguf::{File, Writer};
 use serde_json::{Value as Json, json};
 
@@ -24,7 +26,9 @@ fn with_template(name: &str) -> (Running, TempFile) {
     for tensor in file.tensors() {
         data.append(tensor.name(), tensor.weight().view().bytes).unwrap();
     }
-    let path = TempFile::with(&format!("{name}.gguf"), &data.finish().unwrap());
+    static N_FILES: AtomicUsize = AtomicUsize::new(0);
+    let number = N_FILES.fetch_add(1, Ordering::Relaxed);
+    let path = TempFile::with(&format!("{name}-{number}.gguf"), &data.finish().unwrap());
     let server = serve(&["--model", path.path(), "--alias", "pocket"]);
     (server, path)
 }
@@ -67,6 +71,22 @@ fn calls_are_forced_and_read_in_every_form() {
         let answer =
             post(server.address, PATH, &ask(json!({ "messages": messages, "tools": tools(), "max_tokens": 4 })));
         assert_eq!(answer.status, 200, "{name}: {}", answer.body);
+    }
+}
+
+#[test]
+fn a_tool_that_is_named_is_called_once() {
+    for name in ["Qwen-Qwen2.5-7B-Instruct", "mistralai-Mistral-Nemo-Instruct-2407"] {
+        let (server, _file) = with_template(name);
+        let choice = json!({ "type": "function", "function": { "name": "set_valve" } });
+        for seed in 0..4 {
+            let more = json!({ "tools": tools(), "tool_choice": choice, "seed": seed, "max_tokens": 400 });
+            let answer = post(server.address, PATH, &ask(more)).json(200);
+            let choice = &answer["choices"][0];
+            if choice["finish_reason"] == "tool_calls" {
+                assert_eq!(only_call(&choice["message"]).0, "set_valve", "{name}");
+            }
+        }
     }
 }
 

@@ -240,11 +240,45 @@ fn what_is_wrong_with_tools_is_told_with_its_place() {
     let error = post(server.address, PATH, &ask(more.clone())).error(400);
     assert_eq!(
         (&error["code"], &error["param"]),
-        (&"unsupported_schema".into(), &"tools[0].function.parameters".into())
+        (&"unsupported_schema".into(), &"tools[0].function.parameters#/unevaluatedProperties".into())
     );
     assert!(error["message"].as_str().unwrap().contains("unevaluatedProperties"), "{error}");
     more["tools"][0]["function"]["strict"] = false.into();
     post(server.address, PATH, &ask(more.clone())).json(200);
     more["tool_choice"] = "required".into();
-    refused(&server, more, "tools[0].function.parameters");
+    refused(&server, more.clone(), "tools[0].function.parameters#/unevaluatedProperties");
+    // Calls that must come leave no room for a form, and end.
+    for (field, form) in [
+        ("regex", json!("a")),
+        ("grammar", json!("start: \"a\"")),
+        ("response_format", json!({ "type": "json_object" })),
+    ] {
+        refused(&server, json!({ "tools": tools(), "tool_choice": "required", field: form }), field);
+    }
+    refused(&server, json!({ "tools": tools(), "tool_choice": "required", "ignore_eos": true }), "ignore_eos");
+    refused(&server, json!({ "regex": "a", "ignore_eos": true }), "ignore_eos");
+}
+
+#[test]
+fn stop_strings_end_the_answer_and_never_a_call() {
+    let server = serve(&[]);
+    let stops = json!(["arg", "{", "valve", "\""]);
+    for choice in [json!("required"), json!({ "type": "function", "function": { "name": "set_valve" } })] {
+        for seed in 0..3 {
+            let more = json!({ "tools": tools(), "tool_choice": choice, "stop": stops, "temperature": 2, "seed": seed,
+                "max_tokens": 200 });
+            let (message, reason) = both(&server, &ask(more));
+            assert_eq!(reason, "tool_calls");
+            only_call(&message);
+        }
+    }
+    // Beside calls that may come, the answer ends at one.
+    let mut request = ask(json!({ "tools": [tools()[1]], "temperature": 0, "max_tokens": 60 }));
+    request["messages"] = says("turn on the porch light at nine");
+    let (whole, _) = both(&server, &request);
+    let text = whole["content"].as_str().unwrap();
+    let (before, _) = text.split_once("light").expect(text);
+    request["stop"] = "light".into();
+    let (message, reason) = both(&server, &request);
+    assert_eq!((message["content"].as_str(), reason.as_str()), (Some(before), "stop"));
 }

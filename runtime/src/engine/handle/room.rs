@@ -1,6 +1,7 @@
 //! What a request takes of memory beside keys and values, at most: it is charged before anything is made for it.
 
 use super::Inner;
+use crate::engine::grammar;
 use crate::engine::ledger::{Charge, Holder};
 use crate::engine::lookup::{Drafter, Speculate};
 use crate::engine::owner::choice::Choice;
@@ -11,8 +12,8 @@ use crate::engine::stream;
 
 /// A token of a text: itself, in a vector that may be half empty, its share of hashes, and of who holds them.
 const TOKEN_BYTES: u64 = 8 + 12;
-/// The parser of a form. It has bounds of its own, but none in bytes.
-const FORM_BYTES: u64 = 4 << 20;
+/// The parser of a form.
+const FORM_BYTES: u64 = grammar::MOST_BYTES as u64;
 /// What a request takes however short it is: strings, queues, the state of its text, and being told of its place in a
 /// queue of a few hundred.
 const REQUEST_BYTES: u64 = 32 << 10;

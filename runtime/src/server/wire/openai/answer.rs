@@ -4,7 +4,7 @@ use farpost_models::tokenizer::Tokenizer;
 use serde_json::{Value as Json, json};
 
 use super::params::Asked;
-use crate::engine::{Logprobs, fresh_seed};
+use crate::engine::{Logprobs, StopMatcher, fresh_seed};
 use crate::server::app::unix_seconds;
 use crate::server::catalogue::Hosted;
 use crate::server::error::Problem;
@@ -74,6 +74,8 @@ impl Message {
 #[derive(Clone, Debug)]
 pub(super) struct Writing {
     reader: Reader,
+    /// Looks for stop strings in the answer. Calls are no part of it: one that has begun is written to its end.
+    stops: StopMatcher,
     /// Tokens that were not told yet, if anything is told of tokens.
     tokens: Option<Vec<TokenTold>>,
     n_chars: usize,
@@ -86,7 +88,8 @@ impl Writing {
     /// `n` choices of what was asked for.
     pub(super) fn several(n: usize, asked: &Asked) -> Vec<Self> {
         let tokens = asked.tells_tokens().then(Vec::new);
-        vec![Self { reader: asked.turn.reader(), tokens, n_chars: 0, n_waiting: 0, n_thought: 0 }; n]
+        let (reader, stops) = (asked.turn.reader(), StopMatcher::new(&asked.stops_of_answer));
+        vec![Self { reader, stops, tokens, n_chars: 0, n_waiting: 0, n_thought: 0 }; n]
     }
 
     /// A token was chosen.
@@ -105,7 +108,34 @@ impl Writing {
         let mut pieces = Vec::new();
         self.reader.push(text, &mut pieces);
         self.count(was_in_thought);
-        pieces
+        self.stop(pieces)
+    }
+
+    /// What comes before a stop string. Of its beginnings nothing is told before it is certain that they are none; what
+    /// is no text parts them from what follows.
+    fn stop(&mut self, pieces: Vec<Piece>) -> Vec<Piece> {
+        let mut out = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            if self.is_stopped() {
+                break;
+            }
+            let text = match &piece {
+                Piece::Text(text) => self.stops.push(text).to_owned(),
+                _ => self.stops.finish(),
+            };
+            if !text.is_empty() {
+                out.push(Piece::Text(text));
+            }
+            if !matches!(piece, Piece::Text(_)) {
+                out.push(piece);
+            }
+        }
+        out
+    }
+
+    /// A stop string ended the answer.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stops.found().is_some()
     }
 
     /// The text is over.
@@ -113,6 +143,11 @@ impl Writing {
         let mut pieces = Vec::new();
         self.reader.finish(&mut pieces);
         self.count(self.reader.is_in_thought());
+        let mut pieces = self.stop(pieces);
+        let rest = self.stops.finish();
+        if !rest.is_empty() && !self.is_stopped() {
+            pieces.push(Piece::Text(rest));
+        }
         pieces
     }
 
@@ -234,6 +269,9 @@ pub(super) async fn whole(
             Said::Token { choice, id, logprobs } => writing[choice].token(id, logprobs.as_ref(), tokenizer),
             Said::Text { choice, text } => {
                 writing[choice].text(&text).into_iter().for_each(|piece| messages[choice].push(piece));
+                if writing[choice].is_stopped() {
+                    following.enough(choice);
+                }
             }
             Said::Done { choice, is_length } => {
                 writing[choice].finish().into_iter().for_each(|piece| messages[choice].push(piece));

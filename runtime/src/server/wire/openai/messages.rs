@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::tools::{expect_function, function_name};
+use super::tools::{expect_function, name_of};
 use crate::server::error::{Invalid, Problem};
 use crate::server::json::{Fields, kind};
 
@@ -91,7 +91,7 @@ fn call(path: String, json: Json, calls: &mut Vec<(String, String)>) -> Result<J
     let missing = || Invalid::of(&name, "is missing, expected an object with a name".to_owned());
     let mut function = Fields::of(name.clone(), fields.take("function").ok_or_else(missing)?)?;
     fields.finish()?;
-    let tool = function_name(&mut function)?;
+    let tool = name_of(&mut function)?;
     let name = function.name("arguments");
     let arguments = function.string("arguments")?.unwrap_or_default();
     function.finish()?;

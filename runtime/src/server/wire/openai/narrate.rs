@@ -60,7 +60,7 @@ impl Chunks {
 }
 
 impl Narrator for Chunks {
-    fn tell(&mut self, said: Said, out: &mut String) {
+    fn tell(&mut self, said: Said, out: &mut String) -> Option<usize> {
         match said {
             Said::Token { choice, id, logprobs } => {
                 self.begin(choice, out);
@@ -70,6 +70,7 @@ impl Narrator for Chunks {
                 self.begin(choice, out);
                 let pieces = self.choices[choice].text(&text);
                 self.pieces(choice, &pieces, out);
+                return self.choices[choice].is_stopped().then_some(choice);
             }
             Said::Done { choice, is_length } => {
                 self.begin(choice, out);
@@ -84,6 +85,7 @@ impl Narrator for Chunks {
             Said::Embedding { .. } => {}
             Said::Broken(problem) => sse::data(out, &super::error(&problem).to_string()),
         }
+        None
     }
 
     fn end(&mut self, told: Usage, out: &mut String) {

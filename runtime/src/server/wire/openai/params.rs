@@ -15,8 +15,12 @@ use crate::server::guard::Visit;
 use crate::server::json::{Fields, Range, kind};
 use crate::server::turn::Turn;
 
+use super::tools::name_of;
+
 /// Stop strings that a request may have.
 const MOST_STOPS: usize = 16;
+/// Bytes of a grammar.
+const LONGEST_GRAMMAR: usize = 64 << 10;
 
 /// What a request asks for, but for its prompt.
 pub(super) struct Asked {
@@ -26,6 +30,10 @@ pub(super) struct Asked {
     pub(super) options: GenerateOptions,
     /// What the answers may hold.
     pub(super) turn: Arc<Turn>,
+    /// Stop strings of the answer beside calls. Without calls they are the engine's.
+    pub(super) stops_of_answer: Vec<String>,
+    /// What is to blame if the grammar of the turn, which was put together here, can't be enforced.
+    composed: Option<&'static str>,
     terms: Terms,
 }
 
@@ -80,30 +88,54 @@ impl Asked {
             speculate: speculate(fields)?.unwrap_or(hosted.speculate),
             ..GenerateOptions::default()
         };
+        if options.ignore_eos && options.grammar.is_some() {
+            return Err(Invalid::of("ignore_eos", "is true, but a text with a form has to end").into());
+        }
         let terms = Terms::read(fields)?;
         without_effect(fields)?;
-        Ok(Self { is_stream, wants_usage, n, options, turn: Arc::default(), terms })
+        let (turn, stops_of_answer) = (Arc::default(), Vec::new());
+        Ok(Self { is_stream, wants_usage, n, options, turn, stops_of_answer, composed: None, terms })
     }
 
     /// The answers are turns of this kind: marked where they have parts, and held to it where they must be.
     pub(super) fn expect(&mut self, mut turn: Turn, hosted: &Hosted) -> Result<(), Problem> {
         let tokenizer = hosted.engine.model().tokenizer();
-        if let Some(calls) = turn.calls.as_mut().filter(|_| self.options.grammar.is_some()) {
+        if let (Some(calls), Some(form)) = (&mut turn.calls, &self.options.grammar) {
+            if calls.is_required {
+                let message = "is the form of an answer, but tool_choice leaves room for calls only";
+                return Err(Invalid::of(field(form), message).into());
+            }
             // Where the answer has a form a call must be told from it.
             calls.is_enforced = true;
         }
-        let grammar = turn.grammar(self.options.grammar.take(), tokenizer);
-        self.options.grammar = grammar.map_err(|error| Problem::of_engine(&error))?;
+        if self.options.ignore_eos && turn.calls.as_ref().is_some_and(|calls| calls.is_enforced) {
+            return Err(Invalid::of("ignore_eos", "is true, but calls that are held to a form have to end").into());
+        }
+        if turn.calls.is_some() {
+            // They end the answer, and never a call: what reads the turn looks for them.
+            self.stops_of_answer = std::mem::take(&mut self.options.stop);
+        }
+        let form = self.options.grammar.take();
+        let of_form = form.as_ref().map(field);
+        let grammar = turn.grammar(form.clone(), tokenizer).map_err(|error| Problem::of_engine(&error))?;
+        self.composed =
+            (grammar != form).then(|| if turn.calls.is_some() { "tools" } else { of_form.unwrap_or("tools") });
+        self.options.grammar = grammar;
         self.options.render_special = turn.has_control_marks(tokenizer);
         self.turn = Arc::new(turn);
         Ok(())
     }
 
-    /// A problem with a grammar that was put together here is one with the tools.
+    /// A problem with a grammar that was put together here is one with what it was put together of.
     pub(super) fn blame(&self, problem: Problem) -> Problem {
         match problem {
-            Problem::Invalid(invalid) if self.turn.calls.is_some() && invalid.param.as_deref() == Some("grammar") => {
-                Problem::Invalid(Invalid { param: Some("tools".to_owned()), ..invalid })
+            Problem::Invalid(invalid) if self.composed.is_some() && invalid.param.as_deref() == Some("grammar") => {
+                let param = self.composed.unwrap_or("tools").to_owned();
+                Invalid::schema(
+                    param,
+                    "it can't be enforced with the rest of the model's turn, or is too large with it",
+                )
+                .into()
             }
             other => other,
         }
@@ -146,6 +178,15 @@ fn wants_usage(fields: &mut Fields, is_stream: bool) -> Result<bool, Problem> {
     Ok(wants_usage.unwrap_or(false))
 }
 
+/// The field that asks for a form.
+fn field(form: &Grammar) -> &'static str {
+    match form {
+        Grammar::JsonSchema(_) | Grammar::JsonObject => "response_format",
+        Grammar::Regex(_) => "regex",
+        Grammar::Lark(_) => "grammar",
+    }
+}
+
 /// The form that the text must have: `response_format`, or `regex` or `grammar`, which are not of the protocol.
 fn form(fields: &mut Fields) -> Result<Option<Grammar>, Problem> {
     let format = match fields.take("response_format") {
@@ -153,7 +194,12 @@ fn form(fields: &mut Fields) -> Result<Option<Grammar>, Problem> {
         Some(format) => response_format(Fields::of("response_format".to_owned(), format)?)?,
     };
     let regex = fields.string("regex")?.map(Grammar::Regex);
-    let lark = fields.string("grammar")?.map(Grammar::Lark);
+    let lark = fields.string("grammar")?;
+    if let Some(lark) = lark.as_ref().filter(|lark| lark.len() > LONGEST_GRAMMAR) {
+        let message = format!("it has {} bytes, expected at most {LONGEST_GRAMMAR}", lark.len());
+        return Err(Invalid::schema("grammar".to_owned(), message).into());
+    }
+    let lark = lark.map(Grammar::Lark);
     let mut forms = [format, regex, lark].into_iter().flatten();
     match (forms.next(), forms.next()) {
         (_, Some(second)) => {
@@ -174,7 +220,7 @@ fn response_format(mut format: Fields) -> Result<Option<Grammar>, Problem> {
             let mut wrapped = Fields::of(name.clone(), format.take("json_schema").ok_or_else(missing)?)?;
             // A schema is enforced whether or not it is asked to be strict; what can't be is refused.
             wrapped.flag("strict")?;
-            wrapped.string("name")?;
+            name_of(&mut wrapped)?;
             wrapped.string("description")?;
             let name = wrapped.name("schema");
             let schema = wrapped.take("schema");

@@ -1,8 +1,10 @@
 //! Tools of a request: which there are, which may be called, and whether one must be.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Map, Value as Json, json};
 
-use crate::engine::{Grammar, grammar};
+use crate::engine::{EngineError, Grammar, grammar};
 use crate::model::Model;
 use crate::server::error::{Invalid, Problem};
 use crate::server::json::{Fields, kind};
@@ -10,6 +12,8 @@ use crate::server::turn::{CallFormat, Calls, Tool};
 
 /// Tools that a request may have.
 const MOST_TOOLS: usize = 128;
+/// Time that making their schemas ready may take.
+const LONGEST: Duration = Duration::from_secs(1);
 /// Bytes of a name.
 const LONGEST_NAME: usize = 64;
 
@@ -27,6 +31,8 @@ pub(super) struct Tools {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Choice {
     is_required: bool,
+    /// One call, whatever else may come in parallel.
+    is_named: bool,
     /// All, if there is no list; none, if it is empty.
     allowed: Option<Vec<String>>,
 }
@@ -50,7 +56,7 @@ impl Tools {
         let mut tools = Self {
             described: Vec::with_capacity(list.len()),
             read: Vec::with_capacity(list.len()),
-            choice: Choice { is_required: false, allowed: None },
+            choice: Choice { is_required: false, is_named: false, allowed: None },
             is_parallel: None,
         };
         for (place, tool) in list.into_iter().enumerate() {
@@ -78,7 +84,7 @@ impl Tools {
         let missing = || Invalid::of(&name, "is missing, expected an object with a name".to_owned());
         let mut function = Fields::of(name.clone(), tool.take("function").ok_or_else(missing)?)?;
         tool.finish()?;
-        let name = function_name(&mut function)?;
+        let name = name_of(&mut function)?;
         if self.read.iter().any(|(other, ..)| *other == name) {
             return Err(Invalid::of(&function.name("name"), format!("is {name:?}, as that of another tool")).into());
         }
@@ -118,21 +124,23 @@ impl Tools {
         let is_required = self.choice.is_required;
         let is_allowed = |name: &String| self.choice.allowed.as_ref().is_none_or(|allowed| allowed.contains(name));
         let mut tools = Vec::new();
+        let start = Instant::now();
         for (place, (name, parameters, is_strict)) in self.read.iter().enumerate() {
             if !is_allowed(name) {
                 continue;
             }
             let schema = (is_required || *is_strict).then(|| parameters.to_string());
             if let Some(schema) = &schema {
-                let unsupported = |error: crate::engine::EngineError| Invalid {
-                    code: Some("unsupported_schema"),
-                    ..Invalid::of(&format!("tools[{place}].function.parameters"), format!("can't be enforced: {error}"))
-                };
-                grammar::compile(model, &Grammar::JsonSchema(schema.clone())).map_err(unsupported)?;
+                grammar::compile(model, &Grammar::JsonSchema(schema.clone()))
+                    .map_err(|error| unsupported(place, error))?;
+                if start.elapsed() > LONGEST {
+                    let reason = format!("their schemas took more than {} s to be made ready", LONGEST.as_secs());
+                    return Err(Invalid::schema("tools".to_owned(), reason).into());
+                }
             }
             tools.push(Tool { name: name.clone(), schema });
         }
-        let is_parallel = self.is_parallel.unwrap_or(true);
+        let is_parallel = self.is_parallel.unwrap_or(true) && !self.choice.is_named;
         let is_strict = tools.iter().any(|tool| tool.schema.is_some());
         let is_enforced = is_required || is_strict || !is_parallel;
         Ok(Some(Calls { format, tools, is_required, is_parallel, is_enforced }))
@@ -141,12 +149,12 @@ impl Tools {
 
 impl Choice {
     fn read(choice: Json) -> Result<Self, Problem> {
-        let all = |is_required| Ok(Self { is_required, allowed: None });
+        let all = |is_required| Ok(Self { is_required, is_named: false, allowed: None });
         let expected = "expected \"none\", \"auto\", \"required\" or an object that names a function";
         let mut choice = match choice {
             Json::String(word) => {
                 return match word.as_str() {
-                    "none" => Ok(Self { is_required: false, allowed: Some(Vec::new()) }),
+                    "none" => Ok(Self { is_required: false, is_named: false, allowed: Some(Vec::new()) }),
                     "auto" => all(false),
                     "required" => all(true),
                     _ => Err(Invalid::of("tool_choice", format!("is {word:?}, {expected}")).into()),
@@ -156,7 +164,7 @@ impl Choice {
             other => return Err(Invalid::of("tool_choice", format!("is {}, {expected}", kind(&other))).into()),
         };
         let read = match choice.string("type")?.as_deref() {
-            Some("function") => Self { is_required: true, allowed: Some(vec![named(&mut choice)?]) },
+            Some("function") => Self { is_required: true, is_named: true, allowed: Some(vec![named(&mut choice)?]) },
             Some("allowed_tools") => allowed(&mut choice)?,
             found => {
                 let found = found.map_or("missing".to_owned(), |found| format!("{found:?}"));
@@ -166,6 +174,16 @@ impl Choice {
         };
         choice.finish()?;
         Ok(read)
+    }
+}
+
+/// A tool's schema can't be enforced.
+fn unsupported(place: usize, error: EngineError) -> Problem {
+    match error {
+        EngineError::Grammar { pointer, reason, .. } => {
+            Invalid::schema(format!("tools[{place}].function.parameters{pointer}"), reason).into()
+        }
+        other => Problem::of_engine(&other),
     }
 }
 
@@ -199,7 +217,7 @@ fn allowed(choice: &mut Fields) -> Result<Choice, Problem> {
         tool.finish()?;
     }
     allowed.finish()?;
-    Ok(Choice { is_required, allowed: Some(names) })
+    Ok(Choice { is_required, is_named: false, allowed: Some(names) })
 }
 
 /// The name in `{"function": {"name": ...}}`.
@@ -207,7 +225,7 @@ fn named(fields: &mut Fields) -> Result<String, Problem> {
     let name = fields.name("function");
     let missing = || Invalid::of(&name, "is missing, expected an object with a name".to_owned());
     let mut function = Fields::of(name.clone(), fields.take("function").ok_or_else(missing)?)?;
-    let name = function_name(&mut function)?;
+    let name = name_of(&mut function)?;
     function.finish()?;
     Ok(name)
 }
@@ -224,8 +242,8 @@ pub(super) fn expect_function(fields: &mut Fields, field: &'static str) -> Resul
     }
 }
 
-/// A name that can stand in a call as it is.
-pub(super) fn function_name(function: &mut Fields) -> Result<String, Problem> {
+/// A name, of a function or a schema, that can stand in a call as it is.
+pub(super) fn name_of(function: &mut Fields) -> Result<String, Problem> {
     let found = function.string("name")?;
     let is_name = |name: &String| {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
