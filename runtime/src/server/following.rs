@@ -82,7 +82,7 @@ impl Following {
         let mut streams = submit(hosted, requests);
         if matches!(streams, Err(Problem::Draining)) && !app.is_draining() {
             // It was unloaded meanwhile.
-            let again = app.model(&hosted.name, &visit.caller);
+            let again = app.model(&hosted.name, visit);
             streams = again.and_then(|hosted| submit(&hosted, requests));
         }
         if let (Err(_), Some(running)) = (&streams, &running) {
@@ -181,7 +181,8 @@ impl Following {
                 self.n_open -= 1;
                 self.n_unfinished[of(choice)] = 0;
                 self.count_done(choice, &timings);
-                if let Some(problem) = Problem::of_finish(finish) {
+                let n_written = self.usage.completion_tokens + self.n_unfinished.iter().sum::<usize>();
+                if let Some(problem) = Problem::of_finish(finish, n_written) {
                     return Some(self.broken(problem));
                 }
                 self.finish_reasons.push(if finish == Finish::Length { "length" } else { "stop" });

@@ -11,6 +11,7 @@ mod config;
 mod courteous;
 mod error;
 mod following;
+mod framing;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guard;

@@ -8,6 +8,7 @@ mod completions;
 mod embedded;
 mod endings;
 mod families;
+mod heads;
 mod http;
 mod keys;
 mod load;

@@ -100,7 +100,7 @@ type Name = Result<Path<String>, PathRejection>;
 
 async fn model(State(app): Shared, Extension(visit): Visitor, name: Name) -> Response {
     let Ok(Path(name)) = name else { return refuse(&Problem::NoModel(String::new())) };
-    match app.entry(&name, &visit.caller) {
+    match app.entry(&name, &visit) {
         Ok(entry) => json_response(StatusCode::OK, &describe(&app, entry)),
         Err(problem) => refuse(&problem),
     }
@@ -145,7 +145,7 @@ async fn answer(State(app): Shared, Extension(visit): Visitor, request: Request,
 fn named(app: &App, visit: &Visit, fields: &mut Fields) -> Result<Arc<Hosted>, Problem> {
     let name = fields.string("model")?;
     let name = name.ok_or_else(|| Invalid::of("model", "is missing, expected the name of a model".to_owned()))?;
-    app.model(&name, &visit.caller)
+    app.model(&name, visit)
 }
 
 /// What a request that needs no engine is told.
@@ -181,7 +181,7 @@ fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style) -> Result<Ta
     let mut fields = Fields::new(crate::server::json::object(body)?);
     let hosted = named(app, visit, &mut fields)?;
     let (asked, prompts) = read(fields, &hosted, style)?;
-    let requests = asked.requests(prompts, &hosted, visit)?;
+    let requests = asked.requests(prompts, &hosted, visit, style)?;
     let following = Following::submit(app, visit, &hosted, &requests).map_err(|problem| asked.blame(problem))?;
     Ok(Taken { following, hosted, asked })
 }
