@@ -17,9 +17,8 @@ fn kept(server: &Running, request: &str) -> (Reply, bool) {
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes);
     let text = String::from_utf8(bytes).unwrap();
-    let n = text.matches("HTTP/1.1 ").count();
-    let first = text.rfind("HTTP/1.1 ").filter(|_| n == 2).unwrap_or(text.len());
-    (parse(&text.as_bytes()[..first]), n == 1)
+    let second = text.rfind("HTTP/1.1 200 OK").filter(|place| *place > 0);
+    (parse(&text.as_bytes()[..second.unwrap_or(text.len())]), second.is_none())
 }
 
 #[test]
