@@ -49,7 +49,7 @@ pub(super) fn read(fields: &mut Fields, hosted: &Hosted) -> Result<Conversation,
     // Tools that may not be called are not shown, so that the model does not try.
     let described = if calls.is_some() { tools.described } else { Vec::new() };
     let render = |messages| prompt(model, template, messages, described.clone(), format, extra.clone());
-    let named = messages.iter().any(|message| is_named(message)).then(|| messages.clone());
+    let named = messages.iter().any(is_named).then(|| messages.clone());
     let prompt = render(messages)?;
     if let Some(messages) = named {
         check_names(&messages, &prompt, render)?;
