@@ -67,20 +67,84 @@ unsafe fn pairs_of<F: Format>(weights: Weights, x: __m256i) -> __m256i {
     }
 }
 
+/// The largest magnitude of what is multiplied with an activation.
+const fn largest<F: Format>() -> usize {
+    if F::OFFSET == 128 { 128 } else { largest_code::<F>() }
+}
+
+/// Whether so many products fit 16 bits.
+const fn fit<F: Format>(products: usize) -> bool {
+    products * 127 * largest::<F>() <= i16::MAX as usize
+}
+
 /// How many pairs of products a 16-bit sum can take: a power of two, at most those of a sub-block.
 const fn pairs_per_sum<F: Format>() -> usize {
-    let largest = if F::OFFSET == 128 { 128 } else { largest_code::<F>() };
     let mut pairs = F::SUB / 4;
-    while pairs > 1 && pairs * 2 * 127 * largest > i16::MAX as usize {
+    while pairs > 1 && !fit::<F>(2 * pairs) {
         pairs /= 2;
     }
     pairs
+}
+
+/// Sums of neighbouring 16-bit numbers.
+#[inline(always)]
+unsafe fn pairs(numbers: __m256i) -> __m256i {
+    // SAFETY: the caller has the instructions.
+    unsafe { _mm256_madd_epi16(numbers, _mm256_set1_epi16(1)) }
+}
+
+/// Products of 128 columns, sixteen each: element `4 * n + part` belongs to columns `32 * part + 16 * n` on.
+///
+/// # Safety
+/// The processor has AVX2; the columns are there.
+#[inline(always)]
+unsafe fn four_parts<F: Format>(codes: &[__m256i; 4], x: *const i8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut fours = [_mm256_setzero_si256(); 4];
+        for (part, four) in fours.iter_mut().enumerate() {
+            let x = _mm256_loadu_si256(x.add(32 * part).cast());
+            *four = pairs(pairs_of::<F>(weights::<F>(codes[part]), x));
+        }
+        // Packed to 16 bits, where they fit, neighbours are added by one instruction.
+        if const { fit::<F>(8) } {
+            let first = pairs(_mm256_packs_epi32(fours[0], fours[1]));
+            let last = pairs(_mm256_packs_epi32(fours[2], fours[3]));
+            return pairs(_mm256_packs_epi32(first, last));
+        }
+        if const { fit::<F>(4) } {
+            let first = _mm256_castsi256_ps(pairs(_mm256_packs_epi32(fours[0], fours[1])));
+            let last = _mm256_castsi256_ps(pairs(_mm256_packs_epi32(fours[2], fours[3])));
+            return _mm256_add_epi32(
+                _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(first, last)),
+                _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(first, last)),
+            );
+        }
+        let first =
+            _mm256_add_epi32(_mm256_unpacklo_epi32(fours[0], fours[1]), _mm256_unpackhi_epi32(fours[0], fours[1]));
+        let last =
+            _mm256_add_epi32(_mm256_unpacklo_epi32(fours[2], fours[3]), _mm256_unpackhi_epi32(fours[2], fours[3]));
+        _mm256_add_epi32(_mm256_unpacklo_epi64(first, last), _mm256_unpackhi_epi64(first, last))
+    }
 }
 
 /// Whether minima are to be added: the 128-offset types are multiplied signed, so theirs are not.
 #[inline(always)]
 fn adds_mins<F: Format>() -> bool {
     F::HAS_MIN || (F::OFFSET > 0 && Avx2::takes_offset_back::<F>())
+}
+
+/// # Safety
+/// The processor has the engine's instructions.
+#[cold]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_plain<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut weights = Avx2::no_weights();
+        Avx2::unpack::<F>(bytes, &mut weights);
+        Avx2::spill(&weights, out);
+    }
 }
 
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
@@ -133,38 +197,44 @@ impl Engine for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn unpack_plain<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+        // SAFETY: see the impl.
+        unsafe { unpack_plain::<F>(bytes, out) };
+    }
+
+    #[inline(always)]
     unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Chunk, input: QuantRow) -> Self::Sum {
         // SAFETY: see the impl.
         unsafe {
-            let mut sum = sum;
             let own = _mm256_loadu_ps(input.scales);
-            let scales = if F::SUB == 32 {
+            let codes = &weights.codes;
+            let quarters = [
+                four_parts::<F>(&[codes[0], codes[1], codes[2], codes[3]], input.codes),
+                four_parts::<F>(&[codes[4], codes[5], codes[6], codes[7]], input.codes.add(CHUNK / 2)),
+            ];
+            let [mut sum, mut of_mins] = sum;
+            if F::SUB == 32 {
+                let [first, last] = quarters;
+                let lower = _mm256_permute2x128_si256::<0x20>(first, last);
+                let upper = _mm256_permute2x128_si256::<0x31>(first, last);
+                let products = _mm256_cvtepi32_ps(_mm256_add_epi32(lower, upper));
+                sum = _mm256_fmadd_ps(products, _mm256_mul_ps(weights.scales[0], own), sum);
                 if adds_mins::<F>() {
-                    sum[1] = _mm256_fmadd_ps(weights.mins[0], _mm256_loadu_ps(input.sums32), sum[1]);
+                    of_mins = _mm256_fmadd_ps(weights.mins[0], _mm256_loadu_ps(input.sums32), of_mins);
                 }
-                [_mm256_mul_ps(weights.scales[0], own), own]
-            } else {
-                let twice = [_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)];
-                std::array::from_fn(|half| {
-                    if adds_mins::<F>() {
-                        let sums = _mm256_loadu_ps(input.sums16.add(8 * half));
-                        sum[1] = _mm256_fmadd_ps(weights.mins[half], sums, sum[1]);
-                    }
-                    _mm256_mul_ps(weights.scales[half], _mm256_permutevar8x32_ps(own, twice[half]))
-                })
-            };
-            for part in 0..8 {
-                let x = _mm256_loadu_si256(input.codes.add(32 * part).cast());
-                let pairs = pairs_of::<F>(self::weights::<F>(weights.codes[part]), x);
-                let products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-                // Each lane is of four weights.
-                let (half, first) = if F::SUB == 32 { (0, part) } else { (part / 4, 2 * (part % 4)) };
-                let (first, second) = (first as i32, (first + usize::from(F::SUB == 16)) as i32);
-                let lanes = _mm256_setr_epi32(first, first, first, first, second, second, second, second);
-                let scale = _mm256_permutevar8x32_ps(scales[half], lanes);
-                sum[part % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum[part % 2]);
+                return [sum, of_mins];
             }
-            sum
+            let twice = [_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)];
+            for half in 0..2 {
+                let in_order = _mm256_permutevar8x32_epi32(quarters[half], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                let scales = _mm256_mul_ps(weights.scales[half], _mm256_permutevar8x32_ps(own, twice[half]));
+                sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(in_order), scales, sum);
+                if adds_mins::<F>() {
+                    let sums = _mm256_loadu_ps(input.sums16.add(8 * half));
+                    of_mins = _mm256_fmadd_ps(weights.mins[half], sums, of_mins);
+                }
+            }
+            [sum, of_mins]
         }
     }
 

@@ -43,8 +43,25 @@ pub(crate) trait Engine {
     /// Unpacks the next chunk of a row, of which `bytes` is the rest. Minima become what the engine adds per sub-block:
     /// for unsigned codes they take the offset back.
     unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Self::Weights);
+    /// Unpacks a chunk that is whole.
+    #[inline(always)]
+    unsafe fn unpack_whole<F: Format>(start: *const u8, out: &mut Self::Weights) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::unpack::<F>(std::slice::from_raw_parts(start, CHUNK / F::LEN * F::BYTES), out) };
+    }
     /// Writes weights out.
     unsafe fn spill(weights: &Self::Weights, out: &mut Unpacked);
+    /// As [`Engine::unpack`] and [`Engine::spill`]. A function of its own where registers are scarce: weights that may be
+    /// written out later would have to be kept.
+    #[inline(always)]
+    unsafe fn unpack_plain<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut weights = Self::no_weights();
+            Self::unpack::<F>(bytes, &mut weights);
+            Self::spill(&weights, out);
+        }
+    }
     /// Sum of nothing.
     unsafe fn zero() -> Self::Sum;
     /// Adds the products of a chunk.
@@ -191,16 +208,21 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
     // SAFETY: the caller's promises; an input row has `n_chunks` whole chunks.
     unsafe {
         let (mut weights, mut plain) = (E::no_weights(), Unpacked::new());
+        let n_whole = job.cols() / CHUNK;
         for row in job.rows.clone() {
-            let bytes = job.row_bytes(row);
+            let weight_row = job.row_start(row);
             let mut sums = [E::zero(); MAX];
             let mut outliers = [0.0_f32; MAX];
             for chunk in 0..job.input.n_chunks() {
-                let rest = &bytes[chunk * chunk_bytes..];
+                let rest = weight_row.wrapping_add(chunk * chunk_bytes);
                 for line in 0..chunk_bytes.div_ceil(64) {
-                    E::prefetch(rest.as_ptr().wrapping_add(2048 + 64 * line));
+                    E::prefetch(rest.wrapping_add(2048 + 64 * line));
                 }
-                E::unpack::<F>(rest, &mut weights);
+                if chunk < n_whole {
+                    E::unpack_whole::<F>(rest, &mut weights);
+                } else {
+                    E::unpack::<F>(&job.row_bytes(row)[chunk * chunk_bytes..], &mut weights);
+                }
                 let mut has_outliers = false;
                 for (sum, input) in sums.iter_mut().zip(&inputs).take(count) {
                     let input = input.advance(chunk);
@@ -211,18 +233,28 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                     continue;
                 }
                 // Minima are there already: they multiply sums that the outliers are part of.
-                E::spill(&weights, &mut plain);
+                E::unpack_plain::<F>(&job.row_bytes(row)[chunk * chunk_bytes..], &mut plain);
                 for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
-                    for Outlier { at, value } in input.advance(chunk).outliers_of_chunk() {
-                        let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
-                        *sum = (plain.scales[at / F::SUB] * code).mul_add(value, *sum);
-                    }
+                    add_outliers_of_row::<E, F>(&plain, input.advance(chunk), sum);
                 }
             }
             for (index, sum) in sums.iter().take(count).enumerate() {
                 *job.out.at(start + index, row) = E::total(*sum) + outliers[index];
             }
         }
+    }
+}
+
+/// Adds the products of a chunk of a weight row with the outliers of an input row.
+///
+/// # Safety
+/// The input row goes on for a chunk.
+#[inline(always)]
+pub(super) unsafe fn add_outliers_of_row<E: Engine, F: Format>(plain: &Unpacked, input: QuantRow, sum: &mut f32) {
+    // SAFETY: the caller's promise.
+    for Outlier { at, value } in unsafe { input.outliers_of_chunk() } {
+        let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
+        *sum = (plain.scales[at / F::SUB] * code).mul_add(value, *sum);
     }
 }
 

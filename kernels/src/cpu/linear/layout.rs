@@ -121,6 +121,11 @@ pub(super) const fn largest_code<F: Format>() -> usize {
     }
 }
 
+/// Whether the sum of so many products of raw codes with activations (at most 127) fits 16 bits with its sign.
+pub(super) const fn fits_16_bits<F: Format>(products: usize) -> bool {
+    products * 127 * largest_code::<F>() <= i16::MAX as usize
+}
+
 /// Some blocks of a row.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {

@@ -184,8 +184,10 @@ unsafe fn scales<F: Format>(stored: Scales, blocks: Blocks) -> ([__m256; 2], [__
                 ([eight_halves::<F>(blocks, d), none], [eight_halves::<F>(blocks, min), none])
             }
             Scales::Exponent => {
-                let bytes: [u8; 8] = std::array::from_fn(|number| *blocks.at::<F>(number, 0));
-                let exponents = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)));
+                let byte = |number: usize| u64::from(*blocks.at::<F>(number, 0)) << (8 * number);
+                let first = byte(0) | byte(1) | byte(2) | byte(3);
+                let last = byte(4) | byte(5) | byte(6) | byte(7);
+                let exponents = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((first | last).cast_signed()));
                 let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(exponents, _mm256_set1_epi32(1)));
                 let small = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), exponents);
                 let is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), exponents);
