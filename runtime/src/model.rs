@@ -57,6 +57,9 @@ pub enum ModelError {
     /// Its architecture.
     #[error(transparent)]
     Family(#[from] FamilyError),
+    /// A chat template that is to be used in place of its own.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// Vocabulary and weights do not belong together.
     #[error("{place}: the vocabulary has {n_tokens} tokens, expected no more than the {n_logits} logits of the output")]
     Vocabulary {
@@ -147,6 +150,15 @@ impl Model {
     /// The chat template; `None` if the file brings none that can be used.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref().ok()
+    }
+
+    /// The same model with this chat template in place of its own.
+    ///
+    /// # Errors
+    /// [`ModelError::Template`].
+    pub fn with_template(mut self, source: &str) -> Result<Self, ModelError> {
+        self.template = Ok(ChatTemplate::for_tokenizer(source, &self.tokenizer)?);
+        Ok(self)
     }
 
     /// As [`Model::template`], with the reason if there is none: raw text can be completed all the same.

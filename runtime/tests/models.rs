@@ -78,11 +78,40 @@ fn a_model_that_does_not_fit_alone_is_refused_with_the_bytes_it_needs() {
     let models = models(Some(10_000), None);
     let error = models.get("llama").err().expect("it is refused").to_string();
     assert!(
-        error.starts_with("model 'llama' needs ") && error.ends_with("10000 of the cap of 10000 are free"),
+        error.starts_with("model 'llama' needs ") && error.ends_with("10000 of the cap of 10000 can be had"),
         "{error}"
     );
     assert!(models.loaded().is_empty());
     assert!(matches!(models.get("none"), Err(LoadError::Model(_))));
+}
+
+#[test]
+fn a_model_that_can_never_fit_makes_no_other_give_way() {
+    let all = models(None, None);
+    all.get("llama").unwrap();
+    all.get("qwen2").unwrap();
+    let options = EngineOptions { context: Some(1 << 17), threads: 1, ..EngineOptions::default() };
+    let open = move |name: &str| match name {
+        "large" => Ok((
+            Model::open(&path("llama"), &ModelOptions { context: Some(1 << 17), ..ModelOptions::default() })?,
+            options.clone(),
+        )),
+        name => {
+            let engine = EngineOptions { context: Some(128), threads: 1, batch_rows: 16, ..EngineOptions::default() };
+            Ok((Model::open(&path(name), &ModelOptions::default())?, engine))
+        }
+    };
+    let cap = bytes(&all) + (1 << 20);
+    let models =
+        Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions { memory_cap: Some(cap), idle: None });
+    assert!(answers(&models.get("llama").unwrap()) && answers(&models.get("qwen2").unwrap()));
+    match models.get("large").err() {
+        Some(LoadError::Memory { needed_bytes, free_bytes, cap_bytes, .. }) => {
+            assert!(needed_bytes > free_bytes && free_bytes <= cap_bytes && cap_bytes == cap);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(names(&models), ["llama", "qwen2"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the program shows: results on standard output, all else on standard error, colour where it is wanted.
 
 use std::io::{IsTerminal, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::ColorChoice;
 
@@ -14,6 +15,8 @@ pub struct Console {
     is_json: bool,
     is_quiet: bool,
     is_verbose: bool,
+    /// What is said is read by programs, one JSON object a line.
+    is_log: bool,
     is_stderr_terminal: bool,
     is_stdout_terminal: bool,
     out: Paint,
@@ -39,12 +42,19 @@ impl Console {
             is_json: global.json,
             is_quiet: global.quiet,
             is_verbose: global.verbose,
+            is_log: false,
             is_stderr_terminal,
             is_stdout_terminal,
             out: paint(is_stdout_terminal),
             err: paint(is_stderr_terminal),
             threads: global.threads.map(usize::from),
         }
+    }
+
+    /// The same, with notes as JSON objects where results are: for a program whose results are its log.
+    #[cfg(feature = "server")]
+    pub fn for_log(&self) -> Self {
+        Self { is_log: self.is_json, ..self.clone() }
     }
 
     /// Results are wanted as JSON.
@@ -97,7 +107,7 @@ impl Console {
     /// Says something on standard error, unless it shall be quiet.
     pub fn note(&self, text: &str) {
         if !self.is_quiet {
-            Self::complain(text);
+            self.tell(text, text);
         }
     }
 
@@ -109,7 +119,7 @@ impl Console {
     /// Says something on standard error if details are wanted.
     pub fn detail(&self, text: &str) {
         if self.is_verbose {
-            Self::complain(&self.err.dim(text));
+            self.tell(text, &self.err.dim(text));
         }
     }
 
@@ -126,6 +136,16 @@ impl Console {
         let (message, hint) = failure.words();
         // Names and texts in a message may come from a hostile file.
         self.error(&plain::one_line(message), hint);
+    }
+
+    /// Says `text`, to people as it is `shown`.
+    fn tell(&self, text: &str, shown: &str) {
+        if self.is_log {
+            let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            Self::complain(&serde_json::json!({ "time": time, "message": text }).to_string());
+        } else {
+            Self::complain(shown);
+        }
     }
 
     fn complain(text: &str) {

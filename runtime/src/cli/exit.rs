@@ -120,6 +120,14 @@ impl Failure {
         self
     }
 
+    /// The same with the place that led to it.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub fn within(mut self, place: impl Display) -> Self {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+
     /// The message, and what to do about it.
     pub fn words(&self) -> (&str, Option<&str>) {
         (&self.message, self.hint.as_deref())

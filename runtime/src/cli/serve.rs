@@ -2,7 +2,7 @@
 
 mod models;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,9 +24,9 @@ use super::exit::{Exit, Failure};
 pub struct Args {
     #[command(flatten)]
     models: models::ModelsArgs,
-    /// The address to listen on; other machines reach any but 127.0.0.1 and ::1, and then keys or client certificates are
-    /// needed
-    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    /// The address to listen on, or localhost; other machines reach any but 127.0.0.1 and ::1, and then keys or client
+    /// certificates are needed
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_parser = host)]
     host: IpAddr,
     /// The port to listen on; 0 takes a free one
     #[arg(long, value_name = "N", default_value_t = 8080)]
@@ -63,6 +63,22 @@ pub struct Args {
     drain: u64,
 }
 
+/// An address, or a name that this machine has for itself. Where another name leads may change, and nobody would see that
+/// others reach it.
+fn host(text: &str) -> Result<IpAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let expected = "expected an IP address, or a name of this machine for itself such as localhost";
+    let found = (text, 0).to_socket_addrs().map_err(|error| format!("{expected}: {error}"))?;
+    let mut found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    found.sort();
+    match found.first() {
+        Some(first) if found.iter().all(IpAddr::is_loopback) => Ok(*first),
+        _ => Err(expected.to_owned()),
+    }
+}
+
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
         match error {
@@ -86,7 +102,7 @@ impl From<ServerError> for Failure {
                 Exit::Usage,
                 Some("--keys FILE asks for keys, --client-ca FILE for certificates, --open serves everybody"),
             ),
-            ServerError::Origin { .. } | ServerError::File { .. } => (Exit::Usage, None),
+            ServerError::Origin { .. } | ServerError::HostName { .. } | ServerError::File { .. } => (Exit::Usage, None),
             ServerError::Collector { .. } => {
                 (Exit::Usage, Some("a collector on this machine can send it on: --otlp-endpoint http://localhost:4318"))
             }
@@ -104,6 +120,7 @@ impl From<ServerError> for Failure {
 
 /// Serves until SIGTERM or Ctrl-C, and then until what runs is done.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
+    let console = &console.for_log();
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     let tls = tls.map(|(cert, key)| TlsFiles { cert, key, client_ca: args.client_ca.clone() });
     let reads_again = args.keys.is_some() || tls.is_some() || is_service();

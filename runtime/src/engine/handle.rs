@@ -13,7 +13,6 @@ use farpost_kernels::backend::{Backend, DeviceError, ImageShape, Limits, MemoryU
 
 use super::dry::Breakers;
 use super::error::EngineError;
-use super::generate::GenerateOptions;
 use super::grammar;
 use super::guesser::{Guesser, with_draft};
 use super::ledger::{Charge, Holder, Holdings, Ledger};
@@ -112,11 +111,8 @@ impl Engine {
         let start = Instant::now();
         let mut sizes = options.sizes(&model)?;
         let ledger = Ledger::new(options.memory_cap, whole);
-        // An engine that has no room left for a request would be of no use.
-        let plain = Request::new(Vec::new(), GenerateOptions::default());
-        let least_bytes = room::request_bytes(&plain, model.graph().n_vocab(), sizes.context);
         let cached_bytes = room::cached_bytes(options.max_cached, sizes.context);
-        let beside = cached_bytes.saturating_add(least_bytes);
+        let beside = room::beside_bytes(&model, options.max_cached, sizes.context);
         sizes.limits.memory_cap = ledger.free().map(|free| free.saturating_sub(beside));
         let mut plan = backend.compile(model.graph(), &sizes.limits)?;
         let kv_tokens = plan.kv().free_tokens();
@@ -179,6 +175,28 @@ impl Engine {
             owner: Mutex::new(None),
         };
         Ok((Self { inner: Arc::new(inner) }, owner))
+    }
+
+    /// Bytes that must be free for an engine to open with these options. Nothing is taken.
+    pub(super) fn needed_bytes(
+        model: &Model,
+        backend: &dyn Backend,
+        options: &EngineOptions,
+    ) -> Result<u64, EngineError> {
+        let Sizes { context, limits } = options.sizes(model)?;
+        // A plan that is refused takes nothing and says what it lacks: scratch first, with room for that keys and values.
+        let mut of_plan = 0_u64;
+        for _ in 0..2 {
+            match backend.compile(model.graph(), &Limits { memory_cap: Some(of_plan), ..limits.clone() }) {
+                Ok(plan) => {
+                    of_plan = plan.memory().kv.saturating_add(plan.memory().scratch);
+                    break;
+                }
+                Err(DeviceError::OutOfMemory { needed_bytes, .. }) => of_plan = of_plan.saturating_add(needed_bytes),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(of_plan.saturating_add(room::beside_bytes(model, options.max_cached, context)))
     }
 
     /// The model.

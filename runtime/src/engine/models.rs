@@ -1,8 +1,10 @@
 //! Several models under one memory cap: loaded when they are asked for, unloaded when they idle or others need the room.
 //!
 //! What gives way to a model that is to be loaded, in this order: models that idle and are not pinned, least recently used
-//! first; those that are being unloaded; a part of the new model's cache, down to one context; then it is refused, with the bytes needed. Models that
-//! work are never unloaded. Mapped weights are the system's to drop and count for nothing.
+//! first; those that are being unloaded; a part of the new model's cache, down to one context; then it is refused, with
+//! the bytes needed. It is known before whether all that may give way suffices: a model that is refused harms no other.
+//! Models that work are never unloaded. Weights, also those of packed files, are mapped: they are the system's to drop and
+//! count for nothing.
 //!
 //! A model that is being unloaded keeps its slot until its memory is free: who asks for it waits and then loads it anew,
 //! and a load that lacks room waits for it before it is refused.
@@ -10,7 +12,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use farpost_kernels::backend::{Backend, DeviceError, MemoryUse};
+use farpost_kernels::backend::{Backend, DeviceError, DeviceInfo, MemoryUse};
 
 use super::error::EngineError;
 use super::handle::Engine;
@@ -40,13 +42,13 @@ pub enum LoadError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The cap, with all given way that may.
-    #[error("model '{name}' needs {needed_bytes} bytes, {free_bytes} of the cap of {cap_bytes} are free")]
+    #[error("model '{name}' needs {needed_bytes} bytes, {free_bytes} of the cap of {cap_bytes} can be had")]
     Memory {
         /// The model.
         name: String,
-        /// Bytes of the first thing that did not fit.
+        /// Bytes that it needs with the smallest cache.
         needed_bytes: u64,
-        /// Bytes of the cap that no other model holds.
+        /// Bytes of the cap that nobody holds, or that models hold which may give way.
         free_bytes: u64,
         /// The cap.
         cap_bytes: u64,
@@ -141,9 +143,14 @@ impl Models {
         self.shelf().slot(name).map(|slot| slot.used = Instant::now()).is_some()
     }
 
-    /// Bytes that caches, scratch and repacked weights of all models may take together.
+    /// Bytes that caches, scratch and requests of all models may take together.
     pub fn memory_cap(&self) -> Option<u64> {
         self.options.memory_cap
+    }
+
+    /// What models run on.
+    pub fn device(&self) -> DeviceInfo {
+        self.backend.describe()
     }
 
     /// Keeps a loaded model from giving way, or no longer; false if it is not loaded.
@@ -235,30 +242,49 @@ impl Models {
         let (model, mut options) = (self.open)(name)?;
         let model = Arc::new(model);
         loop {
-            let free_bytes = self.ledger.free();
-            let (backend, whole) = (Arc::clone(&self.backend), Some(Arc::clone(&self.ledger)));
-            let error = match Engine::open_under(Arc::clone(&model), None, backend, &options, whole) {
-                Ok(engine) => return Ok(engine),
-                Err(error) => error,
+            let needed_bytes = Engine::needed_bytes(&model, &*self.backend, &options)?;
+            let error = match self.make_room(needed_bytes) {
+                Ok(()) => {
+                    let (backend, whole) = (Arc::clone(&self.backend), Some(Arc::clone(&self.ledger)));
+                    match Engine::open_under(Arc::clone(&model), None, backend, &options, whole) {
+                        Ok(engine) => return Ok(engine),
+                        Err(EngineError::Device(error @ DeviceError::OutOfMemory { .. })) => {
+                            // The system has less than the cap allows, or requests have taken it meanwhile.
+                            if self.unload_one(|_| true).is_some() || self.await_leaving() {
+                                continue;
+                            }
+                            LoadError::Engine(error.into())
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Err(_) if self.await_leaving() => continue,
+                Err(free_bytes) => {
+                    let cap_bytes = self.options.memory_cap.unwrap_or(u64::MAX);
+                    LoadError::Memory { name: name.to_owned(), needed_bytes, free_bytes, cap_bytes }
+                }
             };
-            let EngineError::Device(DeviceError::OutOfMemory { needed_bytes, .. }) = error else {
-                return Err(error.into());
-            };
-            if self.unload_one(|_| true).is_some() || self.await_leaving() {
-                continue;
-            }
             let context = options.context_of(&model);
             let kv_tokens = options.kv_tokens_of(&model);
-            if kv_tokens > context {
-                options.kv_tokens = Some((kv_tokens / 2).max(context));
-                continue;
+            if kv_tokens <= context {
+                return Err(error);
             }
-            return match (self.options.memory_cap, free_bytes) {
-                (Some(cap_bytes), Some(free_bytes)) => {
-                    Err(LoadError::Memory { name: name.to_owned(), needed_bytes, free_bytes, cap_bytes })
-                }
-                _ => Err(error.into()),
-            };
+            options.kv_tokens = Some((kv_tokens / 2).max(context));
+        }
+    }
+
+    /// Unloads what may give way until so many bytes are free; if all of it would not do, nothing, and says how many there
+    /// would be.
+    fn make_room(&self, needed_bytes: u64) -> Result<(), u64> {
+        loop {
+            let Some(free_bytes) = self.ledger.free().filter(|free| *free < needed_bytes) else { return Ok(()) };
+            let may_go = |slot: &&Slot| !slot.is_pinned && !slot.is_leaving && slot.engine.is_idle();
+            let held = |slot: &Slot| slot.engine.memory().kv.saturating_add(slot.engine.memory().scratch);
+            let idle_bytes: u64 = self.shelf().slots.iter().filter(may_go).map(held).sum();
+            let most_bytes = free_bytes.saturating_add(idle_bytes);
+            if most_bytes < needed_bytes || self.unload_one(|_| true).is_none() {
+                return Err(most_bytes);
+            }
         }
     }
 }

@@ -37,8 +37,13 @@ async fn list(State(app): Shared) -> Response {
 
 /// A model and where it is.
 pub(super) fn describe(app: &App, entry: &Entry) -> Json {
-    let (name, state) = (&entry.served.name, entry.state_name());
+    let name = &entry.served.name;
     let loaded = app.catalogue.models.loaded().into_iter().find(|loaded| loaded.name == *name);
+    let state = match entry.state_name() {
+        // It is making room for another one.
+        "loaded" if loaded.is_none() => "away",
+        state => state,
+    };
     json!({
         "name": name,
         "state": state,
@@ -48,7 +53,7 @@ pub(super) fn describe(app: &App, entry: &Entry) -> Json {
             let memory = loaded.memory;
             json!({
                 "weights_mapped": memory.weights_mapped,
-                "weights_packed": memory.weights_packed,
+                "weights_packed_mapped": memory.weights_packed,
                 "kv": memory.kv,
                 "scratch": memory.scratch,
                 "requests": loaded.holdings.requests,
@@ -81,6 +86,10 @@ async fn change(app: Arc<App>, name: Name, work: fn(&App, &Arc<Entry>) -> Result
     let done = tokio::task::spawn_blocking(move || work(&app, &entry).map(|()| describe(&app, &entry)));
     match done.await {
         Ok(Ok(json)) => json_response(StatusCode::OK, &json),
+        // Whoever runs the server is told.
+        Ok(Err(Problem::ModelFailed { cause, .. })) => {
+            wire::refuse(PREFIX, &Problem::ModelFailed { cause, is_told: true })
+        }
         Ok(Err(problem)) => wire::refuse(PREFIX, &problem),
         Err(panic) => wire::refuse(PREFIX, &Problem::Internal(panic.to_string().into())),
     }

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use axum::http::StatusCode;
 use rustls::ServerConfig;
 use tokio::sync::Semaphore;
 
 use super::catalogue::{Catalogue, Entry, Hosted, Served};
 use super::error::Problem;
-use super::guard::Caller;
+use super::guard::Visit;
 use super::keys::Keys;
 use super::live::Live;
 use super::metrics::Metrics;
@@ -52,7 +53,7 @@ impl App {
         options.check()?;
         let keys = options.keys.clone().map(|path| Live::new(vec![path.clone()], move || Keys::of_file(&path)));
         let tls = options.tls.clone().map(|files| Live::new(files.paths(), move || files.config()));
-        Ok(Self {
+        let app = Self {
             catalogue: Catalogue::new(models, served)?,
             keys: keys.transpose()?,
             tls: tls.transpose()?,
@@ -69,7 +70,18 @@ impl App {
             n_groups: AtomicU64::new(0),
             accounts: Mutex::default(),
             salt: fresh_seed(),
-        })
+        };
+        app.tell_unknown_models();
+        Ok(app)
+    }
+
+    /// Says which models keys may ask that are not here. Lists of keys are shared between servers, so they are no error.
+    fn tell_unknown_models(&self) {
+        let Some(keys) = &self.keys else { return };
+        let known: Vec<String> = self.catalogue.entries().map(|entry| entry.served.name.clone()).collect();
+        for unknown in keys.get().unknown_models(&known) {
+            super::log::warn(self, &format!("{}: {unknown}, which is no model of this server", keys.names()));
+        }
     }
 
     /// What the key with this id has used, since the server began.
@@ -81,7 +93,12 @@ impl App {
     /// Reads files of settings again: those that have changed, or all.
     pub(super) fn refresh(&self, all: bool) {
         if let Some(keys) = &self.keys {
-            self.tell_refreshed("keys", &keys.names(), keys.refresh(all));
+            let read = keys.refresh(all);
+            let is_new = matches!(read, Some(Ok(())));
+            self.tell_refreshed("keys", &keys.names(), read);
+            if is_new {
+                self.tell_unknown_models();
+            }
         }
         if let Some(tls) = &self.tls {
             self.tell_refreshed("tls", &tls.names(), tls.refresh(all));
@@ -99,21 +116,24 @@ impl App {
 
     /// A connection that never came to a request.
     pub(super) fn log_handshake(&self, peer: SocketAddr, why: &str) {
-        self.metrics.count_refusal("tls_handshake");
+        self.metrics.count_refusal("tls_handshake", "", "");
         super::log::note(self, &format!("{peer}: the TLS handshake failed: {why}"));
     }
 
-    /// The whole answer to a request whose head can't be read.
-    pub(super) fn refuse_head(&self, status: u16) -> Vec<u8> {
-        let problem = Problem::Head { status };
-        self.metrics.count_refusal(problem.reason());
+    /// The whole answer to a request that never comes to a handler; the connection ends with it.
+    pub(super) fn refuse_unread(&self, problem: &Problem) -> Vec<u8> {
+        self.metrics.count_refusal(problem.reason(), "", "");
         let id = format!("req_{}", self.fresh_id());
-        super::log::note(self, &format!("{status} {id} reason={}", problem.reason()));
-        let body = super::wire::error(&problem);
-        // The number says it all; what stands behind it is for people.
+        let status = StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        super::log::note(self, &format!("{} {id} reason={}", status.as_u16(), problem.reason()));
+        let body = super::wire::error(problem);
+        let retry_after = problem.retry_after().map(|seconds| format!("retry-after: {seconds}\r\n"));
         let head = format!(
-            "HTTP/1.1 {status} Refused\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             x-request-id: {id}\r\ncontent-length: {}\r\n\r\n",
+            "HTTP/1.1 {} {}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             x-request-id: {id}\r\n{}content-length: {}\r\n\r\n",
+            status.as_u16(),
+            status.canonical_reason().unwrap_or_default(),
+            retry_after.unwrap_or_default(),
             body.len()
         );
         (head + &body).into_bytes()
@@ -135,20 +155,25 @@ impl App {
     }
 
     /// A model by the name that a request gives. Who may not ask it is told the same as where there is none.
-    pub(super) fn entry(&self, name: &str, caller: &Caller) -> Result<&Arc<Entry>, Problem> {
-        let entry = self.catalogue.entry(name).filter(|_| caller.may_ask(name));
-        entry.ok_or_else(|| Problem::NoModel(name.to_owned()))
+    pub(super) fn entry(&self, name: &str, visit: &Visit) -> Result<&Arc<Entry>, Problem> {
+        let entry = self.catalogue.entry(name).filter(|_| visit.caller.may_ask(name));
+        let entry = entry.ok_or_else(|| Problem::NoModel(name.to_owned()))?;
+        visit.about.set_name(name);
+        Ok(entry)
     }
 
     /// The model that a request names, loaded; may wait for that. Who is to get a stream is not left in silence for longer
     /// than streams ever are.
-    pub(super) fn model(&self, name: &str, caller: &Caller, is_stream: bool) -> Result<Arc<Hosted>, Problem> {
+    pub(super) fn model(&self, name: &str, visit: &Visit, is_stream: bool) -> Result<Arc<Hosted>, Problem> {
+        let entry = self.entry(name, visit)?;
         if self.is_draining() {
             return Err(Problem::Draining);
         }
         let options = &self.options;
         let most = if is_stream { options.load_wait.min(options.ping_interval) } else { options.load_wait };
-        self.catalogue.ask(self.entry(name, caller)?, most)
+        let hosted = self.catalogue.ask(entry, most)?;
+        visit.about.set_model(&hosted);
+        Ok(hosted)
     }
 
     /// "ready", or why it is not.

@@ -13,15 +13,19 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use farpost_kernels::backend::DeviceError;
 use farpost_models::gguf::ContentHash;
+use farpost_models::template::ChatTemplate;
+use farpost_models::tokenizer::Tokenizer;
+use sha2::{Digest, Sha256};
 
 use super::app::{App, unix_seconds};
 use super::error::Problem;
 use super::log;
 use super::options::ServerError;
 use crate::engine::{Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate};
+use crate::model::Model;
 
 /// After a model could not be loaded, all who ask for it are told so for this time without trying again.
-const PAUSE: Duration = Duration::from_secs(5);
+pub(super) const PAUSE: Duration = Duration::from_secs(5);
 /// Nobody is told to come again later than this: what is known of loading is a guess.
 const MOST_RETRY: Duration = Duration::from_secs(60);
 /// How often to look for models that idle.
@@ -57,6 +61,10 @@ pub(super) struct Hosted {
     pub(super) speculate: Speculate,
     /// Seconds since 1970 when it was loaded.
     pub(super) created: u64,
+    /// What tells the model from others, short; known at once.
+    pub(super) print: String,
+    /// Of the longest token of the vocabulary.
+    longest_token_bytes: usize,
     /// Known some time after loading: it reads the whole file.
     pub(super) hash: OnceLock<ContentHash>,
     /// How many steps there were when work without a step was first seen, and when that was.
@@ -68,6 +76,8 @@ impl Hosted {
     pub(super) fn new(served: &Served, engine: Engine) -> Self {
         Self {
             name: served.name.clone(),
+            print: print(engine.model()),
+            longest_token_bytes: longest_token_bytes(engine.model().tokenizer()),
             engine,
             sampling: served.sampling.clone(),
             speculate: served.speculate,
@@ -77,10 +87,14 @@ impl Hosted {
         }
     }
 
-    /// Build and model, short; `None` until the file's hash is known.
-    pub(super) fn fingerprint(&self) -> Option<String> {
-        let hash = self.hash.get()?.to_string();
-        Some(format!("fp_{}_{}", env!("CARGO_PKG_VERSION"), &hash[..8]))
+    /// Build and model, short: the same for as long as neither changes.
+    pub(super) fn fingerprint(&self) -> String {
+        format!("fp_{}_{}", env!("CARGO_PKG_VERSION"), self.print)
+    }
+
+    /// Tokens that a text of so many bytes has at least.
+    pub(super) fn least_tokens(&self, n_bytes: usize) -> usize {
+        n_bytes / self.longest_token_bytes
     }
 
     /// True if there is work and no step for longer than `most`.
@@ -180,7 +194,7 @@ impl Catalogue {
         let mut entries: Vec<Arc<Entry>> = Vec::new();
         for served in served {
             let is_known = entries.iter().any(|entry| entry.served.name == served.name);
-            if served.name.is_empty() || is_known {
+            if !is_name(&served.name) || is_known {
                 return Err(ServerError::Name { name: served.name });
             }
             entries.push(Arc::new(Entry::new(served)));
@@ -285,6 +299,8 @@ impl Catalogue {
         let name = &entry.served.name;
         let loaded = self.try_load(&entry.served);
         app.metrics.count_load(name, loaded.is_ok());
+        // What has made room is seen to be gone by whoever sees the new one.
+        self.forget_unloaded();
         match &loaded {
             Ok(hosted) => {
                 app.metrics.of(name, "");
@@ -319,6 +335,10 @@ impl Catalogue {
     /// Unloads what idles, and lets go of what was unloaded to make room.
     fn let_go(&self) {
         self.models.unload_idle();
+        self.forget_unloaded();
+    }
+
+    fn forget_unloaded(&self) {
         let loaded = self.models.loaded();
         for entry in &self.entries {
             let mut state = entry.state();
@@ -327,6 +347,12 @@ impl Catalogue {
             }
         }
     }
+}
+
+/// Names stand in paths of URLs and mean no files.
+fn is_name(name: &str) -> bool {
+    let is_wrong = |c: char| c.is_control() || matches!(c, '/' | '\\');
+    !name.is_empty() && name == name.trim() && !name.contains("..") && !name.contains(is_wrong)
 }
 
 /// One real step.
@@ -342,25 +368,43 @@ fn trial(engine: &Engine) -> Result<(), String> {
 
 /// What whoever asks for a model that can't be loaded is told.
 fn problem(error: &ServerError) -> Problem {
-    let memory = match error {
-        ServerError::Load { source, .. } => match &**source {
-            // Where others hold the rest of the cap they may be done by then, and idle ones give way.
-            LoadError::Memory { needed_bytes, free_bytes, cap_bytes, .. } => {
-                Some((*needed_bytes, *free_bytes, (needed_bytes <= cap_bytes).then_some(PAUSE)))
-            }
-            LoadError::Engine(EngineError::Device(DeviceError::OutOfMemory { needed_bytes, free_bytes, .. })) => {
-                Some((*needed_bytes, free_bytes.unwrap_or(0), None))
-            }
-            _ => None,
-        },
-        _ => None,
-    };
-    match memory {
-        Some((needed_bytes, allowed_bytes, retry_after)) => {
-            Problem::Memory { needed_bytes, allowed_bytes, retry_after }
+    let failed = || Problem::ModelFailed { cause: error.to_string().into(), is_told: false };
+    let ServerError::Load { source, name } = error else { return failed() };
+    let (needed_bytes, allowed_bytes, retry_after) = match &**source {
+        // Where others hold the rest of the cap they may be done by then, and idle ones give way.
+        LoadError::Memory { needed_bytes, free_bytes, cap_bytes, .. } => {
+            (*needed_bytes, *free_bytes, (needed_bytes <= cap_bytes).then_some(PAUSE))
         }
-        None => Problem::Internal(error.to_string().into()),
+        LoadError::Engine(EngineError::Device(DeviceError::OutOfMemory { needed_bytes, free_bytes, .. })) => {
+            (*needed_bytes, free_bytes.unwrap_or(0), None)
+        }
+        _ => return failed(),
+    };
+    Problem::ModelMemory { model: name.as_str().into(), needed_bytes, allowed_bytes, retry_after }
+}
+
+/// What tells a model from others without reading all of it: where its weights lie, the beginnings of some of them, and its
+/// template.
+fn print(model: &Model) -> String {
+    const SAMPLES: usize = 16;
+    const SAMPLE_BYTES: usize = 256;
+    let (file, mut hasher) = (model.file(), Sha256::new());
+    hasher.update(file.size_bytes().to_le_bytes());
+    let every = file.tensors().len().div_ceil(SAMPLES).max(1);
+    for (number, tensor) in file.tensors().iter().enumerate() {
+        hasher.update(format!("{} {:?} {:?} {}\n", tensor.name(), tensor.dtype(), tensor.dims(), tensor.offset()));
+        if number % every == 0 {
+            let bytes = tensor.weight().bytes().as_slice();
+            hasher.update(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+        }
     }
+    hasher.update(model.template().map_or("", ChatTemplate::source));
+    hasher.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn longest_token_bytes(tokenizer: &Tokenizer) -> usize {
+    let ids = 0..u32::try_from(tokenizer.n_vocab()).unwrap_or(u32::MAX);
+    ids.map(|id| tokenizer.token_bytes(id).len()).max().unwrap_or(0).max(1)
 }
 
 /// Whoever asks for the model's version before that gets it without the hash.

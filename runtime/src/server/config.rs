@@ -28,6 +28,8 @@ pub struct ModelConfig {
     pub name: Option<String>,
     /// A file, a folder with one, or a name in the model folder; `None` is the built-in model.
     pub model: Option<String>,
+    /// A file with a chat template in place of its own.
+    pub template: Option<String>,
     /// Load it when it is asked for, not at the start.
     pub is_on_demand: bool,
     /// Never unload it to make room or because it idles.
@@ -57,7 +59,7 @@ impl Config {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        let mut fields = Fields::new(json::object(bytes)?);
+        let mut fields = Fields::new(json::object_of_file(bytes)?);
         let memory_cap = fields.whole("memory_cap_bytes", 1, i64::MAX)?.map(i64::unsigned_abs);
         let idle = fields.whole("idle_seconds", 1, i64::from(u32::MAX))?;
         let list = match fields.take("models") {
@@ -76,12 +78,13 @@ fn model(place: usize, entry: Json) -> Result<ModelConfig, Problem> {
     let config = ModelConfig {
         name: fields.string("name")?,
         model: fields.string("model")?,
+        template: fields.string("template")?,
         is_on_demand: choice(&mut fields, "load", &[("start", false), ("demand", true)])?.unwrap_or(false),
         is_pinned: fields.flag("pinned")?.unwrap_or(false),
         context: fields.count("context", 1, i64::MAX)?,
         kv_tokens: fields.count("kv_tokens", 1, i64::MAX)?,
         parallel: fields.count("parallel", 1, 1024)?,
-        queue: fields.count("queue", 0, i64::MAX)?,
+        queue: fields.count("queue", 1, i64::MAX)?,
         kv_type: choice(&mut fields, "kv_type", &[KvType::F16, KvType::Q8_0, KvType::F32].map(|of| (of.name(), of)))?,
         activations: choice(
             &mut fields,

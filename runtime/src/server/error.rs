@@ -4,7 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::catalogue::PAUSE;
 use crate::engine::{EngineError, Finish, Refusal, SampleError, SamplingError};
+
+/// The code of heads after which nothing on the connection can be relied on.
+pub(super) const MALFORMED_HEAD: &str = "malformed_head";
 
 /// A request that is wrong in itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,11 @@ impl Invalid {
         Self { code: Some("unknown_parameter"), ..Self::of(param, message) }
     }
 
+    /// The head of a request that came to a handler.
+    pub(super) fn head(message: String) -> Self {
+        Self { param: None, code: Some(MALFORMED_HEAD), message }
+    }
+
     /// The body as a whole.
     pub(super) fn body(message: String) -> Self {
         Self { param: None, code: None, message }
@@ -47,7 +56,11 @@ impl Invalid {
 pub(super) enum Problem {
     Invalid(Invalid),
     ContextLength {
+        /// The parameter that is to become shorter.
+        param: &'static str,
         prompt_tokens: usize,
+        /// The prompt is known to have more than that; how many was not counted.
+        is_least: bool,
         max_tokens: Option<usize>,
         context_tokens: usize,
     },
@@ -71,6 +84,10 @@ pub(super) enum Problem {
         most_bytes: usize,
     },
     MediaType(String),
+    /// A body that is compressed.
+    Encoding(String),
+    /// Too many connections from one address.
+    TooManyConnections,
     QueueFull {
         waiting: usize,
         retry_after: Duration,
@@ -97,13 +114,27 @@ pub(super) enum Problem {
         deadline: Duration,
         estimate: Duration,
     },
-    /// The deadline passed.
-    Deadline,
+    /// The deadline passed, with so many tokens written.
+    Deadline {
+        completion_tokens: usize,
+    },
     /// More memory than there is; never, or not now: `retry_after` tells them apart.
     Memory {
         needed_bytes: u64,
         allowed_bytes: u64,
         retry_after: Option<Duration>,
+    },
+    /// The model does not fit beside those that may not give way.
+    ModelMemory {
+        model: Arc<str>,
+        needed_bytes: u64,
+        allowed_bytes: u64,
+        retry_after: Option<Duration>,
+    },
+    /// The model can't be loaded; why is for who runs the server.
+    ModelFailed {
+        cause: Arc<str>,
+        is_told: bool,
     },
     /// Something broke; what exactly stands in the log.
     Internal(Arc<str>),
@@ -122,15 +153,18 @@ impl Problem {
             Self::BodyTimeout => 408,
             Self::Superseded => 409,
             Self::TooLarge { .. } => 413,
-            Self::MediaType(_) => 415,
+            Self::MediaType(_) | Self::Encoding(_) => 415,
             Self::QueueFull { .. } | Self::Rate { .. } | Self::Quota { .. } => 429,
             Self::Internal(_) => 500,
             Self::Loading { .. }
             | Self::Draining
             | Self::Unreachable { .. }
-            | Self::Memory { retry_after: Some(_), .. } => 503,
-            Self::Deadline => 504,
-            Self::Memory { .. } => 507,
+            | Self::ModelFailed { .. }
+            | Self::TooManyConnections
+            | Self::Memory { retry_after: Some(_), .. }
+            | Self::ModelMemory { retry_after: Some(_), .. } => 503,
+            Self::Deadline { .. } => 504,
+            Self::Memory { .. } | Self::ModelMemory { .. } => 507,
         }
     }
 
@@ -148,19 +182,22 @@ impl Problem {
             Self::Method(_) => "method_not_allowed",
             Self::Head { status: 414 } => "uri_too_long",
             Self::Head { status: 431 } => "head_too_large",
-            Self::Head { .. } => "malformed_head",
+            Self::Head { status: 408 } => "request_timeout",
+            Self::Head { .. } => MALFORMED_HEAD,
             Self::BodyTimeout => "request_timeout",
             Self::TooLarge { .. } => "request_too_large",
-            Self::MediaType(_) => "unsupported_media_type",
+            Self::MediaType(_) | Self::Encoding(_) => "unsupported_media_type",
+            Self::TooManyConnections => "too_many_connections",
             Self::QueueFull { .. } => "queue_full",
             Self::Rate { .. } => "rate_limit_exceeded",
-            Self::Quota { .. } => "insufficient_quota",
+            Self::Quota { .. } => "quota_exceeded",
             Self::Superseded => "superseded",
             Self::Loading { .. } => "model_loading",
             Self::Draining => "draining",
             Self::Unreachable { .. } => "deadline_unreachable",
-            Self::Deadline => "deadline_exceeded",
-            Self::Memory { .. } => "insufficient_memory",
+            Self::Deadline { .. } => "deadline_exceeded",
+            Self::Memory { .. } | Self::ModelMemory { .. } => "insufficient_memory",
+            Self::ModelFailed { .. } => "model_failed",
             Self::Internal(_) => "internal_error",
         })
     }
@@ -169,7 +206,8 @@ impl Problem {
     pub(super) fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid(invalid) => invalid.param.as_deref(),
-            Self::NoModel(_) => Some("model"),
+            Self::NoModel(_) | Self::ModelMemory { .. } | Self::ModelFailed { .. } => Some("model"),
+            Self::ContextLength { param, .. } => Some(param),
             _ => None,
         }
     }
@@ -181,10 +219,16 @@ impl Problem {
             | Self::Rate { retry_after, .. }
             | Self::Quota { retry_after, .. }
             | Self::Loading { retry_after }
-            | Self::Memory { retry_after: Some(retry_after), .. } => {
+            | Self::Memory { retry_after: Some(retry_after), .. }
+            | Self::ModelMemory { retry_after: Some(retry_after), .. } => {
                 Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
             }
-            Self::Draining => Some(1),
+            // What is before it now is done by then.
+            Self::Unreachable { deadline, estimate } => {
+                Some(estimate.saturating_sub(*deadline).as_secs_f64().ceil().max(1.0) as u64)
+            }
+            Self::Draining | Self::TooManyConnections => Some(1),
+            Self::ModelFailed { .. } => Some(PAUSE.as_secs()),
             _ => None,
         }
     }
@@ -194,12 +238,12 @@ impl Problem {
         self.code().unwrap_or("invalid_request")
     }
 
-    /// Why an answer ended that nobody wanted to end so; `None` if it ended well.
-    pub(super) fn of_finish(finish: Finish) -> Option<Self> {
+    /// Why an answer ended that nobody wanted to end so, with so many tokens written; `None` if it ended well.
+    pub(super) fn of_finish(finish: Finish, completion_tokens: usize) -> Option<Self> {
         match finish {
             Finish::EndToken(_) | Finish::StopString(_) | Finish::Length => None,
             Finish::Superseded => Some(Self::Superseded),
-            Finish::Deadline => Some(Self::Deadline),
+            Finish::Deadline => Some(Self::Deadline { completion_tokens }),
             Finish::Closed => Some(Self::Draining),
             Finish::Cancelled => Some(Self::Internal("the request was cancelled".into())),
         }
@@ -211,9 +255,13 @@ impl Problem {
             Self::Invalid(Invalid { param: Some(param.to_owned()), code: None, message })
         };
         match error {
-            EngineError::PromptTooLong { prompt_tokens, context_tokens } => {
-                Self::ContextLength { prompt_tokens: *prompt_tokens, max_tokens: None, context_tokens: *context_tokens }
-            }
+            EngineError::PromptTooLong { prompt_tokens, context_tokens } => Self::ContextLength {
+                param: "prompt",
+                prompt_tokens: *prompt_tokens,
+                is_least: false,
+                max_tokens: None,
+                context_tokens: *context_tokens,
+            },
             EngineError::Sampling(SamplingError::OutOfRange { parameter, .. })
             | EngineError::OutOfRange { parameter, .. } => invalid(parameter, error.to_string()),
             EngineError::Sampling(SamplingError::NoSuchToken { .. }) => invalid("logit_bias", error.to_string()),
@@ -260,14 +308,14 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(invalid) => f.write_str(&invalid.message),
-            Self::ContextLength { prompt_tokens, max_tokens: None, context_tokens } => {
-                write!(f, "the prompt has {prompt_tokens} tokens, the context holds {context_tokens}")
+            Self::ContextLength { prompt_tokens, is_least, max_tokens, context_tokens, .. } => {
+                let least = if *is_least { " at least" } else { "" };
+                write!(f, "the prompt has{least} {prompt_tokens} tokens")?;
+                if let Some(max_tokens) = max_tokens {
+                    write!(f, " and {max_tokens} more are asked for")?;
+                }
+                write!(f, ", the context holds {context_tokens}")
             }
-            Self::ContextLength { prompt_tokens, max_tokens: Some(max_tokens), context_tokens } => write!(
-                f,
-                "the prompt has {prompt_tokens} tokens and {max_tokens} more are asked for, the context holds \
-                 {context_tokens}"
-            ),
             Self::NoKey => f.write_str("no API key was given, expected 'Authorization: Bearer KEY'"),
             Self::WrongKey => f.write_str("the API key is not known here"),
             Self::ExpiredKey => f.write_str("the API key has expired"),
@@ -279,10 +327,15 @@ impl fmt::Display for Problem {
             Self::Method(method) => write!(f, "the method {method} is not allowed here"),
             Self::Head { status: 414 } => f.write_str("the address of the request is too long"),
             Self::Head { status: 431 } => f.write_str("the head of the request is too large or has too many fields"),
-            Self::Head { .. } => f.write_str("the head of the request is malformed, expected HTTP/1.1"),
+            Self::Head { status: 408 } => f.write_str("the head of the request did not come in time"),
+            Self::Head { .. } => f.write_str(
+                "the head of the request is malformed, expected HTTP/1.1 with one length of the body at most",
+            ),
             Self::BodyTimeout => f.write_str("the body of the request did not come in time"),
             Self::TooLarge { most_bytes } => write!(f, "the body is larger than {most_bytes} bytes"),
             Self::MediaType(found) => write!(f, "the content type is {found:?}, expected application/json"),
+            Self::Encoding(found) => write!(f, "the body is encoded as {found:?}, expected it as it is"),
+            Self::TooManyConnections => f.write_str("there are too many connections from this address"),
             Self::QueueFull { waiting, .. } => write!(f, "the queue is full with {waiting} requests"),
             Self::Rate { what, limit, .. } => write!(f, "the API key is limited to {limit} {what}, which are used up"),
             Self::Quota { limit, .. } => {
@@ -297,12 +350,22 @@ impl fmt::Display for Problem {
                 deadline.as_millis(),
                 estimate.as_millis()
             ),
-            Self::Deadline => f.write_str("the deadline passed before the answer was complete"),
+            Self::Deadline { completion_tokens } => {
+                write!(f, "the deadline passed before the answer was complete, {completion_tokens} tokens were written")
+            }
             Self::Memory { needed_bytes, allowed_bytes, retry_after: None } => {
                 write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are allowed")
             }
             Self::Memory { needed_bytes, allowed_bytes, retry_after: Some(_) } => {
                 write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are free now")
+            }
+            Self::ModelMemory { model, needed_bytes, allowed_bytes, .. } => write!(
+                f,
+                "the model {model:?} needs {needed_bytes} bytes of memory beside its file, {allowed_bytes} can be had"
+            ),
+            Self::ModelFailed { cause, is_told: true } => write!(f, "the model can't be loaded: {cause}"),
+            Self::ModelFailed { .. } => {
+                f.write_str("the model can't be loaded; the log and the admin routes have the cause")
             }
             Self::Internal(_) => {
                 f.write_str("something failed in the server; its log has the request id and the cause")

@@ -103,7 +103,7 @@ impl Following {
         let mut streams = submit(&hosted, &sure);
         if matches!(streams, Err(Problem::Draining)) && !app.is_draining() {
             // It was unloaded meanwhile.
-            let again = app.model(&hosted.name, &visit.caller, false);
+            let again = app.model(&hosted.name, visit, false);
             streams = again.and_then(|again| {
                 hosted = again;
                 submit(&hosted, &sure)
@@ -211,7 +211,9 @@ impl Following {
             && let Some(next) = self.later.front_mut()
         {
             if let Some(deadline) = self.deadline {
-                next.deadline = Some(deadline.checked_sub(self.submitted.elapsed()).ok_or(Problem::Deadline)?);
+                next.deadline = Some(
+                    deadline.checked_sub(self.submitted.elapsed()).ok_or(Problem::Deadline { completion_tokens: 0 })?,
+                );
             }
             match self.hosted.engine.submit(next) {
                 Ok(stream) => {
@@ -251,7 +253,8 @@ impl Following {
                 self.n_open -= 1;
                 self.n_unfinished[of(choice)] = 0;
                 self.count_done(choice, &timings);
-                if let Some(problem) = Problem::of_finish(finish) {
+                let n_written = self.usage.completion_tokens + self.n_unfinished.iter().sum::<usize>();
+                if let Some(problem) = Problem::of_finish(finish, n_written) {
                     return Some(self.broken(problem));
                 }
                 // Nothing was written for an embedding.

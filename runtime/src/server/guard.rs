@@ -2,18 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::app::{App, unix_seconds};
-use super::error::Problem;
+use super::catalogue::Hosted;
+use super::error::{Invalid, MALFORMED_HEAD, Problem};
 use super::keys::{Key, Keys, Scope};
 use super::live::Live;
 use super::otlp::Parent;
@@ -86,6 +87,32 @@ pub(super) struct Visit {
     pub(super) operation: &'static str,
     /// Where it stands in its client's trace.
     pub(super) parent: Option<Parent>,
+    /// What it has to do with, once that is known: for metrics and headers.
+    pub(super) about: Arc<About>,
+}
+
+/// The model that a request is about.
+#[derive(Debug, Default)]
+pub(super) struct About {
+    /// Its name, one of those that are served.
+    name: OnceLock<String>,
+    /// What tells its version.
+    print: OnceLock<String>,
+}
+
+impl About {
+    pub(super) fn set_name(&self, name: &str) {
+        self.name.get_or_init(|| name.to_owned());
+    }
+
+    pub(super) fn set_model(&self, hosted: &Hosted) {
+        self.print.get_or_init(|| hosted.print.clone());
+    }
+
+    /// Empty where none is known.
+    pub(super) fn name(&self) -> &str {
+        self.name.get().map_or("", String::as_str)
+    }
 }
 
 /// What went wrong, on its way from a handler to the log.
@@ -97,6 +124,8 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     let id = request_id(request.headers()).unwrap_or_else(|| format!("req_{}", app.fresh_id()).into());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = request.headers().get(header::ORIGIN).cloned();
+    let is_http1 = request.version() <= Version::HTTP_11;
+    let about = Arc::<About>::default();
     let mut caller = Caller::default();
     let mut response = match enter(&app, &request, &mut caller) {
         Ok(()) if method == Method::OPTIONS && origin.is_some() => preflight(),
@@ -109,6 +138,7 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
                 prefix_scope: prefix_scope.into(),
                 operation: wire::operation(&path),
                 parent,
+                about: Arc::clone(&about),
             };
             request.extensions_mut().insert(visit);
             next.run(request).await
@@ -123,7 +153,8 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     };
     set("x-request-id", &id);
     set("openai-processing-ms", &start.elapsed().as_millis().to_string());
-    set("x-farpost-version", env!("CARGO_PKG_VERSION"));
+    let model = about.print.get().map(|print| format!(" model={print}")).unwrap_or_default();
+    set("x-farpost-version", &format!("{}{model}", env!("CARGO_PKG_VERSION")));
     for (name, value) in caller.rate_headers() {
         if let (Ok(name), Ok(value)) = (HeaderName::from_str(&name), HeaderValue::from_str(&value)) {
             headers.insert(name, value);
@@ -136,7 +167,11 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     }
     let blame = response.extensions().get::<Blame>().map(|Blame(problem)| problem.clone());
     if let Some(problem) = &blame {
-        app.metrics.count_refusal(problem.reason());
+        app.metrics.count_refusal(problem.reason(), about.name(), caller.metrics_id());
+    }
+    let is_last = app.is_draining() || blame.as_ref().is_some_and(|problem| problem.code() == Some(MALFORMED_HEAD));
+    if is_last && is_http1 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     super::log::request(&app, &id, &method, &path, caller.id(), response.status(), start.elapsed(), blame.as_ref());
     response
@@ -145,6 +180,7 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
 /// Finds out who asks, and whether it may. What is found out is left in `caller`, though it may not.
 fn enter(app: &App, request: &Request, caller: &mut Caller) -> Result<(), Problem> {
     let ends = request.extensions().get::<Ends>();
+    check_head(request.headers())?;
     check_host(app, request, ends)?;
     check_origin(app, request)?;
     let path = request.uri().path();
@@ -187,7 +223,22 @@ fn identify<'k>(keys: &'k Keys, headers: &HeaderMap) -> Result<&'k Key, Problem>
     if key.has_expired(unix_seconds()) { Err(Problem::ExpiredKey) } else { Ok(key) }
 }
 
-/// A page on the internet can name any address its own; it can not choose the Host header that comes of it.
+/// What others on the way may read in another way than this server does.
+fn check_head(headers: &HeaderMap) -> Result<(), Problem> {
+    let n_hosts = headers.get_all(header::HOST).iter().count();
+    if n_hosts > 1 {
+        return Err(Invalid::head(format!("the request has {n_hosts} Host headers, expected one")).into());
+    }
+    let codings: Vec<_> = headers.get_all(header::TRANSFER_ENCODING).iter().collect();
+    match codings[..] {
+        [] => Ok(()),
+        [coding] if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Invalid::head(format!("the Transfer-Encoding is {codings:?}, expected \"chunked\" alone")).into()),
+    }
+}
+
+/// A page on the internet can name any address its own; it can not choose the Host header that comes of it. Where the
+/// target of a request has a host, that one counts.
 fn check_host(app: &App, request: &Request, ends: Option<&Ends>) -> Result<(), Problem> {
     let host = asked_host(request);
     let name = host_name(host);

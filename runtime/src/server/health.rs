@@ -1,13 +1,15 @@
 //! How the server is: `/healthz`, `/readyz`, `/version` and `/metrics`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use farpost_models::families::Pooling;
+use farpost_models::gguf::File;
 use serde_json::{Value as Json, json};
 
 use super::app::App;
@@ -37,14 +39,20 @@ pub(super) fn json_text(status: StatusCode, json: String) -> Response {
 async fn readyz(State(app): State<Arc<App>>) -> Response {
     let state = app.readiness();
     let status = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json_response(status, &json!({ "status": state }))
+    let mut response = json_response(status, &json!({ "status": state }));
+    if state == "draining" {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 async fn version(State(app): State<Arc<App>>) -> Response {
-    let features: Vec<&str> = [("pocket", cfg!(feature = "pocket")), ("server", true)]
-        .into_iter()
-        .filter_map(|(name, is_in)| is_in.then_some(name))
-        .collect();
+    let features: Vec<&str> =
+        [("pocket", cfg!(feature = "pocket")), ("grammar", cfg!(feature = "grammar")), ("server", true)]
+            .into_iter()
+            .filter_map(|(name, is_in)| is_in.then_some(name))
+            .collect();
+    let device = app.catalogue.models.device();
     let models: Vec<Json> = app
         .catalogue
         .entries()
@@ -58,6 +66,8 @@ async fn version(State(app): State<Arc<App>>) -> Response {
                 "architecture": hosted.engine.model().config().architecture,
                 "pooling": hosted.engine.model().pooling().map(Pooling::name),
                 "size_bytes": hosted.engine.model().file().size_bytes(),
+                "quantization": quantization(hosted.engine.model().file()),
+                "fingerprint": hosted.fingerprint(),
                 "sha256": hosted.hash.get().map(ToString::to_string),
                 "context_tokens": hosted.engine.context(),
                 "loaded": hosted.created,
@@ -67,11 +77,22 @@ async fn version(State(app): State<Arc<App>>) -> Response {
     let version = json!({
         "program": "farpost",
         "version": env!("CARGO_PKG_VERSION"),
+        "commit": env!("FARPOST_COMMIT"),
+        "built": env!("FARPOST_BUILT").parse::<u64>().ok(),
         "features": features,
-        "backends": [{ "name": "cpu", "state": "ok" }],
+        "backends": [{ "name": device.backend, "state": "ok", "reason": format!("computes with {}", device.driver) }],
         "models": models,
     });
     json_response(StatusCode::OK, &version)
+}
+
+/// The type in which most bytes of the weights are stored.
+fn quantization(file: &File) -> Option<String> {
+    let mut bytes = BTreeMap::<String, u64>::new();
+    for tensor in file.tensors() {
+        *bytes.entry(tensor.dtype().name().to_owned()).or_default() += tensor.weight().bytes().len() as u64;
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name)
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -19,7 +19,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::listen::{MOST_HEAD, unless};
+use super::framing::MOST_HEAD;
+use super::listen::unless;
 use super::options::ServerOptions;
 
 /// What a client that speaks it begins with (RFC 9113, section 3.4). No request of HTTP/1.1 does.

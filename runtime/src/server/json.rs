@@ -16,15 +16,27 @@ const DEEPEST: usize = 64;
 /// # Errors
 /// What is wrong with the text, with line and column.
 pub(super) fn object(body: &[u8]) -> Result<Map<String, Json>, Problem> {
+    object_of("the body", body)
+}
+
+/// The object that a file is.
+///
+/// # Errors
+/// As [`object`].
+pub(super) fn object_of_file(bytes: &[u8]) -> Result<Map<String, Json>, Problem> {
+    object_of("the file", bytes)
+}
+
+fn object_of(what: &str, body: &[u8]) -> Result<Map<String, Json>, Problem> {
     // Some clients write a byte order mark.
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
-    let wrong = |error: serde_json::Error| Invalid::body(format!("the body is not valid JSON: {error}"));
+    let wrong = |error: serde_json::Error| Invalid::body(format!("{what} is not valid JSON: {error}"));
     let mut reader = serde_json::Deserializer::from_slice(body);
     let json = Strict { depth: 0 }.deserialize(&mut reader).map_err(wrong)?;
     reader.end().map_err(wrong)?;
     match json {
         Json::Object(fields) => Ok(fields),
-        other => Err(Invalid::body(format!("the body is {}, expected a JSON object", kind(&other))).into()),
+        other => Err(Invalid::body(format!("{what} is {}, expected a JSON object", kind(&other))).into()),
     }
 }
 
@@ -193,7 +205,11 @@ impl Fields {
         match value.as_i64().filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
             None => {
-                let range = if most == i64::MAX { format!("{least} or more") } else { format!("{least} to {most}") };
+                let range = match (least, most) {
+                    (i64::MIN, i64::MAX) => "one of 64 bits".to_owned(),
+                    (least, i64::MAX) => format!("{least} or more"),
+                    (least, most) => format!("{least} to {most}"),
+                };
                 let found = if value.is_number() { value.to_string() } else { kind(&value).to_owned() };
                 self.refuse(field, format!("is {found}, expected a whole number, {range}"))
             }

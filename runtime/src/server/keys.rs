@@ -90,12 +90,15 @@ impl Keys {
     /// What is wrong, with the field.
     pub(super) fn parse(text: &str) -> Result<Self, KeysError> {
         let wrong = |problem: super::error::Problem| KeysError(problem.to_string());
-        let mut fields = Fields::new(super::json::object(text.as_bytes()).map_err(wrong)?);
+        let mut fields = Fields::new(super::json::object_of_file(text.as_bytes()).map_err(wrong)?);
         let list = fields.take("keys");
         fields.finish().map_err(wrong)?;
         let Some(Json::Array(list)) = list else {
             return Err(KeysError("keys is missing or no array".to_owned()));
         };
+        if list.is_empty() {
+            return Err(KeysError("keys is empty, expected a key or more: without one nobody is served".to_owned()));
+        }
         let mut keys: Vec<Key> = Vec::new();
         for (place, entry) in list.into_iter().enumerate() {
             let key = Self::key(place, entry)?;
@@ -147,6 +150,15 @@ impl Keys {
             },
         };
         Ok(Key { id: id.into(), hash, scopes, models, expires, quota })
+    }
+
+    /// Names of models in the list that are none of `known`, with where they stand.
+    pub(super) fn unknown_models(&self, known: &[String]) -> Vec<String> {
+        let names = self.keys.iter().flat_map(|key| {
+            let names = key.models.iter().flatten().filter(|name| !known.contains(name));
+            names.map(|name| format!("the key {:?} may ask {name:?}", key.id))
+        });
+        names.collect()
     }
 
     /// The entry of a key, if it is one. Takes the same time for every text of its length.

@@ -1,8 +1,9 @@
 //! Listening, connections, and how they end: each has its limits, and all end in good order when the server is to stop.
 
-use std::net::{SocketAddr, TcpListener};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use tokio_rustls::TlsAcceptor;
 use super::app::App;
 use super::catalogue::{Hosted, Served};
 use super::courteous::Courteous;
+use super::error::Problem;
+use super::framing::MOST_HEAD;
 use super::guard::{self, Ends};
 use super::options::{ServerError, ServerOptions};
 use super::patient::Patient;
@@ -28,8 +31,6 @@ use super::rewound::Rewound;
 use super::{admin, health, http2, page, tls, wire};
 use crate::engine::Models;
 
-/// Bytes of a request's head, at most.
-pub(super) const MOST_HEAD: usize = 16 << 10;
 /// Header fields of a request, at most.
 const MOST_HEADERS: usize = 64;
 /// What has been answered may take so long to be sent when all else is done.
@@ -58,7 +59,7 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// No more connections and requests are taken; what runs goes on for a while.
+    /// No more requests are taken, which those who ask are told; what runs goes on for a while.
     pub fn stop(&self) {
         self.stop.send_replace(true);
     }
@@ -162,19 +163,44 @@ fn router(app: &Arc<App>) -> Router {
 
 async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiver<bool>) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
+    let over = watch::Sender::new(false);
+    // Closed when the last connection has dropped its end.
+    let (open, mut all_closed) = mpsc::channel::<()>(1);
+    {
+        let mut taking = pin!(take(&listener, &app, over.subscribe(), open));
+        unless(stopped.wait_for(|stopped| *stopped), taking.as_mut()).await;
+        app.drain();
+        // Whoever comes now is told so, and that this server is not ready.
+        unless(finish(&app), taking.as_mut()).await;
+        over.send_replace(true);
+        taking.await;
+    }
+    drop(listener);
+    // What is written still has to reach its reader.
+    let _ = tokio::time::timeout(LAST_WRITES, all_closed.recv()).await;
+    Ok(())
+}
+
+/// Takes connections until all is over.
+async fn take(
+    listener: &tokio::net::TcpListener,
+    app: &Arc<App>,
+    mut over: watch::Receiver<bool>,
+    open: mpsc::Sender<()>,
+) {
     let places = Arc::new(Semaphore::new(app.options.max_connections));
     // A connection of HTTP/2 has many requests; all of them together are no more than there may be connections.
     let streams = Arc::new(Semaphore::new(app.options.max_connections));
-    let router = router(&app);
-    // Closed when the last connection has dropped its end.
-    let (open, mut all_closed) = mpsc::channel::<()>(1);
+    let peers = Arc::new(Peers::default());
+    let router = router(app);
+    let connections = over.clone();
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
             (place, listener.accept().await)
         };
-        let stop = stopped.wait_for(|stopped| *stopped);
-        let Some((place, accepted)) = unless(stop, next).await else { break };
+        let is_over = over.wait_for(|over| *over);
+        let Some((place, accepted)) = unless(is_over, next).await else { break };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -186,24 +212,61 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
                 continue;
             }
         };
+        let Some(seat) = Peers::seat(&peers, peer.ip(), app.options.max_connections_per_address) else {
+            // Nobody waits for its reader. In TLS no word can be said yet.
+            let refusal = app.refuse_unread(&Problem::TooManyConnections);
+            if app.tls.is_none() {
+                let _ = stream.try_write(&refusal);
+            }
+            continue;
+        };
         let connection = Connection {
-            app: Arc::clone(&app),
+            app: Arc::clone(app),
             router: router.clone(),
             streams: Arc::clone(&streams),
-            stopped: stopped.clone(),
+            over: connections.clone(),
         };
         let open = open.clone();
         tokio::spawn(async move {
             connection.run(stream, peer).await;
-            drop((place, open));
+            drop((place, seat, open));
         });
     }
-    drop((listener, open));
-    app.drain();
-    finish(&app).await;
-    // What is written still has to reach its reader.
-    let _ = tokio::time::timeout(LAST_WRITES, all_closed.recv()).await;
-    Ok(())
+}
+
+/// How many connections there are, by the address they come from.
+#[derive(Default)]
+struct Peers(Mutex<HashMap<IpAddr, usize>>);
+
+/// The place of one connection among those of its address.
+struct Seat {
+    peers: Arc<Peers>,
+    address: IpAddr,
+}
+
+impl Peers {
+    /// A place, if there are less than `most` from this address.
+    fn seat(peers: &Arc<Self>, address: IpAddr, most: usize) -> Option<Seat> {
+        let address = address.to_canonical();
+        let mut counts = peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        (*count < most).then(|| {
+            *count += 1;
+            Seat { peers: Arc::clone(peers), address }
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut counts = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
 }
 
 /// Waits until the engines have done what they have taken, or their time is over.
@@ -241,7 +304,8 @@ struct Connection {
     router: Router,
     /// Places for requests of HTTP/2.
     streams: Arc<Semaphore>,
-    stopped: watch::Receiver<bool>,
+    /// All is done.
+    over: watch::Receiver<bool>,
 }
 
 impl Connection {
@@ -251,7 +315,7 @@ impl Connection {
         let Ok(local) = stream.local_addr() else { return };
         let Some(tls) = &self.app.tls else {
             let begins = tokio::time::timeout(self.app.options.head_timeout, http2::begins(&stream));
-            let stop = self.stopped.wait_for(|stopped| *stopped);
+            let stop = self.over.wait_for(|over| *over);
             // One that ends, idles or breaks before it has said anything has nothing to be answered.
             let Some(Ok(Ok((is_http2, first)))) = unless(stop, begins).await else { return };
             let ends = Ends { local, peer, certificate: None };
@@ -260,8 +324,8 @@ impl Connection {
         // What was read last; connections that are open keep what they began with.
         let handshake = TlsAcceptor::from(tls.get()).accept(stream);
         let handshake = tokio::time::timeout(self.app.options.head_timeout, handshake);
-        let stop = self.stopped.wait_for(|stopped| *stopped);
-        match unless(stop, handshake).await {
+        let is_over = self.over.wait_for(|over| *over);
+        match unless(is_over, handshake).await {
             Some(Ok(Ok(stream))) => {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let certificate = certificates.and_then(|chain| chain.first()).map(tls::caller_id);
@@ -282,17 +346,18 @@ impl Connection {
             router.call(request)
         };
         let patient = Patient::new(TokioIo::new(stream), app.options.write_timeout);
-        let stop = self.stopped.wait_for(|stopped| *stopped);
+        let stop = self.over.wait_for(|over| *over);
         if is_http2 {
             return http2::serve(patient, &app.options, streams, stop, answer).await;
         }
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
-            .header_read_timeout(app.options.head_timeout)
+            .header_read_timeout(app.options.idle_timeout)
             .max_buf_size(MOST_HEAD)
             .max_headers(MOST_HEADERS);
-        let io = Courteous::new(patient, move |status| app.refuse_head(status));
-        let connection = http.serve_connection(io, service_fn(answer));
+        let head_timeout = app.options.head_timeout;
+        let refuse = move |status| app.refuse_unread(&Problem::Head { status });
+        let connection = http.serve_connection(Courteous::new(patient, head_timeout, refuse), service_fn(answer));
         let mut connection = pin!(connection);
         // What goes wrong on a connection is its client's to see.
         if unless(stop, connection.as_mut()).await.is_none() {

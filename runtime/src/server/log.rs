@@ -24,7 +24,7 @@ pub(super) fn request(
     problem: Option<&Problem>,
 ) {
     let cause = match problem {
-        Some(Problem::Internal(cause)) => Some(&**cause),
+        Some(Problem::Internal(cause) | Problem::ModelFailed { cause, .. }) => Some(&**cause),
         _ => None,
     };
     if app.options.is_quiet && cause.is_none() {

@@ -103,8 +103,9 @@ pub(super) type Names = (String, String);
 pub(super) struct Metrics {
     /// Of pairs that have met. Models are configured and keys are known: there are few.
     counts: Mutex<BTreeMap<Names, Arc<KeyMetrics>>>,
-    /// Reasons are names in this program, so there are few.
-    refused: Mutex<BTreeMap<&'static str, u64>>,
+    /// Reasons are names in this program, so there are few; with them model and key, empty where there is none or it is not
+    /// known.
+    refused: Mutex<BTreeMap<(&'static str, String, String), u64>>,
     /// Files of settings read again: what they are, and whether they could be used.
     reloads: Mutex<BTreeMap<(&'static str, bool), u64>>,
     /// Models loaded, and whether they could be.
@@ -123,8 +124,8 @@ impl Metrics {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn count_refusal(&self, reason: &'static str) {
-        count(&self.refused, reason);
+    pub(super) fn count_refusal(&self, reason: &'static str, model: &str, key: &str) {
+        count(&self.refused, (reason, model.to_owned(), key.to_owned()));
     }
 
     pub(super) fn count_reload(&self, what: &'static str, is_good: bool) {

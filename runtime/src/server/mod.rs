@@ -12,6 +12,7 @@ mod courteous;
 mod endpoint;
 mod error;
 mod following;
+mod framing;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guard;

@@ -32,8 +32,12 @@ pub struct ServerOptions {
     pub max_body_bytes: usize,
     /// Connections at once, at most; further ones wait.
     pub max_connections: usize,
+    /// Of these, from one address; further ones are refused.
+    pub max_connections_per_address: usize,
     /// Within this time the head of a request must be there.
     pub head_timeout: Duration,
+    /// A connection on which no further request comes for so long is closed.
+    pub idle_timeout: Duration,
     /// Within this time its body must be there.
     pub body_timeout: Duration,
     /// A client that takes nothing for so long is gone.
@@ -68,7 +72,9 @@ impl Default for ServerOptions {
             origins: Vec::new(),
             max_body_bytes: 8 << 20,
             max_connections: 512,
+            max_connections_per_address: 256,
             head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(10),
@@ -119,11 +125,17 @@ pub enum ServerError {
         /// Its host and port.
         authority: String,
     },
+    /// A name of this server that is none.
+    #[error("{name:?} is no name of a host, expected one such as farpost.lan, without a port")]
+    HostName {
+        /// As it was given.
+        name: String,
+    },
     /// Threads could not be started, or the network not be used.
     #[error("cannot run the server: {0}")]
     System(#[from] std::io::Error),
     /// A model without a name, or two of one.
-    #[error("{name:?} is no name for a model or that of two, expected a name for each")]
+    #[error("{name:?} is no name for a model or that of two, expected a name for each, without '/', '\\' or '..'")]
     Name {
         /// The name.
         name: String,
@@ -159,6 +171,14 @@ impl ServerOptions {
         if let Some(otlp) = self.otlp.as_ref().filter(|otlp| otlp.endpoint.is_https()) {
             return Err(ServerError::Collector { authority: otlp.endpoint.authority() });
         }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_host = |name: &str| {
+            let address = name.trim_start_matches('[').trim_end_matches(']');
+            (!name.is_empty() && name.chars().all(is_plain)) || address.parse::<IpAddr>().is_ok()
+        };
+        if let Some(name) = self.hosts.iter().find(|name| !is_host(name)) {
+            return Err(ServerError::HostName { name: name.clone() });
+        }
         match self.origins.iter().find(|origin| !is_origin(origin)) {
             Some(origin) => Err(ServerError::Origin { origin: origin.clone() }),
             None => Ok(()),
@@ -186,6 +206,17 @@ mod tests {
         for address in ["0.0.0.0:0", "[::]:80", "192.168.1.2:80", "10.0.0.1:80"] {
             assert!(matches!(at(address, false, None), Err(ServerError::Exposed { .. })), "{address}");
             assert!(at(address, true, None).is_ok() && at(address, false, Some(PathBuf::new())).is_ok());
+        }
+    }
+
+    #[test]
+    fn names_of_hosts_are_checked() {
+        let with = |name: &str| ServerOptions { hosts: vec![name.to_owned()], ..ServerOptions::default() }.check();
+        for name in ["farpost.lan", "kitchen_1", "10.0.0.7", "::1", "[fe80::1]"] {
+            assert!(with(name).is_ok(), "{name}");
+        }
+        for name in ["*", "a b", "", "farpost.lan:8080", "http://farpost.lan", "a/b"] {
+            assert!(matches!(with(name), Err(ServerError::HostName { .. })), "{name}");
         }
     }
 

@@ -72,6 +72,8 @@ impl<N: Narrator> Events<N> {
                     if let Said::Broken(problem) = &said {
                         let (app, visit) = self.following.context();
                         super::log::broken(app, &visit.id, problem);
+                        let key = visit.caller.metrics_id();
+                        app.metrics.count_refusal(problem.reason(), visit.about.name(), key);
                         self.state = State::Broken;
                     }
                     if let Some(choice) = self.narrator.tell(said, &mut out) {

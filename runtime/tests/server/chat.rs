@@ -33,7 +33,7 @@ fn the_built_in_model_answers_with_a_tool_call() {
     let reply = post(server.address, PATH, &ask(json!({})));
     let answer = reply.json(200);
     let names: Vec<&String> = answer.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["id", "object", "created", "model", "system_fingerprint", "choices", "usage"]);
+    assert_eq!(names, ["id", "object", "created", "model", "system_fingerprint", "reproducible", "choices", "usage"]);
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
     assert_eq!((&answer["object"], &answer["model"]), (&"chat.completion".into(), &"pocket".into()));
     let choice = &answer["choices"][0];
@@ -69,6 +69,12 @@ fn messages_are_checked_and_their_places_named() {
     let message = refused(&server, messages(image), "messages[1].content[0].type");
     assert_eq!(message, "messages[1].content[0].type is \"image_url\", this model takes \"text\" only");
     refused(&server, messages(json!([])), "messages");
+    refused(&server, messages(json!([{ "role": "user", "content": [] }])), "messages[0].content");
+    refused(&server, messages(json!([{ "role": "user", "content": "x", "name": "" }])), "messages[0].name");
+    let named =
+        json!([user, { "role": "assistant", "content": "{}" }, { "role": "user", "content": "x", "name": "ann" }]);
+    let message = refused(&server, messages(named), "messages[2].name");
+    assert!(message.contains("is not read by this model's chat template"), "{message}");
     refused(&server, messages(json!("hi")), "messages");
     refused(&server, messages(json!([1])), "messages[0]");
     refused(&server, messages(json!([{ "role": "wizard", "content": "x" }])), "messages[0].role");
@@ -91,7 +97,7 @@ fn every_field_has_its_range() {
         json!({ "top_k": 3, "min_p": 0.1, "typical_p": 0.9, "repetition_penalty": 1.1, "priority": "high" }),
         json!({ "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "xtc_probability": 0.1 }),
         json!({ "mirostat_tau": 5, "deadline_ms": 60_000, "supersede_key": "k", "reproducible": true, "top_logprobs": null }),
-        json!({ "speculate": "lookup" }),
+        json!({ "speculate": "lookup", "cache_prompt": true, "seed": i64::MIN }),
     ];
     for more in good {
         let reply = post(server.address, PATH, &ask(more.clone()));
@@ -113,6 +119,12 @@ fn every_field_has_its_range() {
         json!({ "stop": 5 }),
         json!({ "logit_bias": { "x": 1 } }),
         json!({ "logit_bias": { "1": 101 } }),
+        json!({ "logit_bias": { "05": 1 } }),
+        json!({ "logit_bias": { "+5": 1 } }),
+        json!({ "metadata": "x" }),
+        json!({ "metadata": { "a": 1 } }),
+        json!({ "supersede_key": "" }),
+        json!({ "cache_prompt": "no" }),
         json!({ "logit_bias": { "99999999": 1 } }),
         json!({ "top_logprobs": 3 }),
         json!({ "store": true }),
@@ -137,6 +149,8 @@ fn every_field_has_its_range() {
     refused(&server, json!({ "response_format": { "type": "text", "strict": true } }), "response_format.strict");
     refused(&server, json!({ "regex": "a", "grammar": "start: \"a\"" }), "grammar");
     refused(&server, json!({ "max_tokens": 3, "max_completion_tokens": 4 }), "max_tokens");
+    let message = refused(&server, json!({ "seed": 1_u64 << 63 }), "seed");
+    assert_eq!(message, "seed is 9223372036854775808, expected a whole number, one of 64 bits");
     let message = refused(&server, json!({ "temprature": 1 }), "temprature");
     assert_eq!(message, "temprature is no field that is known here, did you mean temperature?");
 }
@@ -318,4 +332,59 @@ fn log_probabilities_are_told_with_bytes() {
     }
     let answer = post(server.address, PATH, &ask(json!({}))).json(200);
     assert_eq!(answer["choices"][0]["logprobs"], Json::Null);
+}
+
+#[test]
+fn prompts_that_are_too_long_are_refused_with_what_is_to_become_shorter() {
+    let server = serve(&[]);
+    let of = |more: Json| post(server.address, PATH, &ask(more)).error(400);
+    let error = of(json!({ "max_completion_tokens": 100_000 }));
+    assert_eq!((&error["code"], &error["param"]), (&"context_length_exceeded".into(), &"max_completion_tokens".into()));
+    assert_eq!(of(json!({ "max_tokens": 100_000 }))["param"], "max_tokens");
+    // Not made into tokens: that takes seconds.
+    let long = "a".repeat(7 << 20);
+    let error = of(json!({ "messages": [{ "role": "user", "content": long }] }));
+    assert_eq!((&error["code"], &error["param"]), (&"context_length_exceeded".into(), &"messages".into()));
+    assert!(error["message"].as_str().unwrap().starts_with("the prompt has at least "), "{error}");
+    let request = json!({ "model": "pocket", "prompt": long });
+    let error = post(server.address, "/v1/completions", &request).error(400);
+    assert_eq!((&error["code"], &error["param"]), (&"context_length_exceeded".into(), &"prompt".into()));
+}
+
+#[test]
+fn answers_say_whether_they_are_reproducible_and_may_leave_the_cache_alone() {
+    let server = serve(&[]);
+    let answer = |more: Json| post(server.address, PATH, &ask(more)).json(200);
+    let cached = |answer: &Json| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let alone = json!({ "cache_prompt": false });
+    assert_eq!(cached(&answer(alone.clone())), 0);
+    // It left nothing for others.
+    let first = answer(json!({}));
+    assert_eq!((cached(&first), &first["reproducible"]), (0, &false.into()));
+    assert!(cached(&answer(json!({}))) > 0);
+    assert_eq!(cached(&answer(alone)), 0);
+    let exact = answer(json!({ "reproducible": true }));
+    assert_eq!((cached(&exact), &exact["reproducible"]), (0, &true.into()));
+}
+
+#[test]
+fn a_deadline_tells_what_was_done_and_is_counted() {
+    let server = serve(&["--model", &crate::program::model("gemma-3-270m-q4_k_m.gguf"), "--alias", "g"]);
+    let ask = |more: Json| {
+        let mut request = json!({ "model": "g", "prompt": "Once", "ignore_eos": true });
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        post(server.address, "/v1/completions", &request)
+    };
+    // Nobody knows how long an answer without a bound becomes.
+    let reply = ask(json!({ "deadline_ms": 1500, "stream": true }));
+    let events = crate::http::events(&reply.body);
+    let last: Json = serde_json::from_str(events.last().unwrap()).unwrap();
+    let message = last["error"]["message"].as_str().unwrap();
+    assert!(last["error"]["code"] == "deadline_exceeded" && message.ends_with(" tokens were written"), "{last}");
+    let metrics = get(server.address, "/metrics").body;
+    let line = "farpost_refused_total{reason=\"deadline_exceeded\",model=\"g\",key=\"\"} 1\n";
+    assert!(metrics.contains(line), "{metrics}");
+    let reply = ask(json!({ "deadline_ms": 1, "max_tokens": 4000 }));
+    assert_eq!(reply.error(503)["code"], "deadline_unreachable");
+    assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
 }

@@ -81,8 +81,13 @@ fn slow_clients_are_not_waited_for_and_others_are_served() {
         let mut silent = connect(address);
         silent.write_all(b"GET /healthz HT").unwrap();
         let mut rest = Vec::new();
-        let _ = silent.read_to_end(&mut rest);
-        assert!(!rest.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
+        silent.read_to_end(&mut rest).unwrap();
+        assert!(rest.starts_with(b"HTTP/1.1 408 Request Timeout\r\n"), "{}", String::from_utf8_lossy(&rest));
+        assert_eq!(crate::http::parse(&rest).error(408)["code"], "request_timeout");
+        // Whoever says nothing is told nothing.
+        rest.clear();
+        connect(address).read_to_end(&mut rest).unwrap();
+        assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
         let half = "Content-Type: application/json\r\nContent-Length: 100\r\n";
         let reply = raw(address, (crate::http::head("POST", "/v1/completions", half) + "{").as_bytes());
         assert_eq!(reply.error(408)["code"], "request_timeout");
@@ -92,7 +97,7 @@ fn slow_clients_are_not_waited_for_and_others_are_served() {
 
 #[test]
 fn connections_that_idle_are_closed() {
-    let options = ServerOptions { head_timeout: Duration::from_millis(50), ..ServerOptions::default() };
+    let options = ServerOptions { idle_timeout: Duration::from_millis(50), ..ServerOptions::default() };
     with_server(options, EngineOptions::default(), |address| {
         let mut kept = connect(address);
         let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -202,4 +207,45 @@ fn what_needs_too_much_memory_is_told_whether_to_come_again() {
         drop(others);
         wait_until(|| probe().status == 200);
     });
+}
+
+#[test]
+fn one_address_has_so_many_connections_and_no_more() {
+    let options = ServerOptions { max_connections_per_address: 2, ..ServerOptions::default() };
+    with_server(options, EngineOptions::default(), |address| {
+        let idle = connect(address);
+        assert_eq!(get(address, "/healthz").status, 200);
+        let mut other = connect(address);
+        other.write_all(b"GET /healthz HT").unwrap();
+        let mut refused = connect(address);
+        let mut bytes = Vec::new();
+        refused.read_to_end(&mut bytes).unwrap();
+        let reply = crate::http::parse(&bytes);
+        assert_eq!(
+            (&reply.error(503)["code"], reply.header("retry-after")),
+            (&"too_many_connections".into(), Some("1"))
+        );
+        // Others have places of their own.
+        let local = SocketAddr::from(([127, 0, 0, 2], 0));
+        let mut stream = connect_from(local, address);
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        bytes.clear();
+        stream.read_to_end(&mut bytes).unwrap();
+        assert_eq!(crate::http::parse(&bytes).status, 200);
+        drop((idle, other));
+        crate::streams::wait_until(|| get(address, "/healthz").status == 200);
+    });
+}
+
+/// A connection from another address of this machine.
+fn connect_from(local: SocketAddr, address: SocketAddr) -> std::net::TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(local).unwrap();
+        let stream = socket.connect(address).await.unwrap().into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    })
 }

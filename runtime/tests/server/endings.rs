@@ -38,11 +38,21 @@ fn what_runs_is_finished_and_nothing_new_is_taken() {
     let mut idle = connect(server.address);
     let (mut stream, mut seen) = begin(&server, 60);
     server.signal("TERM");
-    wait_until(|| TcpStream::connect(server.address).is_err());
+    wait_until(|| get(server.address, "/readyz").status == 503);
     let mut bytes = Vec::new();
-    let _ = idle.write_all(crate::http::head("GET", "/readyz", "").as_bytes());
-    let _ = idle.read_to_end(&mut bytes);
-    assert!(bytes.is_empty() || parse(&bytes).status == 503);
+    let keep = crate::http::head("GET", "/readyz", "").replace("Connection: close\r\n", "");
+    idle.write_all(keep.as_bytes()).unwrap();
+    idle.read_to_end(&mut bytes).unwrap();
+    let ready = parse(&bytes);
+    assert_eq!((ready.status, ready.body.as_str()), (503, r#"{"status":"draining"}"#));
+    let request = json!({ "model": "g", "prompt": "and then", "max_tokens": 4 }).to_string();
+    let refused = crate::http::raw(server.address, post_request(PATH, &request, "").as_bytes());
+    assert_eq!(refused.error(503)["code"], "draining");
+    for reply in [&ready, &refused] {
+        assert_eq!((reply.header("connection"), reply.header("retry-after")), (Some("close"), Some("1")));
+    }
+    let health = "farpost_health{component=\"server\"} 1\n";
+    assert!(get(server.address, "/metrics").body.contains(health));
     stream.read_to_end(&mut seen).unwrap();
     let chunks = chunks(&parse(&seen));
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
@@ -67,7 +77,7 @@ fn a_second_signal_ends_it_at_once() {
     let mut server = slow(&[]);
     let (_stream, _) = begin(&server, 1900);
     server.signal("INT");
-    wait_until(|| TcpStream::connect(server.address).is_err());
+    wait_until(|| get(server.address, "/readyz").status == 503);
     server.signal("INT");
     assert_eq!(server.ended().code(), Some(130));
 }

@@ -73,7 +73,7 @@ fn requests_and_tokens_are_limited() {
     // Larger than all of a day: let in once, and then there is no more.
     chat(&server, OTHER).json(200);
     let refused = chat(&server, OTHER);
-    assert_eq!(refused.error(429)["code"], "insufficient_quota");
+    assert_eq!(refused.error(429)["code"], "quota_exceeded");
     assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() > 60);
 }
 

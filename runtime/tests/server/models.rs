@@ -99,11 +99,60 @@ fn a_model_that_can_not_be_loaded_harms_no_other() {
     let config = json!({ "models": [{}, { "name": "broken", "model": broken.path(), "load": "demand" }] });
     let config = TempFile::new("with-broken.json", &config.to_string());
     let server = serve(&["--config", config.path()]);
-    assert_eq!(complete(&server, "broken").error(500)["code"], "internal_error");
+    let reply = complete(&server, "broken");
+    let error = reply.error(503);
+    assert_eq!((&error["code"], &error["param"]), (&"model_failed".into(), &"model".into()));
+    assert!(reply.header("retry-after").is_some() && !error["message"].as_str().unwrap().contains("broken.gguf"));
+    // Whoever runs the server is told why.
+    let error = admin(&server, "broken/load", "").error(503);
+    assert!(error["message"].as_str().unwrap().contains(broken.path()), "{error}");
     assert_eq!(state(&server, "broken"), "failed");
     post(server.address, PATH, &ask(json!({}))).json(200);
     assert_eq!(get(server.address, "/readyz").status, 200);
     assert!(get(server.address, "/metrics").body.contains("farpost_health{component=\"model\",model=\"broken\"} 2\n"));
+}
+
+#[test]
+fn a_model_that_never_fits_is_refused_and_the_others_stay() {
+    let tiny = model("tiny-llama.gguf");
+    let config = json!({ "models": [
+        { "name": "a", "model": tiny, "context": 128, "parallel": 1 },
+        { "name": "b", "model": tiny, "context": 128, "parallel": 1, "load": "demand" },
+        {
+            "name": "large", "model": model("gemma-3-270m-q4_k_m.gguf"), "context": 8192, "parallel": 1,
+            "load": "demand",
+        },
+    ] });
+    let config = TempFile::new("never.json", &config.to_string());
+    let server = serve(&["--config", config.path(), "--memory-cap", "64M"]);
+    complete(&server, "b").json(200);
+    let error = complete(&server, "large").error(507);
+    assert_eq!((&error["code"], &error["param"]), (&"insufficient_memory".into(), &"model".into()));
+    let message = error["message"].as_str().unwrap();
+    let numbers: Vec<u64> = message.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert!(message.starts_with("the model \"large\" needs ") && numbers[0] > numbers[1], "{message}");
+    assert_eq!([state(&server, "a"), state(&server, "b"), state(&server, "large")], ["loaded", "loaded", "failed"]);
+}
+
+#[test]
+fn a_template_of_its_own_takes_the_place_of_a_models() {
+    let template = TempFile::new("own.jinja", "{{ bos_token }}{{ messages[0]['name'] }}: {{ messages[0]['content'] }}");
+    let path = model("tiny-llama.gguf");
+    let server = serve(&["--model", &path, "--alias", "t", "--template", template.path()]);
+    let tokens = |message: Json| {
+        let request = json!({ "model": "t", "messages": [message] });
+        post(server.address, "/tokenize", &request).json(200)["tokens"].clone()
+    };
+    let named = tokens(json!({ "role": "user", "content": "hi", "name": "ann" }));
+    assert_ne!(named, tokens(json!({ "role": "user", "content": "hi", "name": "bob" })));
+    let broken = TempFile::new("broken.jinja", "{% if %}");
+    let refused = |args: &[&str], expected: &str| {
+        let output = command(args).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && err.contains(expected), "{err}");
+    };
+    refused(&["--model", &path, "--template", broken.path()], broken.path());
+    refused(&["--model", &path, "--model", &path, "--template", template.path()], "--template is for one model");
 }
 
 #[test]
@@ -142,6 +191,25 @@ fn models_that_can_not_be_told_apart_are_refused() {
     );
     let config = TempFile::new("typo.json", r#"{"models": [{"modl": "x"}]}"#);
     refused(&["--config", config.path()], "did you mean model?");
+    let config = TempFile::new("list.json", "[]");
+    refused(&["--config", config.path()], "the file is an array, expected a JSON object");
+    for (args, expected) in [
+        (["--alias", "a/b"], "\"a/b\" is no name for a model"),
+        (["--queue", "0"], "1 or more"),
+        (["--allow-host", "*"], "\"*\" is no name of a host"),
+        (["--allow-host", "a b"], "\"a b\" is no name of a host"),
+        (["--host", "farpost.invalid"], "such as localhost"),
+    ] {
+        refused(&args, expected);
+    }
+    let config = TempFile::new("gone.json", r#"{"models": [{}, {"name": "x", "model": "/nonexistent.gguf"}]}"#);
+    let output = command(&["--config", config.path()]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    let expected = format!("{}: models[1].model: /nonexistent.gguf: ", config.path());
+    assert!(output.status.code() == Some(3) && err.contains(&expected), "{err}");
+    let keys = TempFile::new("none.json", r#"{"keys": []}"#);
+    refused(&["--keys", keys.path()], "keys is empty");
+    assert!(serve(&["--host", "localhost"]).address.ip().is_loopback());
     let server = serve(&["--model", &path, "--model", &path, "--alias", "a", "--alias", "b"]);
     complete(&server, "a").json(200);
     complete(&server, "b").json(200);

@@ -39,7 +39,7 @@ pub fn start_command(mut command: Command) -> Running {
     std::thread::spawn(move || err.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
     let mut running = Running { child, address: ([127, 0, 0, 1], 0).into(), lines, seen: Vec::new() };
     let line = running.wait_for("listening on http");
-    running.address = line.rsplit('/').next().unwrap().parse().expect("it tells its address");
+    running.address = line.rsplit('/').next().unwrap().trim_end_matches("\"}").parse().expect("it tells its address");
     running
 }
 

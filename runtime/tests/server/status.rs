@@ -18,6 +18,15 @@ fn health_version_and_models_are_told() {
     let version = get(server.address, "/version").json(200);
     assert_eq!((&version["program"], &version["version"]), (&"farpost".into(), &env!("CARGO_PKG_VERSION").into()));
     assert_eq!(version["models"][0]["name"], "pocket");
+    let commit = version["commit"].as_str().unwrap();
+    assert!(commit == "unknown" || commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{version}");
+    assert!(version["built"].as_u64() > Some(1_600_000_000), "{version}");
+    assert_eq!(version["features"], json!(["pocket", "grammar", "server"]));
+    let backend = &version["backends"][0];
+    assert!(backend["state"] == "ok" && backend["reason"].as_str().unwrap().starts_with("computes with "), "{version}");
+    assert!(version["models"][0]["quantization"].is_string(), "{version}");
+    let line = format!("farpost_build_info{{version=\"{}\",commit=\"{commit}\"}} 1\n", env!("CARGO_PKG_VERSION"));
+    assert!(get(server.address, "/metrics").body.contains(&line));
     crate::streams::wait_until(|| {
         let version = get(server.address, "/version").json(200);
         version["models"][0]["sha256"].as_str().is_some_and(|hash| hash.len() == 64)
@@ -30,8 +39,22 @@ fn health_version_and_models_are_told() {
     );
     assert_eq!(get(server.address, "/v1/models/pocket").json(200), model);
     assert_eq!(get(server.address, "/v1/models/other").error(404)["code"], "model_not_found");
-    let fingerprint = post(server.address, PATH, &ask(json!({}))).json(200)["system_fingerprint"].clone();
-    assert!(fingerprint.as_str().is_some_and(|text| text.starts_with("fp_")), "{fingerprint}");
+    let reply = post(server.address, PATH, &ask(json!({})));
+    let answer = reply.json(200);
+    let print = answer["system_fingerprint"].as_str().unwrap().strip_prefix("fp_").unwrap();
+    let (version, print) = print.split_once('_').unwrap();
+    assert_eq!(reply.header("x-farpost-version"), Some(&*format!("{version} model={print}")));
+}
+
+#[test]
+fn a_model_has_one_fingerprint_from_its_first_answer_on() {
+    let server = serve(&["--model", &crate::program::model("gemma-3-270m-q4_k_m.gguf"), "--alias", "g"]);
+    let ask = json!({ "model": "g", "prompt": "a", "max_tokens": 1 });
+    let first = post(server.address, "/v1/completions", &ask).json(200)["system_fingerprint"].clone();
+    assert!(first.as_str().is_some_and(|text| text.starts_with("fp_")), "{first}");
+    crate::streams::wait_until(|| !get(server.address, "/version").json(200)["models"][0]["sha256"].is_null());
+    let later = post(server.address, "/v1/completions", &ask).json(200)["system_fingerprint"].clone();
+    assert_eq!((&first, &first), (&later, &get(server.address, "/version").json(200)["models"][0]["fingerprint"]));
 }
 
 #[test]
@@ -92,7 +115,11 @@ fn errors_have_one_shape_everywhere() {
         let error = raw(server.address, malformed.as_bytes()).error(400);
         assert_eq!((&error["type"], &error["code"]), (&"invalid_request_error".into(), &"malformed_head".into()));
     }
-    assert!(get(server.address, "/metrics").body.contains("farpost_refused_total{reason=\"malformed_head\"} 3\n"));
+    assert!(
+        get(server.address, "/metrics")
+            .body
+            .contains("farpost_refused_total{reason=\"malformed_head\",model=\"\",key=\"\"} 3\n")
+    );
 }
 
 #[test]
@@ -213,7 +240,7 @@ fn metrics_agree_with_a_counted_run() {
     assert_eq!(value(&format!("farpost_prompt_tokens_total{labels}")), sum("prompt_tokens"));
     assert_eq!(value(&format!("farpost_generated_tokens_total{labels}")), sum("completion_tokens"));
     assert_eq!(value("farpost_requests_total{model=\"pocket\",key=\"\",outcome=\"done\"}"), 3.0);
-    assert_eq!(value("farpost_refused_total{reason=\"invalid_request\"}"), 1.0);
+    assert_eq!(value("farpost_refused_total{reason=\"invalid_request\",model=\"pocket\",key=\"\"}"), 1.0);
     for name in ["time_to_first_token", "queue", "request"] {
         assert_eq!(value(&format!("farpost_{name}_seconds_count{labels}")), 3.0, "{name}");
     }
@@ -236,5 +263,10 @@ fn logs_hold_ids_and_no_prompts() {
     assert_eq!((&line["path"], &line["status"], &line["key"]), (&PATH.into(), &200.into(), &"kitchen".into()));
     server.signal("TERM");
     let said = server.said();
+    // "another" is a model that a key may ask and that is not there.
+    for part in ["listening on", "ready: ", "may ask \\\"another\\\""] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    said.lines().for_each(|line| drop(serde_json::from_str::<Json>(line).expect(line)));
     assert!(!said.contains("porch") && !said.contains(crate::access::KITCHEN), "{said}");
 }

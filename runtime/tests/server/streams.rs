@@ -20,7 +20,7 @@ fn chunks_come_in_the_order_of_the_protocol() {
     let whole = post(server.address, PATH, &ask(json!({}))).json(200);
     let chunks = chunks(&post(server.address, PATH, &stream(json!({}))));
     let names: Vec<&String> = chunks[0].as_object().unwrap().keys().collect();
-    assert_eq!(names, ["id", "object", "created", "model", "system_fingerprint", "choices"]);
+    assert_eq!(names, ["id", "object", "created", "model", "system_fingerprint", "reproducible", "choices"]);
     for chunk in &chunks {
         assert_eq!((&chunk["id"], &chunk["created"]), (&chunks[0]["id"], &chunks[0]["created"]));
         assert_eq!(chunk["object"], "chat.completion.chunk");

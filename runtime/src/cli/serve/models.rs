@@ -9,14 +9,15 @@ use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
 use farpost::server::{Config, ModelConfig, Served};
 use farpost::{Library, Model, ModelError, ModelOptions};
 use farpost_models::gguf::File;
+use farpost_models::template::ChatTemplate;
 
 use crate::console::Console;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::generation::{MemoryArgs, SpeculateChoice};
 use crate::machine::Machine;
 use crate::model::{self, ModelArgs};
 use crate::pack::{self, PackArgs};
-use crate::{amount, device};
+use crate::{amount, device, text};
 
 /// Options that say which models are served and how.
 #[derive(clap::Args, Debug)]
@@ -29,8 +30,11 @@ pub struct ModelsArgs {
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     alias: Vec<String>,
     /// A JSON file that lists models with their settings, in place of --model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "alias"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "alias", "template"])]
     config: Option<PathBuf>,
+    /// Use the chat template in this file instead of the model's own
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    template: Option<String>,
     /// Unload models that were not asked for in N seconds, and load them again when they are
     #[arg(long, value_name = "N", value_parser = amount::whole::<u64>(1..), hide_short_help = true)]
     idle_unload: Option<u64>,
@@ -40,7 +44,7 @@ pub struct ModelsArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = amount::whole::<usize>(1..=1024))]
     parallel: usize,
     /// Let at most N requests wait; one more is refused
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = amount::whole::<usize>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = amount::whole::<usize>(1..))]
     queue: usize,
     /// Keep keys and values of N tokens over all answers [default: of four contexts]
     #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
@@ -58,11 +62,17 @@ struct Opening {
     path: Option<PathBuf>,
     model: ModelOptions,
     engine: EngineOptions,
+    /// A chat template in place of its own.
+    template: Option<String>,
 }
 
 impl Opening {
     fn open(&self, console: &Console) -> Result<(Model, EngineOptions), ModelError> {
         let model = Model::from_file(self.file()?, &self.model)?;
+        let model = match &self.template {
+            Some(source) => model.with_template(source)?,
+            None => model,
+        };
         pack::note(&model, console);
         Ok((model, self.engine.clone()))
     }
@@ -78,15 +88,37 @@ impl Opening {
     }
 }
 
+/// The file of the model called `name`, which is there.
+fn resolve(name: &str) -> Result<PathBuf, Failure> {
+    let path = Library::of_user().resolve(name)?;
+    match std::fs::metadata(&path) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(Failure::file(&path, "read it", &error).with_exit(Exit::Model)),
+    }
+}
+
+/// The chat template in a file. What is wrong with it is told before the model is loaded.
+fn template(path: &str) -> Result<String, Failure> {
+    let source = text::of_file(path.as_ref())?;
+    match ChatTemplate::new(&source, "", "") {
+        Ok(_) => Ok(source),
+        Err(error) => Err(Failure::usage(format_args!("{path}: {error}"))),
+    }
+}
+
 impl ModelsArgs {
     /// What opens the models, and how each is served. Names that stand for no file are refused here.
     pub fn models(&self, console: &Console) -> Result<(Models, Vec<Served>), Failure> {
         let config = self.config()?;
         let (mut openings, mut served) = (BTreeMap::new(), Vec::new());
-        for wanted in &config.models {
+        for (place, wanted) in config.models.iter().enumerate() {
+            let of_file = |field: &str, failure: Failure| match &self.config {
+                Some(config) => failure.within(format_args!("{}: models[{place}].{field}", config.display())),
+                None => failure,
+            };
             let named = ModelArgs { model: wanted.model.clone() };
             let path = match &wanted.model {
-                Some(name) => Some(Library::of_user().resolve(name)?),
+                Some(name) => Some(resolve(name).map_err(|failure| of_file("model", failure))?),
                 None => model::check_built_in().map(|()| None)?,
             };
             let name = wanted.name.clone().unwrap_or_else(|| named.short_name());
@@ -99,7 +131,10 @@ impl ModelsArgs {
                 is_pinned,
                 ..Served::new(name.clone(), sampling)
             });
-            openings.insert(name, self.opening(wanted, path, console)?);
+            let mut opening = self.opening(wanted, path, console)?;
+            opening.template =
+                wanted.template.as_deref().map(template).transpose().map_err(|failure| of_file("template", failure))?;
+            openings.insert(name, opening);
         }
         let options = ModelsOptions {
             memory_cap: config.memory_cap.or_else(|| device::memory_cap(&self.memory)),
@@ -125,9 +160,13 @@ impl ModelsArgs {
                 "--alias is given {aliases} times, expected one for each of {models}"
             )));
         }
+        if self.template.is_some() && n_models > 1 {
+            return Err(Failure::usage("--template is for one model, expected it in the file of --config for several"));
+        }
         let models = (0..n_models).map(|place| ModelConfig {
             name: self.alias.get(place).cloned(),
             model: self.model.get(place).cloned(),
+            template: self.template.clone(),
             ..ModelConfig::default()
         });
         Ok(Config { models: models.collect(), ..Config::default() })
@@ -151,6 +190,6 @@ impl ModelsArgs {
             activations: wanted.activations.unwrap_or(self.memory.activations.0),
             ..EngineOptions::default()
         };
-        Ok(Opening { path, model, engine })
+        Ok(Opening { path, model, engine, template: None })
     }
 }

@@ -1,6 +1,7 @@
 //! What a request takes of memory beside keys and values, at most: it is charged before anything is made for it.
 
 use super::Inner;
+use crate::engine::generate::GenerateOptions;
 use crate::engine::grammar;
 use crate::engine::ledger::{Charge, Holder};
 use crate::engine::lookup::{Drafter, Speculate};
@@ -9,6 +10,7 @@ use crate::engine::pooling;
 use crate::engine::request::{Refusal, Request};
 use crate::engine::sampler::Sampler;
 use crate::engine::stream;
+use crate::model::Model;
 
 /// A token of a text: itself, in a vector that may be half empty, its share of hashes, and of who holds them.
 const TOKEN_BYTES: u64 = 8 + 12;
@@ -21,6 +23,14 @@ const REQUEST_BYTES: u64 = 32 << 10;
 /// Bytes of what is known of cached texts.
 pub(super) fn cached_bytes(max_cached: usize, context: usize) -> u64 {
     (max_cached as u64).saturating_mul(context as u64).saturating_mul(TOKEN_BYTES)
+}
+
+/// Bytes that an engine needs beside its plan: what is known of cached texts, and one plain request. An engine that has
+/// no room left for a request would be of no use.
+pub(super) fn beside_bytes(model: &Model, max_cached: usize, context: usize) -> u64 {
+    let plain = Request::new(Vec::new(), GenerateOptions::default());
+    let least_bytes = request_bytes(&plain, model.graph().n_vocab(), context);
+    cached_bytes(max_cached, context).saturating_add(least_bytes)
 }
 
 /// Bytes of one answer, with the prompt, that may have `most_tokens` in all, of which `most_events` are told.

@@ -14,9 +14,10 @@ pub(in crate::server) fn page(app: &App) -> String {
     let mut out = Page(String::new());
     let metrics = &app.metrics;
     requests(&mut out, metrics);
-    out.head("farpost_refused_total", "counter", "Requests that were not served, by reason.");
-    for (reason, n) in snapshot(&metrics.refused) {
-        out.line("farpost_refused_total", &format!("reason=\"{reason}\""), n);
+    out.head("farpost_refused_total", "counter", "Requests that were not served, or not to their end, by reason.");
+    for ((reason, model, key), n) in snapshot(&metrics.refused) {
+        let labels = format!("reason=\"{reason}\",model=\"{}\",key=\"{}\"", escaped(&model), escaped(&key));
+        out.line("farpost_refused_total", &labels, n);
     }
     out.head("farpost_reloads_total", "counter", "Times that files of settings were read again.");
     for ((what, is_good), n) in snapshot(&metrics.reloads) {
@@ -83,12 +84,16 @@ fn models(out: &mut Page, app: &App) {
         let outcome = if is_good { "loaded" } else { "failed" };
         out.line("farpost_model_loads_total", &format!("model=\"{}\",outcome=\"{outcome}\"", escaped(&model)), n);
     }
-    out.head("farpost_memory_bytes", "gauge", "Memory of loaded models, by kind.");
+    out.head(
+        "farpost_memory_bytes",
+        "gauge",
+        "Memory of loaded models, by kind; what is mapped is the system's to drop and not under the cap.",
+    );
     for loaded in app.catalogue.models.loaded() {
         let memory = loaded.memory;
         let kinds = [
             ("weights_mapped", memory.weights_mapped),
-            ("weights_packed", memory.weights_packed),
+            ("weights_packed_mapped", memory.weights_packed),
             ("kv", memory.kv),
             ("scratch", memory.scratch),
             ("requests", loaded.holdings.requests),
@@ -176,8 +181,9 @@ fn health(out: &mut Page, app: &App) {
     }
     out.head("farpost_backend_up", "gauge", "1 if the backend can be used.");
     out.line("farpost_backend_up", "backend=\"cpu\"", 1);
-    out.head("farpost_build_info", "gauge", "1, with the version.");
-    out.line("farpost_build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
+    out.head("farpost_build_info", "gauge", "1, with version and commit.");
+    let labels = format!("version=\"{}\",commit=\"{}\"", env!("CARGO_PKG_VERSION"), escaped(env!("FARPOST_COMMIT")));
+    out.line("farpost_build_info", &labels, 1);
     out.head("farpost_uptime_seconds", "gauge", "Time since the server began.");
     out.line("farpost_uptime_seconds", "", app.started.elapsed().as_secs_f64());
 }

@@ -231,7 +231,7 @@ function showModels(families) {
   const row = (model) => {
     const memory = (...kinds) => bytes(kinds.reduce((total, kind) => total + sum(families, "farpost_memory_bytes", { model: model.name, kind }), 0));
     const cells = model.state === "loaded"
-      ? [model.context_tokens.toLocaleString("en"), bytes(model.size_bytes), memory("weights_mapped", "weights_packed"), memory("kv"), memory("scratch")]
+      ? [model.context_tokens.toLocaleString("en"), bytes(model.size_bytes), memory("weights_mapped", "weights_packed_mapped"), memory("kv"), memory("scratch")]
       : Array(5).fill("–");
     return make("tr", {}, make("th", { scope: "row" }, model.name), make("td", {}, model.state), ...cells.map((cell) => make("td", {}, cell)));
   };

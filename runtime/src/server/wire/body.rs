@@ -15,6 +15,9 @@ pub(super) async fn read(app: &App, request: Request) -> Result<Bytes, Problem> 
     if !media.eq_ignore_ascii_case("application/json") {
         return Err(Problem::MediaType(kind.to_owned()));
     }
+    if let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING) {
+        return Err(Problem::Encoding(encoding.to_str().unwrap_or("?").to_owned()));
+    }
     let most_bytes = app.options.max_body_bytes;
     let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: usize| length > most_bytes) {

@@ -103,7 +103,7 @@ type Name = Result<Path<String>, PathRejection>;
 
 async fn model(State(app): Shared, Extension(visit): Visitor, name: Name) -> Response {
     let Ok(Path(name)) = name else { return refuse(&Problem::NoModel(String::new())) };
-    match app.entry(&name, &visit.caller) {
+    match app.entry(&name, &visit) {
         Ok(entry) => json_response(StatusCode::OK, &describe(&app, entry)),
         Err(problem) => refuse(&problem),
     }
@@ -165,10 +165,10 @@ async fn embed(State(app): Shared, Extension(visit): Visitor, request: Request) 
 fn named(app: &App, visit: &Visit, fields: &mut Fields, turn: &mut Turn) -> Result<Arc<Hosted>, Problem> {
     let name = fields.string("model")?;
     let name = name.ok_or_else(|| Invalid::of("model", "is missing, expected the name of a model".to_owned()))?;
-    if app.entry(&name, &visit.caller)?.hosted().is_none() {
+    if app.entry(&name, visit)?.hosted().is_none() {
         *turn = None;
     }
-    app.model(&name, &visit.caller, fields.is_true("stream"))
+    app.model(&name, visit, fields.is_true("stream"))
 }
 
 /// What a request that needs no engine is told.
@@ -218,7 +218,7 @@ fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style, turn: &mut T
         return Err(Invalid { code: Some("unsupported_model"), ..Invalid::of("model", message) }.into());
     }
     let (asked, prompts) = read(fields, &hosted, style)?;
-    let requests = asked.requests(prompts, &hosted, visit)?;
+    let requests = asked.requests(prompts, &hosted, visit, style)?;
     let following =
         Following::submit(app, visit, &hosted, requests, usize::MAX).map_err(|problem| asked.blame(problem))?;
     Ok(Taken { following, hosted, asked })

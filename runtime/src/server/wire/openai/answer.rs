@@ -21,6 +21,8 @@ pub(super) struct Style {
     pub(super) id: &'static str,
     pub(super) object: &'static str,
     pub(super) chunk_object: &'static str,
+    /// The parameter that has the prompt.
+    pub(super) prompt_param: &'static str,
     /// Ids of the prompts of a request.
     pub(super) prompts: Prompts,
     /// How many alternatives to each token it wants to know.
@@ -208,16 +210,18 @@ pub(super) struct Envelope {
     pub(super) id: String,
     created: u64,
     model: String,
-    fingerprint: Option<String>,
+    fingerprint: String,
+    reproducible: bool,
 }
 
 impl Envelope {
-    pub(super) fn new(style: &Style, hosted: &Hosted) -> Self {
+    pub(super) fn new(style: &Style, hosted: &Hosted, asked: &Asked) -> Self {
         Self {
             id: format!("{}-{:016x}{:016x}", style.id, fresh_seed(), fresh_seed()),
             created: unix_seconds(),
             model: hosted.name.clone(),
             fingerprint: hosted.fingerprint(),
+            reproducible: asked.terms.reproducible,
         }
     }
 
@@ -228,6 +232,7 @@ impl Envelope {
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
+            "reproducible": self.reproducible,
             "choices": choices,
         })
     }
@@ -286,7 +291,7 @@ pub(super) async fn whole(
         let tokens = writing[index].take_tokens();
         (style.choice)(index, &messages[index], reasons[index], tokens.as_deref())
     });
-    let mut json = Envelope::new(style, hosted).around(style.object, &told.collect::<Vec<_>>());
+    let mut json = Envelope::new(style, hosted, asked).around(style.object, &told.collect::<Vec<_>>());
     json["usage"] = usage(following.usage(), n_thought(asked, &writing));
     Ok(json)
 }

@@ -18,6 +18,7 @@ pub(super) static STYLE: Style = Style {
     id: "chatcmpl",
     object: "chat.completion",
     chunk_object: "chat.completion.chunk",
+    prompt_param: "messages",
     prompts,
     logprobs: top_logprobs,
     choice,

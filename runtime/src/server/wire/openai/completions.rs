@@ -4,7 +4,7 @@ use farpost_models::tokenizer::Special;
 use serde_json::{Map, Value as Json, json};
 
 use super::answer::{Message, Style, TokenTold, rounded};
-use super::params::Asked;
+use super::params::{Asked, check_length};
 use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::json::{Fields, kind};
@@ -19,6 +19,7 @@ pub(super) static STYLE: Style = Style {
     id: "cmpl",
     object: "text_completion",
     chunk_object: "text_completion",
+    prompt_param: "prompt",
     prompts,
     logprobs: top_logprobs,
     choice,
@@ -35,16 +36,19 @@ fn prompts(fields: &mut Fields, hosted: &Hosted, _asked: &mut Asked) -> Result<V
     let tokenizer = hosted.engine.model().tokenizer();
     let refuse = |message: String| Err(Invalid::of("prompt", message).into());
     // What a client sends is text; control tokens can be given as ids.
-    let encode = |text: &str| tokenizer.encode_prompt(text, Special::AsText);
+    let encode = |text: &str| {
+        check_length("prompt", text.len(), hosted)?;
+        Ok::<_, Problem>(tokenizer.encode_prompt(text, Special::AsText))
+    };
     let prompts = match fields.take("prompt") {
         None => return refuse("is missing, expected a string, token ids, or an array of either".to_owned()),
-        Some(Json::String(text)) => vec![encode(&text)],
+        Some(Json::String(text)) => vec![encode(&text)?],
         Some(Json::Array(items)) if items.first().is_some_and(Json::is_number) => vec![ids("prompt", &items)?],
         Some(Json::Array(items)) if items.len() <= MOST_PROMPTS => {
             let mut prompts = Vec::with_capacity(items.len());
             for (place, item) in items.iter().enumerate() {
                 prompts.push(match item {
-                    Json::String(text) => encode(text),
+                    Json::String(text) => encode(text)?,
                     Json::Array(items) => ids(&format!("prompt[{place}]"), items)?,
                     other => return refuse(format!("has {} as entry {place}, expected a string or ids", kind(other))),
                 });
@@ -95,16 +99,44 @@ fn chunk(index: usize, text: &str, finish_reason: &Json, tokens: Option<&[TokenT
     json!({ "text": text, "index": index, "logprobs": logprobs(tokens), "finish_reason": finish_reason })
 }
 
+/// A token as text; one whose bytes are no text is told as its bytes, as OpenAI writes them.
+fn label(text: &str, bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |label, byte| format!("{label}\\x{byte:02x}")),
+    }
+}
+
 /// Four lists of equal length.
 fn logprobs(tokens: Option<&[TokenTold]>) -> Json {
     let Some(tokens) = tokens else { return Json::Null };
     let top = |token: &TokenTold| -> Map<String, Json> {
-        token.top.iter().map(|(text, _, logprob)| (text.clone(), rounded(*logprob).into())).collect()
+        let mut labels = Map::new();
+        for (text, bytes, logprob) in &token.top {
+            // The likelier one comes first.
+            labels.entry(label(text, bytes)).or_insert_with(|| rounded(*logprob).into());
+        }
+        labels
     };
     json!({
-        "tokens": tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
+        "tokens": tokens.iter().map(|token| label(&token.text, &token.bytes)).collect::<Vec<_>>(),
         "token_logprobs": tokens.iter().map(|token| rounded(token.logprob)).collect::<Vec<_>>(),
         "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
         "text_offset": tokens.iter().map(|token| token.offset).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_are_no_text_are_told_as_bytes_and_none_is_lost() {
+        let broken = |byte: u8| ("\u{fffd}".to_owned(), vec![0xe2, byte], -1.0);
+        let top = vec![broken(0x80), broken(0x81), ("a".to_owned(), b"a".to_vec(), -2.0)];
+        let told = TokenTold { text: "\u{fffd}".to_owned(), bytes: vec![0xe2, 0x80], logprob: -1.0, top, offset: 0 };
+        let json = logprobs(Some(&[told]));
+        assert_eq!(json["tokens"], json!([r"bytes:\xe2\x80"]));
+        assert_eq!(json["top_logprobs"], json!([{ r"bytes:\xe2\x80": -1.0, r"bytes:\xe2\x81": -1.0, "a": -2.0 }]));
+    }
 }

@@ -4,6 +4,7 @@ use farpost_models::template::{ChatTemplate, Prompt, RenderInput};
 use serde_json::{Map, Value as Json};
 
 use super::messages;
+use super::params::check_length;
 use super::tools::Tools;
 use crate::model::Model;
 use crate::server::catalogue::Hosted;
@@ -47,12 +48,44 @@ pub(super) fn read(fields: &mut Fields, hosted: &Hosted) -> Result<Conversation,
     let calls = format.map_or(Ok(None), |format| tools.calls(model, format))?;
     // Tools that may not be called are not shown, so that the model does not try.
     let described = if calls.is_some() { tools.described } else { Vec::new() };
-    let prompt = prompt(model, template, messages, described, format, extra)?;
+    let render = |messages| prompt(model, template, messages, described.clone(), format, extra.clone());
+    let named = messages.iter().any(is_named).then(|| messages.clone());
+    let prompt = render(messages)?;
+    if let Some(messages) = named {
+        check_names(&messages, &prompt, render)?;
+    }
+    check_length("messages", prompt.text.len(), hosted)?;
     let thinking = Marks::of(template);
     let is_thinking = thinking.is_some_and(|marks| marks.is_open_in(&prompt.text));
     let has_thought = is_off || thinking.is_some_and(|marks| marks.is_over_in(&prompt.text));
     let turn = Turn { thinking, is_thinking, has_thought, calls };
     Ok(Conversation { prompt: prompt.encode_with_bos(model.tokenizer()), turn })
+}
+
+/// Whether a client has given it a name. That of a result is its tool's, told whether or not it is given.
+fn is_named(message: &Json) -> bool {
+    message.get("name").is_some() && message["role"] != "tool"
+}
+
+/// Refuses names that the template does not read: without them the prompt is the same.
+fn check_names(
+    messages: &[Json],
+    prompt: &Prompt,
+    render: impl Fn(Vec<Json>) -> Result<Prompt, Problem>,
+) -> Result<(), Problem> {
+    for role in ["system", "user", "assistant"] {
+        let has_name = |message: &Json| message["role"] == role && is_named(message);
+        let Some(place) = messages.iter().position(has_name) else { continue };
+        let mut nameless = messages.to_vec();
+        for fields in nameless.iter_mut().filter(|message| message["role"] == role).filter_map(Json::as_object_mut) {
+            fields.shift_remove("name");
+        }
+        if render(nameless)? == *prompt {
+            let message = format!("is not read by this model's chat template in messages of the role {role:?}");
+            return Err(Invalid::unsupported(&format!("messages[{place}].name"), message).into());
+        }
+    }
+    Ok(())
 }
 
 fn prompt(

@@ -42,10 +42,18 @@ fn message(place: usize, json: Json, calls: &mut Vec<(String, String)>) -> Resul
             return Err(Invalid::of(&fields.name("role"), format!("is {found}, {expected}")).into());
         }
     };
+    let name_param = fields.name("name");
     let name = fields.string("name")?;
     fields.refuse_unsupported(&["function_call", "audio", "refusal"])?;
     fields.finish()?;
     if let Some(name) = name {
+        if name.is_empty() {
+            return Err(Invalid::of(&name_param, "is empty, expected a character or more").into());
+        }
+        // A result has the name of its tool.
+        if let Some(tool) = message["name"].as_str().filter(|tool| *tool != name) {
+            return Err(Invalid::of(&name_param, format!("is {name:?}, the call was one of {tool:?}")).into());
+        }
         message["name"] = name.into();
     }
     Ok(message)
@@ -125,7 +133,10 @@ fn content(fields: &mut Fields) -> Result<String, Problem> {
 fn text(name: &str, found: Option<Json>) -> Result<String, Problem> {
     let parts = match found {
         Some(Json::String(text)) => return Ok(text),
-        Some(Json::Array(parts)) => parts,
+        Some(Json::Array(parts)) if !parts.is_empty() => parts,
+        Some(Json::Array(_)) => {
+            return Err(Invalid::of(name, "is empty, expected a part or more".to_owned()).into());
+        }
         found => {
             let found = found.as_ref().map_or("missing", kind);
             return Err(Invalid::of(name, format!("is {found}, expected a string or an array of parts")).into());

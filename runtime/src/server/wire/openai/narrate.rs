@@ -26,7 +26,7 @@ impl Chunks {
     pub(super) fn new(style: &'static Style, hosted: &Hosted, asked: Asked, n_choices: usize) -> Self {
         Self {
             style,
-            envelope: Envelope::new(style, hosted),
+            envelope: Envelope::new(style, hosted, &asked),
             model: Arc::clone(hosted.engine.model()),
             has_begun: vec![false; n_choices],
             choices: Writing::several(n_choices, &asked),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
+use super::answer::Style;
 use crate::engine::{
     GenerateOptions, Grammar, MOST_CHOICES, Mirostat, Priority, Request, Sampling, Speculate, fresh_seed,
 };
@@ -34,7 +35,9 @@ pub(super) struct Asked {
     pub(super) stops_of_answer: Vec<String>,
     /// What is to blame if the grammar of the turn, which was put together here, can't be enforced.
     composed: Option<&'static str>,
-    terms: Terms,
+    pub(super) terms: Terms,
+    /// What the client called the number of tokens.
+    max_tokens_param: &'static str,
 }
 
 /// How a request is served among others, whatever it asks for: fields beside the protocol.
@@ -42,7 +45,9 @@ pub(super) struct Terms {
     priority: Priority,
     deadline: Option<Duration>,
     supersede: Option<String>,
-    reproducible: bool,
+    pub(super) reproducible: bool,
+    /// Neither uses what is cached nor leaves anything there for others.
+    is_uncached: bool,
 }
 
 impl Terms {
@@ -55,9 +60,13 @@ impl Terms {
         };
         let deadline = fields.whole("deadline_ms", 1, i64::MAX)?;
         let supersede = fields.string("supersede_key")?;
+        if supersede.as_ref().is_some_and(String::is_empty) {
+            return Err(Invalid::of("supersede_key", "is empty, expected a character or more").into());
+        }
         let reproducible = fields.flag("reproducible")?.unwrap_or(false);
+        let is_uncached = !fields.flag("cache_prompt")?.unwrap_or(true);
         let deadline = deadline.map(|ms| Duration::from_millis(ms.unsigned_abs()));
-        Ok(Self { priority, deadline, supersede, reproducible })
+        Ok(Self { priority, deadline, supersede, reproducible, is_uncached })
     }
 
     /// `request` on these terms.
@@ -66,7 +75,8 @@ impl Terms {
             priority: self.priority,
             deadline: self.deadline,
             caller: visit.caller.id().to_owned(),
-            prefix_scope: visit.prefix_scope.to_string(),
+            // Alone: a scope that no other request has.
+            prefix_scope: if self.is_uncached { format!("{} alone", visit.id) } else { visit.prefix_scope.to_string() },
             supersede: self.supersede.clone(),
             reproducible: self.reproducible,
             ..request
@@ -79,6 +89,7 @@ impl Asked {
         let is_stream = fields.flag("stream")?.unwrap_or(false);
         let wants_usage = wants_usage(fields, is_stream)?;
         let n = fields.count("n", 1, MOST_CHOICES as i64)?.unwrap_or(1);
+        let max_tokens_param = ["max_completion_tokens", "max_tokens"].into_iter().find(|name| fields.is_given(name));
         let options = GenerateOptions {
             sampling: sampling(fields, &hosted.sampling)?,
             max_tokens: max_tokens(fields)?,
@@ -94,7 +105,8 @@ impl Asked {
         let terms = Terms::read(fields)?;
         without_effect(fields)?;
         let (turn, stops_of_answer) = (Arc::default(), Vec::new());
-        Ok(Self { is_stream, wants_usage, n, options, turn, stops_of_answer, composed: None, terms })
+        let max_tokens_param = max_tokens_param.unwrap_or("max_completion_tokens");
+        Ok(Self { is_stream, wants_usage, n, options, turn, stops_of_answer, composed: None, terms, max_tokens_param })
     }
 
     /// The answers are turns of this kind: marked where they have parts, and held to it where they must be.
@@ -152,19 +164,32 @@ impl Asked {
         prompts: Vec<Vec<u32>>,
         hosted: &Hosted,
         visit: &Visit,
+        style: &Style,
     ) -> Result<Vec<Request>, Problem> {
         let context_tokens = hosted.engine.context();
         let mut requests = Vec::with_capacity(prompts.len());
         for prompt in prompts {
             let (prompt_tokens, max_tokens) = (prompt.len(), self.options.max_tokens);
             if prompt_tokens.saturating_add(max_tokens.unwrap_or(0)) > context_tokens {
-                return Err(Problem::ContextLength { prompt_tokens, max_tokens, context_tokens });
+                let is_alone = prompt_tokens > context_tokens || max_tokens.is_none();
+                let param = if is_alone { style.prompt_param } else { self.max_tokens_param };
+                let is_least = false;
+                return Err(Problem::ContextLength { param, prompt_tokens, is_least, max_tokens, context_tokens });
             }
             let request = Request { n: self.n, ..Request::new(prompt, self.options.clone()) };
             requests.push(self.terms.on(request, visit));
         }
         Ok(requests)
     }
+}
+
+/// Refuses a text that has too many bytes for the context whatever its tokens are: to find them takes time.
+pub(super) fn check_length(param: &'static str, n_bytes: usize, hosted: &Hosted) -> Result<(), Problem> {
+    let (prompt_tokens, context_tokens) = (hosted.least_tokens(n_bytes), hosted.engine.context());
+    if prompt_tokens <= context_tokens {
+        return Ok(());
+    }
+    Err(Problem::ContextLength { param, prompt_tokens, is_least: true, max_tokens: None, context_tokens })
 }
 
 fn wants_usage(fields: &mut Fields, is_stream: bool) -> Result<bool, Problem> {
@@ -329,7 +354,9 @@ fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, Problem> {
     };
     let mut map = BTreeMap::new();
     for (token, bias) in biases {
-        let Ok(id) = token.parse() else { return refuse(format!("has the key {token:?}, expected the id of a token")) };
+        // Signs and leading zeros would let one token have two.
+        let id = token.parse().ok().filter(|id: &u32| id.to_string() == token);
+        let Some(id) = id else { return refuse(format!("has the key {token:?}, expected the id of a token")) };
         let Some(bias) = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias)) else {
             return refuse(format!("gives token {id} {bias}, expected a number, -100 to 100"));
         };
@@ -338,10 +365,32 @@ fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, Problem> {
     Ok(map)
 }
 
+/// Labels that the protocol lets clients give: up to 16, texts of up to 512 characters with names of up to 64.
+fn metadata(fields: &mut Fields) -> Result<(), Problem> {
+    let refuse = |message: String| Err(Invalid::of("metadata", message).into());
+    let labels = match fields.take("metadata") {
+        None => return Ok(()),
+        Some(Json::Object(labels)) => labels,
+        Some(other) => return refuse(format!("is {}, expected an object of strings", kind(&other))),
+    };
+    if labels.len() > 16 {
+        return refuse(format!("has {} entries, expected at most 16", labels.len()));
+    }
+    for (name, value) in &labels {
+        let Some(text) = value.as_str() else {
+            return refuse(format!("has {} as {name:?}, expected a string", kind(value)));
+        };
+        if name.chars().count() > 64 || text.chars().count() > 512 {
+            return refuse("has a name of more than 64 or a text of more than 512 characters".to_owned());
+        }
+    }
+    Ok(())
+}
+
 /// What is part of the protocol and changes no answer by definition.
 fn without_effect(fields: &mut Fields) -> Result<(), Problem> {
     fields.string("user")?;
-    fields.take("metadata");
+    metadata(fields)?;
     if fields.flag("store")? == Some(true) {
         return Err(Invalid::unsupported("store", "is true, but nothing is stored here".to_owned()).into());
     }
