@@ -197,7 +197,7 @@ impl Engine for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn unpack_plain<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+    unsafe fn spill_again<F: Format>(bytes: &[u8], _: &Chunk, out: &mut Unpacked) {
         // SAFETY: see the impl.
         unsafe { unpack_plain::<F>(bytes, out) };
     }

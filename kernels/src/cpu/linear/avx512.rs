@@ -48,19 +48,6 @@ const PLACES32: [i32; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 1
 /// Each of eight activation scales twice.
 const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
 
-/// # Safety
-/// The processor has the engine's instructions.
-#[cold]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn unpack_plain<F: Format>(bytes: &[u8], out: &mut Unpacked) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut weights = Avx512::no_weights();
-        Avx512::unpack::<F>(bytes, &mut weights);
-        Avx512::spill(&weights, out);
-    }
-}
-
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl Engine for Avx512 {
     type Weights = Chunk;
@@ -105,12 +92,6 @@ impl Engine for Avx512 {
             _mm512_store_ps(out.scales.as_mut_ptr(), weights.scales);
             _mm512_store_ps(out.mins.as_mut_ptr(), weights.mins);
         }
-    }
-
-    #[inline(always)]
-    unsafe fn unpack_plain<F: Format>(bytes: &[u8], out: &mut Unpacked) {
-        // SAFETY: see the impl.
-        unsafe { unpack_plain::<F>(bytes, out) };
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@
 use super::format::{Format, Unpacked, unpack_stored};
 use super::input::{CHUNK, Outlier, QuantRow};
 use super::job::{Job, PANEL_ROWS, PANELS};
+use super::layout::{has_one_scale, weight_at};
 use super::scalar::Float;
 
 /// Input rows met with one unpacked chunk.
@@ -51,16 +52,13 @@ pub(crate) trait Engine {
     }
     /// Writes weights out.
     unsafe fn spill(weights: &Self::Weights, out: &mut Unpacked);
-    /// As [`Engine::unpack`] and [`Engine::spill`]. A function of its own where registers are scarce: weights that may be
-    /// written out later would have to be kept.
+    /// Writes out `weights`, which were unpacked from `bytes`. Where registers are scarce they are unpacked once more: those
+    /// that may be written out would have to be kept.
     #[inline(always)]
-    unsafe fn unpack_plain<F: Format>(bytes: &[u8], out: &mut Unpacked) {
+    unsafe fn spill_again<F: Format>(bytes: &[u8], weights: &Self::Weights, out: &mut Unpacked) {
+        _ = bytes;
         // SAFETY: the caller's promise.
-        unsafe {
-            let mut weights = Self::no_weights();
-            Self::unpack::<F>(bytes, &mut weights);
-            Self::spill(&weights, out);
-        }
+        unsafe { Self::spill(weights, out) };
     }
     /// Sum of nothing.
     unsafe fn zero() -> Self::Sum;
@@ -233,9 +231,18 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                     continue;
                 }
                 // Minima are there already: they multiply sums that the outliers are part of.
-                E::unpack_plain::<F>(&job.row_bytes(row)[chunk * chunk_bytes..], &mut plain);
+                if const { has_one_scale::<F>() } {
+                    for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
+                        add_outliers_of_blocks::<E, F>(rest, input.advance(chunk), sum);
+                    }
+                    continue;
+                }
+                E::spill_again::<F>(&job.row_bytes(row)[chunk * chunk_bytes..], &weights, &mut plain);
                 for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
-                    add_outliers_of_row::<E, F>(&plain, input.advance(chunk), sum);
+                    for Outlier { at, value } in input.advance(chunk).outliers_of_chunk() {
+                        let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
+                        *sum = (plain.scales[at / F::SUB] * code).mul_add(value, *sum);
+                    }
                 }
             }
             for (index, sum) in sums.iter().take(count).enumerate() {
@@ -245,16 +252,19 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
     }
 }
 
-/// Adds the products of a chunk of a weight row with the outliers of an input row.
+/// Adds the products of a chunk of a weight row with the outliers of an input row: of types [`has_one_scale`] says, whose
+/// weights are read where they lie.
 ///
 /// # Safety
-/// The input row goes on for a chunk.
+/// The input row and the weights go on for a chunk.
 #[inline(always)]
-pub(super) unsafe fn add_outliers_of_row<E: Engine, F: Format>(plain: &Unpacked, input: QuantRow, sum: &mut f32) {
-    // SAFETY: the caller's promise.
-    for Outlier { at, value } in unsafe { input.outliers_of_chunk() } {
-        let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
-        *sum = (plain.scales[at / F::SUB] * code).mul_add(value, *sum);
+pub(super) unsafe fn add_outliers_of_blocks<E: Engine, F: Format>(weights: *const u8, input: QuantRow, sum: &mut f32) {
+    // SAFETY: the caller's promise; outliers lie below the columns.
+    unsafe {
+        for Outlier { at, value } in input.outliers_of_chunk() {
+            let (code, scale) = weight_at::<F>(weights, at);
+            *sum = (scale * as_multiplied::<E, F>(code) as f32).mul_add(value, *sum);
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! all types but codebooks and trits (see `codebook`), so that each instruction set can unpack whole chunks into its
 //! registers with code that is written per kind of plane and scale, not per type.
 
-use super::format::Format;
+use super::format::{Format, half_value};
+use crate::quant::mx::e8m0_half;
 
 /// A block type's codes and scales.
 #[derive(Clone, Copy)]
@@ -124,6 +125,42 @@ pub(super) const fn largest_code<F: Format>() -> usize {
 /// Whether the sum of so many products of raw codes with activations (at most 127) fits 16 bits with its sign.
 pub(super) const fn fits_16_bits<F: Format>(products: usize) -> bool {
     products * 127 * largest_code::<F>() <= i16::MAX as usize
+}
+
+/// Whether blocks are of 32 weights with one scale, so that [`weight_at`] has little to read.
+pub(super) const fn has_one_scale<F: Format>() -> bool {
+    F::LEN == 32 && F::SUB == 32 && F::LAYOUT.is_some()
+}
+
+/// The code (after its table) and the scale of one weight of a row that begins at `row`, of a type [`has_one_scale`] says.
+///
+/// # Safety
+/// The weight is there.
+#[inline(always)]
+pub(super) unsafe fn weight_at<F: Format>(row: *const u8, at: usize) -> (u8, f32) {
+    let (block, weight) = (row.wrapping_add(at / 32 * F::BYTES), at % 32);
+    let Some(Layout { low, high, scales }) = F::LAYOUT else { return (0, 0.0) };
+    // SAFETY: the caller's promise: the block is there.
+    unsafe {
+        let (byte, up) = low.place(weight);
+        let byte = *block.add(low.at + byte);
+        let mut code = if low.bits == 8 { byte ^ 0x80 } else { byte >> up & ((1 << low.bits) - 1) };
+        if let High::Word(at) = high {
+            let word = block.add(at).cast::<u32>().read_unaligned();
+            code |= ((u32::from_le(word) >> weight & 1) as u8) << low.bits;
+        }
+        if let Some(table) = F::TABLE {
+            code = table[usize::from(code & 15)];
+        }
+        let scale = match scales {
+            Scales::Half { d } | Scales::HalfAndMin { d, .. } => {
+                half_value(u16::from_le(block.add(d).cast::<u16>().read_unaligned()))
+            }
+            Scales::Exponent => e8m0_half(*block),
+            _ => 0.0,
+        };
+        (code, scale)
+    }
 }
 
 /// Some blocks of a row.

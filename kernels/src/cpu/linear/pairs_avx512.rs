@@ -8,9 +8,9 @@
 use std::arch::x86_64::*;
 
 use super::avx512::{Avx512, begin, fold};
-use super::drive::{Engine, add_outliers_of_row};
+use super::drive::{Engine, add_outliers_of_blocks};
 use super::flat_avx512::HALF;
-use super::format::{Format, Unpacked};
+use super::format::Format;
 use super::input::{CHUNK, QuantRow};
 use super::job::Job;
 use super::unpack_avx512::{Chunk, halves_of_chunk, unpack_halves};
@@ -72,7 +72,7 @@ unsafe fn pair<F: Format, const N: usize>(job: &Job<'_>, rows: [usize; 2], start
                 has_outliers |= input.has_outliers();
             }
             if has_outliers {
-                outliers::<F>(job, rows, chunk, start, &mut of_outliers);
+                outliers::<F, N>([first, second], &inputs, chunk, &mut of_outliers);
             }
         }
         for (index, sum) in sums.into_iter().enumerate() {
@@ -109,23 +109,23 @@ unsafe fn last<F: Format>(job: &Job<'_>, row: usize, chunk: usize) -> Chunk {
     }
 }
 
-/// Adds the products of a chunk of two rows with the outliers of input rows. Apart, and with weights of its own, so that
-/// those of others need not be in memory for it.
+/// Adds the products of a chunk of two rows with the outliers of input rows. Apart, so that it takes no registers.
 ///
 /// # Safety
 /// As [`pair`].
-#[cold]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn outliers<F: Format>(job: &Job<'_>, rows: [usize; 2], chunk: usize, start: usize, sums: &mut [[f32; 2]]) {
-    for (which, row) in rows.into_iter().enumerate() {
-        // SAFETY: the caller's promises.
-        unsafe {
-            let mut plain = Unpacked::new();
-            Avx512::unpack_plain::<F>(&job.row_bytes(row)[chunk * CHUNK_BLOCKS * F::BYTES..], &mut plain);
-            for (index, sums) in sums.iter_mut().enumerate() {
-                let input = job.input.quant_row(start + index).advance(chunk);
-                add_outliers_of_row::<Avx512, F>(&plain, input, &mut sums[which]);
-            }
+unsafe fn outliers<F: Format, const N: usize>(
+    rows: [*const u8; 2],
+    inputs: &[QuantRow; N],
+    chunk: usize,
+    sums: &mut [[f32; 2]; N],
+) {
+    for (input, sums) in inputs.iter().zip(sums) {
+        for (row, sum) in rows.iter().zip(sums) {
+            let start = row.wrapping_add(chunk * CHUNK_BLOCKS * F::BYTES);
+            // SAFETY: the caller's promises.
+            unsafe { add_outliers_of_blocks::<Avx512, F>(start, input.advance(chunk), sum) };
         }
     }
 }
