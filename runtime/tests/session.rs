@@ -260,6 +260,6 @@ fn a_plain_device_saves_and_restores_as_well() {
     assert_eq!((&found.ids, found.timings.cached_tokens), (&expected.ids, 5));
     // What the processor keeps is not what this device keeps.
     let error = Session::open(Arc::clone(&model), &Cpu::detect(), &options).unwrap().restore(&path).unwrap_err();
-    assert!(error.to_string().contains("the number of bytes of a token is "), "{error}");
+    assert!(error.to_string().contains("the number of bytes of keys and values is "), "{error}");
     std::fs::remove_file(&path).unwrap();
 }

@@ -237,26 +237,34 @@ fn check_head(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// A page on the internet can name any address its own; it can not choose the Host header that comes of it. Where the
-/// target of a request has a host, that one counts.
+/// A page on the internet can name any address its own; it can not choose the host that its requests name because of it.
+/// Where both the target and a header name one, neither may be another's.
 fn check_host(app: &App, request: &Request, ends: Option<&Ends>) -> Result<(), Problem> {
-    let host = asked_host(request);
+    let [target, header] = hosts(request);
+    let host = target.or(header).unwrap_or("");
+    let mut all = [host, header.unwrap_or(host)].into_iter();
+    match all.find(|host| !is_ours(app, host, ends)) {
+        Some(host) => Err(Problem::Host(host.to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn is_ours(app: &App, host: &str, ends: Option<&Ends>) -> bool {
     let name = host_name(host);
-    let is_ours = match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+    let is_own = match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(ip) => {
             let local = ends.map(|ends| ends.local.ip().to_canonical());
             ip.to_canonical().is_loopback() || local == Some(ip.to_canonical())
         }
         Err(_) => name.eq_ignore_ascii_case("localhost"),
     };
-    let is_named = app.options.hosts.iter().any(|known| known.eq_ignore_ascii_case(name));
-    if is_ours || is_named { Ok(()) } else { Err(Problem::Host(host.to_owned())) }
+    is_own || app.options.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
-/// Whom the request is for: its Host header, or what HTTP/2 has in its place.
-fn asked_host(request: &Request) -> &str {
-    let header = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
-    header.or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str)).unwrap_or("")
+/// Whom the request is for: by its target, which has a host in HTTP/2, and by its Host header.
+fn hosts(request: &Request) -> [Option<&str>; 2] {
+    let target = request.uri().authority().map(axum::http::uri::Authority::as_str);
+    [target, request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"))]
 }
 
 /// The host of `host[:port]`.
@@ -272,8 +280,9 @@ fn host_name(host: &str) -> &str {
 fn check_origin(app: &App, request: &Request) -> Result<(), Problem> {
     let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().unwrap_or("?");
-    let is_same =
-        origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(asked_host(request));
+    let [target, header] = hosts(request);
+    let host = target.or(header).unwrap_or("");
+    let is_same = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(host);
     let is_listed = app.options.origins.iter().any(|known| known == origin);
     if is_same || is_listed { Ok(()) } else { Err(Problem::Origin(origin.to_owned())) }
 }

@@ -89,9 +89,12 @@ impl Reader {
         if let Some(place) = tokens.iter().position(|&id| id as usize >= n_vocab) {
             return Err(SessionFileError::NoSuchToken { file: shown, place, id: tokens[place], n_vocab });
         }
-        if image.bytes(tokens.len(), 0..tokens.len()) != fixed.kv_bytes {
-            // Whoever sealed it cannot count.
-            return Err(checksum("head"));
+        let kv_bytes = image.bytes(tokens.len(), 0..tokens.len());
+        if kv_bytes != fixed.kv_bytes {
+            // Another device keeps them in another way.
+            let what = "the number of bytes of keys and values".to_owned();
+            let (found, expected) = (fixed.kv_bytes.to_string(), kv_bytes.to_string());
+            return Err(SessionFileError::Foreign { file: shown, what, found, expected });
         }
         let start = (FIXED_BYTES + rest.len() + SUM_BYTES) as u64;
         let (restored, image) = (Restored { tokens, note }, image.clone());
