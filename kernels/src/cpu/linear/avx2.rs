@@ -154,6 +154,7 @@ impl Engine for Avx2 {
     type Floats = __m256;
     const LANES: usize = 8;
     const ROWS: usize = 8;
+    const FEW_REGISTERS: bool = true;
     const UNSIGNED: bool = true;
 
     #[inline(always)]

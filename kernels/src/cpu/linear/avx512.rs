@@ -11,7 +11,6 @@ use super::format::{Format, Unpacked};
 use super::input::{CHUNK, QuantRow};
 use super::job::{Job, PANEL_ROWS};
 use super::lanes_avx512::{Panel, Sixteen};
-use super::layout::fits_16_bits;
 use super::scalar::Float;
 use super::transpose::transpose;
 use super::unpack_avx512::{self, Chunk};
@@ -98,7 +97,11 @@ impl Engine for Avx512 {
     unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Chunk, input: QuantRow) -> Self::Sum {
         // SAFETY: see the impl.
         unsafe {
-            let sums = sums_of_sixteen::<F>(&weights.codes, input.codes);
+            let products = |part: usize| {
+                let x = _mm512_loadu_si512(input.codes.add(64 * part).cast());
+                _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.codes[part], x)
+            };
+            let sums = sums_of_sixteen([products(0), products(1), products(2), products(3)]);
             let own = _mm256_loadu_ps(input.scales);
             if F::SUB == 32 {
                 let halves = _mm512_permutexvar_epi32(_mm512_loadu_si512(PLACES32.as_ptr().cast()), sums);
@@ -264,7 +267,7 @@ unsafe fn whole_panel<F: Format>(job: &Job<'_>, number: usize, blocks: Woven) {
 
 /// Where sums of products with raw codes begin, from negated sums of the other side's codes.
 #[inline(always)]
-pub(super) unsafe fn begin<F: Format>(minus: __m512i) -> __m512i {
+unsafe fn begin<F: Format>(minus: __m512i) -> __m512i {
     // SAFETY: the caller has the instructions.
     unsafe {
         if F::OFFSET == 0 {
@@ -277,49 +280,16 @@ pub(super) unsafe fn begin<F: Format>(minus: __m512i) -> __m512i {
     }
 }
 
-/// Products of a chunk, sixteen columns each: element `4 * n + part` belongs to columns `64 * part + 16 * n` on.
+/// Sums of four each of the products of a chunk's 64 columns times four: element `4 * n + part` belongs to columns
+/// `64 * part + 16 * n` on.
 #[inline(always)]
-pub(super) unsafe fn sums_of_sixteen<F: Format>(codes: &[__m512i; 4], x: *const i8) -> __m512i {
-    // SAFETY: the caller has the instructions and the columns.
-    unsafe {
-        let zero = _mm512_setzero_si512();
-        let mut fours = [zero; 4];
-        for (part, four) in fours.iter_mut().enumerate() {
-            *four = _mm512_dpbusd_epi32(zero, codes[part], _mm512_loadu_si512(x.add(64 * part).cast()));
-        }
-        fold::<F, 4>(fours)
-    }
-}
-
-/// Adds neighbouring elements of four vectors, four and four: element `4 * n + which` of the result is the sum of elements
-/// `4 * n` on of vector `which`. An element is the sum of `PRODUCTS` products of raw codes.
-#[inline(always)]
-pub(super) unsafe fn fold<F: Format, const PRODUCTS: usize>([a, b, c, d]: [__m512i; 4]) -> __m512i {
+unsafe fn sums_of_sixteen(products: [__m512i; 4]) -> __m512i {
     // SAFETY: the caller has the instructions.
     unsafe {
-        // Packed to 16 bits, where they fit, neighbours are added by one instruction.
-        if const { fits_16_bits::<F>(2 * PRODUCTS) } {
-            return pairs(_mm512_packs_epi32(pairs(_mm512_packs_epi32(a, b)), pairs(_mm512_packs_epi32(c, d))));
-        }
-        if const { fits_16_bits::<F>(PRODUCTS) } {
-            let first = _mm512_castsi512_ps(pairs(_mm512_packs_epi32(a, b)));
-            let last = _mm512_castsi512_ps(pairs(_mm512_packs_epi32(c, d)));
-            return _mm512_add_epi32(
-                _mm512_castps_si512(_mm512_shuffle_ps::<0b10_00_10_00>(first, last)),
-                _mm512_castps_si512(_mm512_shuffle_ps::<0b11_01_11_01>(first, last)),
-            );
-        }
-        let first = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let last = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        let pairs = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (first, last) = (pairs(products[0], products[1]), pairs(products[2], products[3]));
         _mm512_add_epi32(_mm512_unpacklo_epi64(first, last), _mm512_unpackhi_epi64(first, last))
     }
-}
-
-/// Sums of neighbouring 16-bit numbers.
-#[inline(always)]
-unsafe fn pairs(numbers: __m512i) -> __m512i {
-    // SAFETY: the caller has the instructions.
-    unsafe { _mm512_madd_epi16(numbers, _mm512_set1_epi16(1)) }
 }
 
 /// Adds eight sub-blocks, in the order and with the roundings of the kernel for several input rows

@@ -31,6 +31,8 @@ pub(crate) trait Engine {
     const ROWS: usize;
     /// Panels that a tile takes side by side, at most [`PANELS`].
     const PANELS: usize = 1;
+    /// Whether weights that may be needed again would have to be kept in memory; then they are read again.
+    const FEW_REGISTERS: bool = false;
     /// Whether kernels multiply the raw unsigned codes, so that minima must take the offset back.
     const UNSIGNED: bool;
 
@@ -52,8 +54,7 @@ pub(crate) trait Engine {
     }
     /// Writes weights out.
     unsafe fn spill(weights: &Self::Weights, out: &mut Unpacked);
-    /// Writes out `weights`, which were unpacked from `bytes`. Where registers are scarce they are unpacked once more: those
-    /// that may be written out would have to be kept.
+    /// Writes out `weights`, which were unpacked from `bytes`; with few registers they are unpacked once more.
     #[inline(always)]
     unsafe fn spill_again<F: Format>(bytes: &[u8], weights: &Self::Weights, out: &mut Unpacked) {
         _ = bytes;
@@ -206,20 +207,20 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
     // SAFETY: the caller's promises; an input row has `n_chunks` whole chunks.
     unsafe {
         let (mut weights, mut plain) = (E::no_weights(), Unpacked::new());
-        let n_whole = job.cols() / CHUNK;
+        let n_whole = if E::FEW_REGISTERS { job.cols() / CHUNK } else { 0 };
         for row in job.rows.clone() {
-            let weight_row = job.row_start(row);
+            let bytes = job.row_bytes(row);
             let mut sums = [E::zero(); MAX];
             let mut outliers = [0.0_f32; MAX];
             for chunk in 0..job.input.n_chunks() {
-                let rest = weight_row.wrapping_add(chunk * chunk_bytes);
+                let start = bytes.as_ptr().wrapping_add(chunk * chunk_bytes);
                 for line in 0..chunk_bytes.div_ceil(64) {
-                    E::prefetch(rest.wrapping_add(2048 + 64 * line));
+                    E::prefetch(start.wrapping_add(2048 + 64 * line));
                 }
                 if chunk < n_whole {
-                    E::unpack_whole::<F>(rest, &mut weights);
+                    E::unpack_whole::<F>(start, &mut weights);
                 } else {
-                    E::unpack::<F>(&job.row_bytes(row)[chunk * chunk_bytes..], &mut weights);
+                    E::unpack::<F>(&bytes[chunk * chunk_bytes..], &mut weights);
                 }
                 let mut has_outliers = false;
                 for (sum, input) in sums.iter_mut().zip(&inputs).take(count) {
@@ -231,13 +232,13 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                     continue;
                 }
                 // Minima are there already: they multiply sums that the outliers are part of.
-                if const { has_one_scale::<F>() } {
+                if const { E::FEW_REGISTERS && has_one_scale::<F>() } {
                     for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
-                        add_outliers_of_blocks::<E, F>(rest, input.advance(chunk), sum);
+                        add_outliers_of_blocks::<E, F>(start, input.advance(chunk), sum);
                     }
                     continue;
                 }
-                E::spill_again::<F>(&job.row_bytes(row)[chunk * chunk_bytes..], &weights, &mut plain);
+                E::spill_again::<F>(&bytes[chunk * chunk_bytes..], &weights, &mut plain);
                 for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
                     for Outlier { at, value } in input.advance(chunk).outliers_of_chunk() {
                         let code = as_multiplied::<E, F>(plain.codes[at]) as f32;
@@ -258,7 +259,7 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
 /// # Safety
 /// The input row and the weights go on for a chunk.
 #[inline(always)]
-pub(super) unsafe fn add_outliers_of_blocks<E: Engine, F: Format>(weights: *const u8, input: QuantRow, sum: &mut f32) {
+unsafe fn add_outliers_of_blocks<E: Engine, F: Format>(weights: *const u8, input: QuantRow, sum: &mut f32) {
     // SAFETY: the caller's promise; outliers lie below the columns.
     unsafe {
         for Outlier { at, value } in input.outliers_of_chunk() {

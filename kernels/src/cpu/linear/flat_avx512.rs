@@ -3,9 +3,9 @@
 //! A chunk of sixteen rows is unpacked into a panel that stays in the first cache (see `lanes_avx512`), then met with up
 //! to eight input rows at once: no sum crosses lanes, scales are applied once per sub-block for sixteen rows.
 //!
-//! One input row alone is not worth turning weights into columns, nor are two where stores are slow: `pairs_avx512`
-//! multiplies weight rows two by two, and `drive::flat` those that are left over. All add the same numbers in the same
-//! order, so that a result is the same to the bit however many input rows there are.
+//! One input row alone is not worth turning weights into columns, nor are two where stores are slow: `drive::flat`
+//! multiplies row by row, as the weights that are left over. Both add the same numbers in the same order, so that a result
+//! is the same to the bit however many input rows there are.
 //!
 //! A core waits for memory more than it computes, and has more reads under way when it follows two streams: eight of the
 //! sixteen rows lie far from the other eight. While a panel is multiplied the next rows of both are fetched, in the order
@@ -20,14 +20,12 @@ use super::format::Format;
 use super::input::{CHUNK, Input, Outlier};
 use super::job::Job;
 use super::lanes_avx512::{Blocks, Panel, ROWS, Sixteen, groups};
-use super::pairs_avx512;
-use super::unpack_avx512::has_halves;
 use super::woven_avx512::{self, Woven};
 use crate::cpu::isa::works_in_halves;
 use crate::order::Order;
 
 /// Rows of a stream.
-pub(super) const HALF: usize = ROWS / 2;
+const HALF: usize = ROWS / 2;
 
 /// Bytes from one stream to the other: other pages, and nowhere near a power of two, where they would wait for the same
 /// bank of memory.
@@ -60,12 +58,10 @@ pub(super) unsafe fn flat<F: Format>(job: &Job<'_>) {
         };
         if job.weight.order == Order::Sixteens {
             woven_avx512::flat::<F>(job, whole);
-        } else if job.input_rows.len() > row_by_row {
-            lanes::<F>(job, whole);
-        } else if const { has_halves::<F>() } {
-            pairs_avx512::flat::<F>(job, pairs(whole, job.row_bytes));
-        } else {
+        } else if job.input_rows.len() <= row_by_row {
             return drive::flat::<Avx512, F>(job);
+        } else {
+            lanes::<F>(job, whole);
         }
         if !rest.is_empty() {
             drive::flat::<Avx512, F>(&Job { rows: rest, input_rows: job.input_rows.clone(), ..*job });

@@ -122,11 +122,6 @@ pub(super) const fn largest_code<F: Format>() -> usize {
     }
 }
 
-/// Whether the sum of so many products of raw codes with activations (at most 127) fits 16 bits with its sign.
-pub(super) const fn fits_16_bits<F: Format>(products: usize) -> bool {
-    products * 127 * largest_code::<F>() <= i16::MAX as usize
-}
-
 /// Whether blocks are of 32 weights with one scale, so that [`weight_at`] has little to read.
 pub(super) const fn has_one_scale<F: Format>() -> bool {
     F::LEN == 32 && F::SUB == 32 && F::LAYOUT.is_some()

@@ -41,8 +41,6 @@ mod packed_lanes_avx512;
 #[cfg(target_arch = "aarch64")]
 mod packed_neon;
 #[cfg(target_arch = "x86_64")]
-mod pairs_avx512;
-#[cfg(target_arch = "x86_64")]
 mod picks_x86;
 mod quantize;
 mod scalar;

@@ -51,111 +51,6 @@ pub(super) unsafe fn unpack<F: Format>(bytes: &[u8], out: &mut Chunk) {
     }
 }
 
-/// Whether blocks are of 32 weights, of which byte `l` holds those at `l` and `l + 16` and nothing else does.
-pub(super) const fn has_halves<F: Format>() -> bool {
-    F::LEN == 32 && matches!(F::LAYOUT, Some(Layout { low: Planes { bits: 4, group: 16, .. }, high: High::None, .. }))
-}
-
-/// Unpacks a whole chunk, but leaves codes as they are stored, which takes half the work: in the first vector the first 16 of blocks
-/// 0 to 3, in the second the last 16 of each; in the others those of blocks 4 to 7.
-///
-/// # Safety
-/// As [`unpack`]; the chunk is there.
-#[inline(always)]
-pub(super) unsafe fn halves_of_chunk<F: Format>(start: *const u8) -> Chunk {
-    // SAFETY: the caller's promise: loads begin and end inside the chunk.
-    unsafe {
-        let mut out = Chunk::new();
-        let blocks = Blocks { start, len: CHUNK / 32 };
-        if const { !(F::BYTES.is_multiple_of(2) && low_of::<F>().at.is_multiple_of(2)) } {
-            halves::<F>(blocks, &mut out);
-            return out;
-        }
-        let first = _mm512_permutex2var_epi16(
-            _mm512_loadu_si512(start.cast()),
-            words(const { &words_of_four::<F>(0) }),
-            _mm512_loadu_si512(start.add(4 * F::BYTES - 64).cast()),
-        );
-        let last = _mm512_permutex2var_epi16(
-            _mm512_loadu_si512(start.add(64).cast()),
-            words(const { &words_of_four::<F>(4 * F::BYTES - 64) }),
-            _mm512_loadu_si512(start.add(8 * F::BYTES - 64).cast()),
-        );
-        let [a, b] = nibbles::<F>(first);
-        let [c, d] = nibbles::<F>(last);
-        out.codes = [a, b, c, d];
-        if let Some(layout) = F::LAYOUT {
-            (out.scales, out.mins) = scales::<F>(layout.scales, blocks);
-        }
-        out
-    }
-}
-
-/// The words that hold the low bits of four blocks, in two vectors: the first begins `before` bytes before them, the second
-/// ends with them.
-const fn words_of_four<F: Format>(before: usize) -> [u16; 32] {
-    let mut out = [0; 32];
-    let mut word = 0;
-    // Compiled for all types, if only used for these.
-    while word < 32 && has_halves::<F>() {
-        let at = before + word / 8 * F::BYTES + low_of::<F>().at + word % 8 * 2;
-        let second = before + 4 * F::BYTES - 64;
-        out[word] = if at + 1 < 64 { at / 2 } else { 32 + (at - second) / 2 } as u16;
-        word += 1;
-    }
-    out
-}
-
-#[inline(always)]
-unsafe fn words(numbers: &[u16; 32]) -> __m512i {
-    // SAFETY: the caller has the instructions.
-    unsafe { _mm512_loadu_si512(numbers.as_ptr().cast()) }
-}
-
-/// [`halves_of_chunk`] of the next chunk of a row, of which `bytes` is the rest: one block at least.
-///
-/// # Safety
-/// As [`unpack`].
-#[inline(always)]
-pub(super) unsafe fn unpack_halves<F: Format>(bytes: &[u8], out: &mut Chunk) {
-    let len = (bytes.len() / F::BYTES).min(CHUNK / 32);
-    assert!(len > 0, "a chunk has a block");
-    // SAFETY: the caller's promise; `len` blocks are there.
-    unsafe { halves::<F>(Blocks { start: bytes.as_ptr(), len }, out) };
-}
-
-/// # Safety
-/// As [`unpack`]; the blocks are there.
-#[inline(always)]
-unsafe fn halves<F: Format>(blocks: Blocks, out: &mut Chunk) {
-    let Some(Layout { low, scales: stored, .. }) = F::LAYOUT else { return };
-    // SAFETY: the caller's promise.
-    unsafe {
-        for first in [0, 4] {
-            let sixteen = |block: usize| _mm_loadu_si128(blocks.at::<F>(first + block, low.at).cast());
-            let lower = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(sixteen(0)), sixteen(1));
-            let upper = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(sixteen(2)), sixteen(3));
-            let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper);
-            [out.codes[first / 2], out.codes[first / 2 + 1]] = nibbles::<F>(bytes);
-        }
-        (out.scales, out.mins) = scales::<F>(stored, blocks);
-        without_missing::<F>(blocks, out);
-    }
-}
-
-/// The first and the last 16 codes of four blocks.
-#[inline(always)]
-unsafe fn nibbles<F: Format>(bytes: __m512i) -> [__m512i; 2] {
-    // SAFETY: the caller has the instructions.
-    unsafe {
-        let nibble = _mm512_set1_epi8(15);
-        let (lower, upper) = (_mm512_and_si512(bytes, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble));
-        let Some(table) = F::TABLE else { return [lower, upper] };
-        let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
-        [_mm512_shuffle_epi8(table, lower), _mm512_shuffle_epi8(table, upper)]
-    }
-}
-
 /// # Safety
 /// As [`unpack`]; the blocks are there.
 #[inline(always)]
@@ -164,17 +59,9 @@ unsafe fn blocks<F: Format>(layout: Layout, blocks: Blocks, out: &mut Chunk) {
     unsafe {
         out.codes = [codes::<F, 0>(blocks), codes::<F, 1>(blocks), codes::<F, 2>(blocks), codes::<F, 3>(blocks)];
         (out.scales, out.mins) = scales::<F>(layout.scales, blocks);
-        without_missing::<F>(blocks, out);
-    }
-}
-
-/// Codes of blocks that are not there may be anything: activations are zero there. Scales must not be NaN.
-#[inline(always)]
-unsafe fn without_missing<F: Format>(blocks: Blocks, out: &mut Chunk) {
-    if blocks.len < CHUNK / F::LEN {
-        let there = (1 << (blocks.len * (F::LEN / F::SUB))) - 1;
-        // SAFETY: the caller's promise.
-        unsafe {
+        if blocks.len < CHUNK / F::LEN {
+            // Codes may be anything: activations are zero there. Scales must not be NaN.
+            let there = (1 << (blocks.len * (F::LEN / F::SUB))) - 1;
             out.scales = _mm512_maskz_mov_ps(there, out.scales);
             out.mins = _mm512_maskz_mov_ps(there, out.mins);
         }
