@@ -367,10 +367,10 @@ class Errors(unittest.TestCase):
         self.refused(openai.BadRequestError, 400, "nonsense", extra_body={"nonsense": 1})
         self.refused(openai.BadRequestError, 400, "tools[0].type", tools=[{"type": "custom", "custom": {"name": "x"}}])
         tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"unevaluatedItems": 1}}}
-        error = self.refused(openai.BadRequestError, 400, "tools[0].function.parameters", tools=[tool])
+        error = self.refused(openai.BadRequestError, 400, "tools[0].function.parameters#/unevaluatedItems", tools=[tool])
         self.assertEqual(error.code, "unsupported_schema")
         self.assertIn("unevaluatedItems", error.message)
-        self.assertEqual(self.refused(openai.BadRequestError, 400, max_tokens=250).code, "context_length_exceeded")
+        self.assertEqual(self.refused(openai.BadRequestError, 400, "max_tokens", max_tokens=250).code, "context_length_exceeded")
 
     def test_an_unknown_model(self):
         with self.assertRaises(openai.NotFoundError) as caught:
