@@ -32,7 +32,8 @@ pub struct EngineOptions {
     /// Most rows of one step, 1 or more. Cancelling waits for one stage of a step, a few in a layer.
     pub batch_rows: usize,
     /// While answers of the highest lane are written, a step has no more beside them than keeps it within this share of
-    /// the time of a step of these answers alone, in percent: 100 or more.
+    /// the time of a step of these answers alone, in percent: 100 or more. Several prompts of their lane that wait at
+    /// once have more, see docs/engine.md.
     pub inter_token_percent: usize,
     /// Bytes that keys, values and scratch may take.
     pub memory_cap: Option<u64>,

@@ -42,6 +42,8 @@ pub struct ModelConfig {
     pub parallel: Option<usize>,
     /// Requests that wait.
     pub queue: Option<usize>,
+    /// Percent of its own time that an answer may take beside prompts.
+    pub pace: Option<usize>,
     /// Storage of keys and values.
     pub kv_type: Option<KvType>,
     /// Rounding of activations.
@@ -85,6 +87,7 @@ fn model(place: usize, entry: Json) -> Result<ModelConfig, Problem> {
         kv_tokens: fields.count("kv_tokens", 1, i64::MAX)?,
         parallel: fields.count("parallel", 1, 1024)?,
         queue: fields.count("queue", 1, i64::MAX)?,
+        pace: fields.count("pace", 100, 10_000)?,
         kv_type: choice(&mut fields, "kv_type", &[KvType::F16, KvType::Q8_0, KvType::F32].map(|of| (of.name(), of)))?,
         activations: choice(
             &mut fields,
@@ -116,14 +119,15 @@ mod tests {
     fn models_are_listed_with_their_settings() {
         let text = r#"{"memory_cap_bytes": 1000, "idle_seconds": 60, "models": [
             {"model": "a.gguf"},
-            {"name": "b", "model": "folder", "load": "demand", "pinned": true, "context": 512, "kv_type": "q8_0"}
+            {"name": "b", "model": "folder", "load": "demand", "pinned": true, "context": 512, "kv_type": "q8_0",
+             "pace": 300}
         ]}"#;
         let config = Config::parse(text.as_bytes()).unwrap();
         assert_eq!((config.memory_cap, config.idle), (Some(1000), Some(Duration::from_secs(60))));
         let [a, b] = &config.models[..] else { panic!("{config:?}") };
         assert_eq!((a.name.as_deref(), a.is_on_demand, a.is_pinned, a.context), (None, false, false, None));
         assert_eq!((b.name.as_deref(), b.is_on_demand, b.is_pinned), (Some("b"), true, true));
-        assert_eq!((b.context, b.kv_type), (Some(512), Some(KvType::Q8_0)));
+        assert_eq!((b.context, b.kv_type, b.pace, a.pace), (Some(512), Some(KvType::Q8_0), Some(300), None));
     }
 
     #[test]

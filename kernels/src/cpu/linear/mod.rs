@@ -176,9 +176,14 @@ pub(crate) fn panel_rows(isa: Isa) -> usize {
 }
 
 /// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
-fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
-    // AVX2 unpacks row by row; AVX-512 sixteen rows at a time.
-    if isa == Isa::Avx2 && dtype.is_quantized() { 4 } else { 16 }
+fn max_flat_rows(isa: Isa, dtype: DType, order: Order) -> usize {
+    match order {
+        // Little is left to be won.
+        Order::Sixteens => 32,
+        // AVX2 unpacks row by row; AVX-512 sixteen rows at a time.
+        Order::Rows if isa == Isa::Avx2 && dtype.is_quantized() => 4,
+        Order::Rows => 16,
+    }
 }
 
 /// The order of blocks that products are fastest with.
@@ -222,7 +227,7 @@ pub unsafe fn multiply(
         tiles_kernel(weight.dtype)
     } else {
         // Counted in rows of the step, whatever they become: for so many, results do not depend on how many there are.
-        let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype);
+        let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype, weight.order);
         kernel(isa, weight.dtype, is_tall)
     };
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };

@@ -46,6 +46,9 @@ pub struct ModelsArgs {
     /// Let at most N requests wait; one more is refused
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = amount::whole::<usize>(1..))]
     queue: usize,
+    /// Let answers take up to PERCENT of their own time while a prompt is read beside them: more reads prompts sooner
+    #[arg(long, value_name = "PERCENT", default_value_t = 150, value_parser = amount::whole::<usize>(100..=10_000))]
+    pace: usize,
     /// Keep keys and values of N tokens over all answers [default: of four contexts]
     #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
     kv_tokens: Option<usize>,
@@ -185,6 +188,7 @@ impl ModelsArgs {
             kv_tokens: wanted.kv_tokens.or(self.kv_tokens),
             max_running: wanted.parallel.unwrap_or(self.parallel),
             max_waiting: wanted.queue.unwrap_or(self.queue),
+            inter_token_percent: wanted.pace.unwrap_or(self.pace),
             threads: console.threads(),
             kv_type: wanted.kv_type.unwrap_or(self.memory.kv_type.0),
             activations: wanted.activations.unwrap_or(self.memory.activations.0),

@@ -71,7 +71,7 @@ impl Owner {
             // The highest answers set the pace, unless a prompt of a higher lane does not wait for them.
             let sets_pace = self.paced.is_none() && !has_prompt && !decoding.is_empty();
             let allowed = match self.paced {
-                _ if sets_pace => self.rows_within_pace(decoding.len()),
+                _ if sets_pace => self.rows_within_pace(decoding.len(), prefilling.len()),
                 Some(_) => self.allowed,
                 None => max_rows,
             };
@@ -91,7 +91,7 @@ impl Owner {
                 }
             }
             if sets_pace && (is_beside || decoding.len() > 1) {
-                self.paced = Some((decoding.len(), self.pace_ms(decoding.len()).unwrap_or(f64::MAX)));
+                self.paced = Some(decoding.len());
                 self.allowed = allowed;
             }
             // A prompt has the step to itself among prompts, but for those of its lane.
@@ -113,24 +113,32 @@ impl Owner {
         }
     }
 
-    /// Milliseconds of a step in which so many answers keep their pace; `None` before a step was measured.
-    pub(super) fn pace_ms(&self, n_answers: usize) -> Option<f64> {
+    /// Milliseconds of a step in which so many answers keep their pace beside prompts of their lane; `None` before a step
+    /// was measured.
+    ///
+    /// One prompt may make a step longer by what the pace allows, and each more by as much; where more prompts wait than
+    /// answers run, they count for more in that proportion. If all were to share what one may have, the last of several
+    /// that come together would wait for long, and steps would stay small that take little less time than large ones.
+    fn pace_ms(&self, n_answers: usize, n_prompts: usize) -> Option<f64> {
         let alone_ms = self.pace.alone_ms(n_answers).or_else(|| self.costs.step_ms(n_answers))?;
-        Some(alone_ms * self.inter_token_percent as f64 / 100.0)
+        let (answers, prompts) = (n_answers.max(1) as f64, n_prompts.max(1) as f64);
+        let more = (self.inter_token_percent as f64 / 100.0 - 1.0) * prompts * (prompts / answers).max(1.0);
+        Some(alone_ms * (1.0 + more))
     }
 
-    /// Rows that a step may have for `n_answers` to keep their pace; none but theirs where that is to be measured.
-    fn rows_within_pace(&mut self, n_answers: usize) -> usize {
+    /// Rows that a step may have for `n_answers` to keep their pace beside prompts of their lane; none but theirs where
+    /// that is to be measured.
+    fn rows_within_pace(&self, n_answers: usize, n_prompts: usize) -> usize {
         let max_rows = self.sizes.limits.max_rows;
-        match self.pace_ms(n_answers).filter(|_| self.pace.is_fresh(n_answers)) {
+        match self.pace_ms(n_answers, n_prompts).filter(|_| self.pace.is_fresh(n_answers)) {
             Some(ms) => self.pace.rows(&self.costs, ms, n_answers + LEAST_ROWS_BESIDE, max_rows),
             None => n_answers,
         }
     }
 
-    /// Rows of prompts in a step beside `n_answers`, by what is known of costs.
+    /// Rows of one prompt in a step beside `n_answers`, by what is known of costs.
     pub(super) fn prompt_rows(&self, n_answers: usize) -> Option<usize> {
-        let rows = self.costs.rows_within(self.pace_ms(n_answers)?, n_answers, self.sizes.limits.max_rows);
+        let rows = self.costs.rows_within(self.pace_ms(n_answers, 1)?, n_answers, self.sizes.limits.max_rows);
         Some(rows.saturating_sub(n_answers).max(LEAST_ROWS_BESIDE))
     }
 

@@ -72,11 +72,6 @@ impl Costs {
         mean.1 += RATE * (ms - mean.1);
     }
 
-    /// How many kinds of steps were seen.
-    pub(super) fn n_kinds(&self) -> usize {
-        self.kinds.iter().flatten().count()
-    }
-
     /// Milliseconds of a step of `n_rows`; `None` if no step was seen. Between kinds that were seen and above them on a
     /// straight line; above a single one, in proportion.
     pub(in crate::engine) fn step_ms(&self, n_rows: usize) -> Option<f64> {

@@ -120,8 +120,8 @@ pub(super) struct Owner {
     hashing: Hashing,
     costs: Costs,
     pace: Pace,
-    /// Answers whose pace the step keeps, and its milliseconds for that; `None` where nothing is beside them.
-    paced: Option<(usize, f64)>,
+    /// Answers whose pace the step keeps; `None` where nothing is beside them.
+    paced: Option<usize>,
     /// Rows that such a step may have.
     allowed: usize,
     shares: Shares,

@@ -1,9 +1,9 @@
 //! How many rows a step may have for answers to keep their pace: within a share of the time that a step takes with
 //! nothing but these answers in it.
 //!
-//! Both are measured. What a step of answers alone takes is tried out when it is not known or long ago. What one may have
-//! beside them was once right and is soon out of date: so it is a little more after each step in time, and less in
-//! proportion after one that was late.
+//! What a step of answers alone takes is measured: tried out when it is not known or long ago. What it takes with rows
+//! beside them is foretold by what steps of as many rows took before, and by how wrong that was of late: machines become
+//! slower and faster within seconds.
 
 use super::costs::Costs;
 
@@ -12,14 +12,27 @@ const FRESH_STEPS: u64 = 64;
 /// Weight of a time that is longer than the one before. Shorter ones count at once: steps are late for many reasons, and
 /// early for none.
 const RATE: f64 = 0.2;
+/// Weight of the latest step in how much longer steps take than foretold: most of it if it was late, as answers wait for
+/// it; little if it was early.
+const LATE_RATE: f64 = 0.5;
+const EARLY_RATE: f64 = 0.1;
+/// By how much what was foretold is taken to be wrong, at most.
+const MOST_OFF: f64 = 16.0;
 
-/// Times of steps of answers alone, and rows of steps that keep within a share of them.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Times of steps of answers alone, and how right foretold times are.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Pace {
-    rows: Option<f64>,
+    /// Times that steps took, to times foretold.
+    off: f64,
     /// By the number of answers.
     alone: Vec<Option<Alone>>,
     n_steps: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { off: 1.0, alone: Vec::new(), n_steps: 0 }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,28 +70,17 @@ impl Pace {
         self.n_steps += 1;
     }
 
-    /// Rows of the next step, at least `least` and at most `most`; at first by what is known of costs.
-    pub(super) fn rows(&mut self, costs: &Costs, ms: f64, least: usize, most: usize) -> usize {
-        let rows = match self.rows {
-            Some(rows) => rows,
-            None => {
-                let rows = costs.rows_within(ms, least, most) as f64;
-                // Steps of one kind say nothing about others.
-                self.rows = (costs.n_kinds() > 1).then_some(rows);
-                rows
-            }
-        };
-        (rows as usize).clamp(least.min(most), most)
+    /// Rows of the next step, at least `least` and at most `most`, for it to take `ms`.
+    pub(super) fn rows(&self, costs: &Costs, ms: f64, least: usize, most: usize) -> usize {
+        costs.rows_within(ms / self.off, least, most)
     }
 
-    /// A step of `n_rows` took `step_ms`, and may take `ms`.
-    pub(super) fn learn(&mut self, n_rows: usize, step_ms: f64, ms: f64) {
-        let Some(rows) = &mut self.rows else { return };
-        if step_ms > ms {
-            *rows = (n_rows as f64 * (ms / step_ms).clamp(0.5, 0.95)).min(*rows);
-        } else if n_rows as f64 + 1.0 >= *rows {
-            // Only a step that used what is allowed shows that more may be.
-            *rows += (*rows / 16.0).max(0.25);
+    /// A step with rows beside answers took `ms`, foretold were `foretold_ms`.
+    pub(super) fn learn(&mut self, ms: f64, foretold_ms: f64) {
+        let off = (ms / foretold_ms).clamp(1.0 / MOST_OFF, MOST_OFF);
+        // Not a number where no time passed.
+        if off.is_finite() {
+            self.off += if off > self.off { LATE_RATE } else { EARLY_RATE } * (off - self.off);
         }
     }
 }
@@ -97,17 +99,25 @@ mod tests {
 
     #[test]
     fn a_pace_is_found_from_either_side_and_kept() {
-        let step_ms = |n_rows: usize| 10.0 + n_rows as f64;
-        for wrong in [costs(&[(1, 11), (64, 700)]), costs(&[(1, 11), (64, 12)])] {
+        let step_ms = |n_rows: usize| 10 + n_rows as u64;
+        for mut wrong in [costs(&[(1, 11), (64, 700)]), costs(&[(1, 11), (64, 12)])] {
             let mut pace = Pace::default();
             let mut seen = Vec::new();
             for _ in 0..200 {
                 let n_rows = pace.rows(&wrong, 40.0, 4, 512);
                 seen.push(n_rows);
-                pace.learn(n_rows, step_ms(n_rows), 40.0);
+                pace.learn(step_ms(n_rows) as f64, wrong.step_ms(n_rows).unwrap());
+                wrong.learn(n_rows, n_rows, Duration::from_millis(step_ms(n_rows)));
             }
             assert!(seen[100..].iter().all(|n| (26..=32).contains(n)), "{seen:?}");
         }
+    }
+
+    #[test]
+    fn more_answers_may_have_more_beside_them_at_once() {
+        let known = costs(&[(1, 20), (8, 40), (16, 80)]);
+        let pace = Pace::default();
+        assert_eq!([30.0, 45.0, 60.0].map(|ms| pace.rows(&known, ms, 2, 512)), [4, 9, 12]);
     }
 
     #[test]

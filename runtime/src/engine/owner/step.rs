@@ -91,14 +91,17 @@ impl Owner {
         }
         let n_rows = self.batch.rows.len();
         let positions = self.batch.rows.iter().map(|row| row.position + 1).sum();
+        let foretold_ms = self.costs.step_ms(n_rows);
         self.costs.learn(n_rows, positions, time);
         self.pace.count_step();
         let is_answer = |part: &Part| part.n_rows == 1 && part.n_wants == 1;
         if n_rows == self.parts.len() && self.parts.iter().all(is_answer) {
             self.pace.learn_alone(n_rows, ms(time));
         }
-        if let Some((_, pace_ms)) = self.paced.filter(|(n_answers, _)| n_rows > *n_answers) {
-            self.pace.learn(n_rows, ms(time), pace_ms);
+        if self.paced.is_some_and(|n_answers| n_rows > n_answers)
+            && let Some(foretold_ms) = foretold_ms
+        {
+            self.pace.learn(ms(time), foretold_ms);
         }
         Ok(())
     }
