@@ -76,6 +76,9 @@ def measure_once(contender, row):
     if row.test == "start":
         answer = contender.start()
         return {**answer, "value": answer["seconds"]}
+    if row.test == "cold":
+        answer = contender.cold()
+        return {**answer, "value": answer["times_reading"]}
     if row.test == "memory":
         answer = contender.memory()
         return {**answer, "value": answer["private_bytes"]}
@@ -95,7 +98,7 @@ def run_row(row, contenders, args, log):
     for contender in contenders:
         try:
             contender.open(path)
-            if row.test not in ("start", "memory"):
+            if row.test not in ("start", "cold", "memory"):
                 contender.prepare(row, lambda: held(args.lock))
         except Refused as error:
             refused[contender.name] = str(error)
@@ -132,13 +135,15 @@ def ratio(result, peer):
     ours, theirs = result["values"].get("farpost"), result["values"].get(peer)
     if not ours or not theirs:
         return None
-    pairs = [(b / a if result["row"].test in ("start", "memory") else a / b) for a, b in zip(ours, theirs)]
+    pairs = [(b / a if result["row"].test in ("start", "cold", "memory") else a / b) for a, b in zip(ours, theirs)]
     return statistics.median(pairs)
 
 
 def amount(row, value):
     if row.test == "start":
         return f"{value:.3f} s"
+    if row.test == "cold":
+        return f"{value:.2f} of reading"
     if row.test == "memory":
         return f"{value / 2**20:.0f} MiB"
     if row.test == "busy":
@@ -151,6 +156,8 @@ def goal(result):
     row = result["row"]
     if row.test == "start":
         return f"{row.goal} s", lambda ours, _: ours <= row.goal
+    if row.test == "cold":
+        return f"{row.goal} of reading", lambda ours, _: ours <= row.goal
     if row.test == "memory":
         most = row.goal + table.KV_BYTES_A_TOKEN[row.model.shape] * 2048
         return f"{most / 2**20:.0f} MiB (64 and keys and values)", lambda ours, _: ours < most
@@ -161,6 +168,8 @@ def goal(result):
         least, share = row.states[is_fast]
         words = f"{least}x, {share:.0%} of reads ({'fast' if is_fast else 'slow'} memory)"
         return words, lambda _, ratio: ratio >= least and (result["share"] or 0.0) >= share
+    if row.goal is None:
+        return "-", None
     return f"{row.goal}x", lambda _, ratio: ratio >= row.goal
 
 
@@ -178,9 +187,9 @@ def line(result, peers):
             cells.append("not run")
             continue
         cells.append(f"{amount(row, statistics.median(values[peer]))}, {times:.2f}x")
-        if peer != "candle":
+        if peer != "candle" and is_reached:
             verdicts.append((peer, is_reached(ours, times)))
-    if row.test in ("start", "memory", "busy") and ours is not None:
+    if row.test in ("start", "cold", "memory", "busy") and ours is not None:
         verdict = "reached" if is_reached(ours, None) else "missed"
     elif not verdicts:
         verdict = "-"

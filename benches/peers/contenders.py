@@ -18,6 +18,24 @@ SHORT = 16
 PATIENCE = 240
 
 
+def uncached(path):
+    """Drops a file from the page cache."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def reading_seconds(path):
+    """What reading a file once takes that is not cached."""
+    uncached(path)
+    begin = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        block = bytearray(1 << 20)
+        while file.readinto(block):
+            pass
+    return time.perf_counter() - begin
+
+
 class Refused(Exception):
     """A contender that does not run a file or test; the message says why."""
 
@@ -91,6 +109,13 @@ class Farpost:
         if process.returncode != 0:
             raise Refused(errors.strip())
         return {"seconds": time.perf_counter() - begin}
+
+    def cold(self):
+        """The same for a file that is not cached, in times of what reading it takes."""
+        reading = reading_seconds(self.model)
+        uncached(self.model)
+        answer = self.start()
+        return {**answer, "reading_seconds": reading, "times_reading": answer["seconds"] / reading}
 
     def memory(self):
         """The most private memory while a long prompt is read and some tokens are written."""
@@ -187,10 +212,11 @@ class LlamaCpp(Peer):
         caches = (False, True) if row.batch > 1 else (False,)
         return [{"kv": row.kv, "fa": fa, "unified": unified} for fa in attention for unified in caches]
 
-    def _start(self, model, prompt):
+    def _start(self, model, prompt, before=lambda: None):
         """With weights as they lie in the file, and repacked for speed."""
         answers = []
         for plain in (["--plain-buffers"], []):
+            before()
             command = [*self.command(model), "--context", str(CONTEXT), "--start", prompt, *plain]
             done = subprocess.run(command, capture_output=True, text=True, env=self.environment())
             if done.returncode != 0:
@@ -200,6 +226,12 @@ class LlamaCpp(Peer):
 
     def start(self):
         return min(self._start(self.model, PROMPT), key=lambda answer: answer["seconds"])
+
+    def cold(self):
+        reading = reading_seconds(self.model)
+        answers = self._start(self.model, PROMPT, before=lambda: uncached(self.model))
+        answer = min(answers, key=lambda answer: answer["seconds"])
+        return {**answer, "reading_seconds": reading, "times_reading": answer["seconds"] / reading}
 
     def memory(self):
         return min(self._start(self.model, LONG_PROMPT), key=lambda answer: answer["private_bytes"])
@@ -223,4 +255,4 @@ class Candle(Peer):
     def start(self):
         raise Refused("its start is not measured")
 
-    memory = start
+    cold = memory = start

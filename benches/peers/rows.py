@@ -22,7 +22,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: `test` is pp, tg, start, memory or busy."""
+    """One line: `test` is pp, tg, start, cold, memory or busy."""
 
     group: str
     model: Model
@@ -31,8 +31,8 @@ class Row:
     depth: int = 0
     batch: int = 1
     kv: str = "f16"
-    # Least ratio to llama.cpp; for start the most seconds, for memory the most bytes beside keys and values, for busy
-    # the least share of the idle speed.
+    # Least ratio to llama.cpp; for start the most seconds, for cold the most times what reading the file takes, for memory
+    # the most bytes beside keys and values, for busy the least share of the idle speed. None where nothing must be reached.
     goal: float | None = None
     is_quick: bool = False
     # Ours with its packed file (`farpost pack`); otherwise without.
@@ -55,7 +55,7 @@ class Row:
 # host switched between 35 and 58 GB/s.
 FAST_READS = 45e9
 
-L1B, Q05 = "llama-3.2-1b", "qwen2.5-0.5b"
+L1B, Q05, Q06 = "llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b"
 
 
 def _prefill(group, shape, goals, quick=()):
@@ -66,6 +66,7 @@ def _prefill(group, shape, goals, quick=()):
 ROWS = [
     *_prefill("prefill-1b", L1B, {"q4_0": 2.1, "q4_k_m": 2.1, "q8_0": 2.7}, quick=("q4_0", "q8_0")),
     *_prefill("prefill-0.5b", Q05, {"q4_0": 2.2, "q8_0": 2.7, "q4_k_m": 3.0}, quick=("q4_0",)),
+    *_prefill("prefill-0.6b", Q06, {"q4_0": None, "q8_0": None, "q4_k_m": None}),
     *_prefill("types-1b", L1B, {"q5_k_m": 4.0, "q6_k": 4.0, "q3_k_m": 4.0, "iq4_xs": 4.0}),
     *(Row("depth-1b", Model(L1B, "q4_0"), "pp", 512, depth=4096, kv=kv, goal=2.5) for kv in ("f16", "q8_0")),
     *(
@@ -73,9 +74,11 @@ ROWS = [
         for kind in ("q4_0", "q4_k_m", "q8_0")
     ),
     *(Row("decode-0.5b", Model(Q05, kind), "tg", 64, goal=1.3) for kind in ("q4_0", "q8_0")),
+    *(Row("decode-0.6b", Model(Q06, kind), "tg", 64) for kind in ("q4_0", "q8_0")),
     *(Row("batch-1b", Model(L1B, "q4_0"), "tg", 16, batch=n, goal=goal) for n, goal in ((4, 2.0), (8, 3.0), (16, 2.8))),
     Row("start", Model(Q05, "q4_0"), "start", goal=0.15, is_quick=True),
     Row("start", Model(L1B, "q4_0"), "start", goal=0.25),
+    Row("cold", Model(L1B, "q4_0"), "cold", goal=1.1),
     Row("memory", Model(L1B, "q4_0"), "memory", goal=float(64 << 20)),
     Row("busy", Model(L1B, "q4_0"), "busy", 32, goal=0.45),
     Row("moe", Model("mixtral-8x0.2b", "q4_0"), "pp", 512, goal=2.0),
