@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farpost::engine::{
-    Engine, EngineOptions, GenerateOptions, LoadError, Models, ModelsOptions, Refusal, Request, Sampling,
+    Engine, EngineOptions, GenerateOptions, LoadError, Models, ModelsOptions, Opened, Refusal, Request, Sampling,
 };
 use farpost::{Model, ModelOptions};
 use farpost_firmware_tests::model;
@@ -17,7 +17,7 @@ fn path(name: &str) -> PathBuf {
 
 fn models(memory_cap: Option<u64>, idle: Option<Duration>) -> Models {
     let engine = EngineOptions { context: Some(128), threads: 1, batch_rows: 16, ..EngineOptions::default() };
-    let open = move |name: &str| Ok((Model::open(&path(name), &ModelOptions::default())?, engine.clone()));
+    let open = move |name: &str| Ok(Opened::new(Model::open(&path(name), &ModelOptions::default())?, engine.clone()));
     Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions { memory_cap, idle })
 }
 
@@ -92,13 +92,13 @@ fn a_model_that_can_never_fit_makes_no_other_give_way() {
     all.get("qwen2").unwrap();
     let options = EngineOptions { context: Some(1 << 17), threads: 1, ..EngineOptions::default() };
     let open = move |name: &str| match name {
-        "large" => Ok((
+        "large" => Ok(Opened::new(
             Model::open(&path("llama"), &ModelOptions { context: Some(1 << 17), ..ModelOptions::default() })?,
             options.clone(),
         )),
         name => {
             let engine = EngineOptions { context: Some(128), threads: 1, batch_rows: 16, ..EngineOptions::default() };
-            Ok((Model::open(&path(name), &ModelOptions::default())?, engine))
+            Ok(Opened::new(Model::open(&path(name), &ModelOptions::default())?, engine))
         }
     };
     let cap = bytes(&all) + (1 << 20);

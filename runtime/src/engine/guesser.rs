@@ -55,8 +55,8 @@ impl Guesser {
         context: usize,
     ) -> Result<Self, EngineError> {
         check_vocabulary(model.tokenizer(), draft.tokenizer())?;
+        let limits = Self::limits(&draft, limits, context);
         let context = context.min(draft.graph().max_context());
-        let limits = Limits { kv_tokens: limits.kv_tokens.max(context), ..limits.clone() };
         let plan = backend.compile(draft.graph(), &limits)?;
         let bytes = |model: &Model| model.graph().weights().map(|weight| weight.bytes().len() as f64).sum::<f64>();
         // What is read for a token is what it costs.
@@ -72,6 +72,11 @@ impl Guesser {
             least_chance: (ROW_COST + cost).min(MOST_LEAST_CHANCE),
             is_broken: false,
         })
+    }
+
+    /// What `draft` is compiled for, in place of `limits` like those of the model.
+    pub(super) fn limits(draft: &Model, limits: &Limits, context: usize) -> Limits {
+        Limits { kv_tokens: limits.kv_tokens.max(context.min(draft.graph().max_context())), ..limits.clone() }
     }
 
     /// Bytes that the plan takes.

@@ -31,6 +31,12 @@ use crate::model::Model;
 /// Rows that a draft model runs at most to catch up with a text: answers wait for it.
 const DRAFT_ROWS: usize = 64;
 
+/// What a draft model runs with beside a model with `limits`.
+fn draft_limits(limits: &Limits, max_running: usize) -> Limits {
+    let max_rows = limits.max_rows.min(DRAFT_ROWS);
+    Limits { max_rows, max_sequences: max_running, max_windows: max_running, ..limits.clone() }
+}
+
 /// Many requests on one model: they share its steps, its cache and its memory.
 ///
 /// Cheap to clone; all clones are one engine. It closes with the last of them: what runs then ends with
@@ -120,13 +126,8 @@ impl Engine {
             return Err(EngineError::NoRoom { tokens: sizes.context });
         }
         let (mut memory, image) = (plan.memory(), plan.kv().image());
-        let of_draft = Limits {
-            max_rows: sizes.limits.max_rows.min(DRAFT_ROWS),
-            max_sequences: options.max_running,
-            max_windows: options.max_running,
-            memory_cap: sizes.limits.memory_cap.map(|cap| cap.saturating_sub(memory.kv + memory.scratch)),
-            ..sizes.limits.clone()
-        };
+        let left = sizes.limits.memory_cap.map(|cap| cap.saturating_sub(memory.kv + memory.scratch));
+        let of_draft = Limits { memory_cap: left, ..draft_limits(&sizes.limits, options.max_running) };
         let guesser =
             draft.map(|draft| Guesser::open(&model, draft, &*backend, &of_draft, sizes.context)).transpose()?;
         let kv_token_bytes = memory.kv / kv_tokens.max(1) as u64;
@@ -180,28 +181,28 @@ impl Engine {
     /// Bytes that must be free for an engine to open with these options. Nothing is taken.
     pub(super) fn needed_bytes(
         model: &Model,
+        draft: Option<&Model>,
         backend: &dyn Backend,
         options: &EngineOptions,
     ) -> Result<u64, EngineError> {
         let Sizes { context, limits } = options.sizes(model)?;
-        // A plan that is refused takes nothing and says what it lacks: scratch first, with room for that keys and values.
-        let mut of_plan = 0_u64;
-        for _ in 0..2 {
-            match backend.compile(model.graph(), &Limits { memory_cap: Some(of_plan), ..limits.clone() }) {
-                Ok(plan) => {
-                    of_plan = plan.memory().kv.saturating_add(plan.memory().scratch);
-                    break;
-                }
-                Err(DeviceError::OutOfMemory { needed_bytes, .. }) => of_plan = of_plan.saturating_add(needed_bytes),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(of_plan.saturating_add(room::beside_bytes(model, options.max_cached, context)))
+        let of_plan = room::plan_bytes(model, backend, &limits)?;
+        let of_draft = draft.map_or(Ok(0), |draft| {
+            let limits = Guesser::limits(draft, &draft_limits(&limits, options.max_running), context);
+            room::plan_bytes(draft, backend, &limits)
+        })?;
+        let beside = room::beside_bytes(model, options.max_cached, context);
+        Ok(of_plan.saturating_add(of_draft).saturating_add(beside))
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.inner.model
+    }
+
+    /// Whether it was opened with a draft model.
+    pub fn has_draft_model(&self) -> bool {
+        self.inner.has_draft_model
     }
 
     /// Tokens that a prompt and its answer may have together.

@@ -38,7 +38,7 @@ pub use handle::Engine;
 pub use ledger::Holdings;
 pub use lookup::{MOST_DRAFT, Speculate};
 pub use metrics::Metrics;
-pub use models::{LoadError, Loaded, Models, ModelsOptions, OpenModel};
+pub use models::{LoadError, Loaded, Models, ModelsOptions, OpenModel, Opened};
 pub use options::EngineOptions;
 pub use perplexity::{Perplexity, perplexity};
 pub use pooling::shortened;

@@ -21,7 +21,24 @@ use super::options::EngineOptions;
 use crate::model::{Model, ModelError};
 
 /// Opens a model by its name, and says how its engine is to be opened.
-pub type OpenModel = dyn Fn(&str) -> Result<(Model, EngineOptions), ModelError> + Send + Sync;
+pub type OpenModel = dyn Fn(&str) -> Result<Opened, ModelError> + Send + Sync;
+
+/// A model to be loaded.
+pub struct Opened {
+    /// The model.
+    pub model: Model,
+    /// A smaller model of the same vocabulary that guesses ahead, for [`super::Speculate::Draft`].
+    pub draft: Option<Model>,
+    /// How its engine is opened.
+    pub options: EngineOptions,
+}
+
+impl Opened {
+    /// A model by itself.
+    pub fn new(model: Model, options: EngineOptions) -> Self {
+        Self { model, draft: None, options }
+    }
+}
 
 /// Settings of [`Models`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -239,14 +256,14 @@ impl Models {
     }
 
     fn load(&self, name: &str) -> Result<Engine, LoadError> {
-        let (model, mut options) = (self.open)(name)?;
-        let model = Arc::new(model);
+        let Opened { model, draft, mut options } = (self.open)(name)?;
+        let (model, draft) = (Arc::new(model), draft.map(Arc::new));
         loop {
-            let needed_bytes = Engine::needed_bytes(&model, &*self.backend, &options)?;
+            let needed_bytes = Engine::needed_bytes(&model, draft.as_deref(), &*self.backend, &options)?;
             let error = match self.make_room(needed_bytes) {
                 Ok(()) => {
                     let (backend, whole) = (Arc::clone(&self.backend), Some(Arc::clone(&self.ledger)));
-                    match Engine::open_under(Arc::clone(&model), None, backend, &options, whole) {
+                    match Engine::open_under(Arc::clone(&model), draft.clone(), backend, &options, whole) {
                         Ok(engine) => return Ok(engine),
                         Err(EngineError::Device(error @ DeviceError::OutOfMemory { .. })) => {
                             // The system has less than the cap allows, or requests have taken it meanwhile.

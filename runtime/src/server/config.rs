@@ -28,6 +28,8 @@ pub struct ModelConfig {
     pub name: Option<String>,
     /// A file, a folder with one, or a name in the model folder; `None` is the built-in model.
     pub model: Option<String>,
+    /// A model of the same vocabulary that guesses ahead, named like `model`.
+    pub draft: Option<String>,
     /// A file with a chat template in place of its own.
     pub template: Option<String>,
     /// Load it when it is asked for, not at the start.
@@ -80,6 +82,7 @@ fn model(place: usize, entry: Json) -> Result<ModelConfig, Problem> {
     let config = ModelConfig {
         name: fields.string("name")?,
         model: fields.string("model")?,
+        draft: fields.string("draft")?,
         template: fields.string("template")?,
         is_on_demand: choice(&mut fields, "load", &[("start", false), ("demand", true)])?.unwrap_or(false),
         is_pinned: fields.flag("pinned")?.unwrap_or(false),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
-use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
+use farpost::engine::{EngineOptions, Models, ModelsOptions, Opened, Sampling};
 use farpost::kernels::backend::{Backend, Batch, DeviceError, DeviceInfo, KvStore, Limits, MemoryUse, Output, Plan};
 use farpost::kernels::cpu::Cpu;
 use farpost::kernels::graph::Graph;
@@ -78,7 +78,7 @@ impl Plan for MoodyPlan {
 fn a_server_whose_engine_is_stuck_is_not_ready_and_a_lost_device_is_begun_anew() {
     let device = Moody(Arc::new((Mutex::new(Mood::Works), Condvar::new())));
     let path = farpost_firmware_tests::model("tiny-llama.gguf");
-    let open = move |_: &str| Ok((Model::open(&path, &ModelOptions::default())?, EngineOptions::default()));
+    let open = move |_: &str| Ok(Opened::new(Model::open(&path, &ModelOptions::default())?, EngineOptions::default()));
     let models = Models::new(Box::new(open), Arc::new(device.clone()), ModelsOptions::default());
     let options = ServerOptions {
         address: ([127, 0, 0, 1], 0).into(),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use farpost::engine::{Engine, EngineOptions, Models, ModelsOptions, Sampling};
+use farpost::engine::{Engine, EngineOptions, Models, ModelsOptions, Opened, Sampling};
 use farpost::kernels::cpu::Cpu;
 use farpost::server::{Served, Server, ServerOptions};
 use farpost::{Model, ModelOptions};
@@ -22,7 +22,7 @@ pub fn with_server(options: ServerOptions, engine: EngineOptions, test: impl FnO
     let options = ServerOptions { address: ([127, 0, 0, 1], 0).into(), is_quiet: true, ..options };
     let open = move |_: &str| {
         let path = farpost_firmware_tests::model(GEMMA);
-        Ok((Model::open(&path, &ModelOptions::default())?, engine.clone()))
+        Ok(Opened::new(Model::open(&path, &ModelOptions::default())?, engine.clone()))
     };
     let models = Models::new(Box::new(open), Arc::new(Cpu::detect()), ModelsOptions::default());
     let served = vec![Served::new("g".to_owned(), Sampling::default())];
@@ -117,7 +117,7 @@ fn who_asks_while_a_model_is_loaded_is_held_or_told_when_to_come() {
     let gate = Mutex::new(gate);
     let open = move |_: &str| {
         gate.lock().unwrap().recv_timeout(PATIENCE).unwrap();
-        Ok((Model::open(&path, &ModelOptions::default())?, EngineOptions::default()))
+        Ok(Opened::new(Model::open(&path, &ModelOptions::default())?, EngineOptions::default()))
     };
     let options = ServerOptions {
         address: ([127, 0, 0, 1], 0).into(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
+use farpost::engine::{EngineOptions, Models, ModelsOptions, Opened, Sampling, Speculate};
 use farpost::server::{Config, ModelConfig, Served};
 use farpost::{Library, Model, ModelError, ModelOptions};
 use farpost_models::gguf::File;
@@ -30,8 +30,11 @@ pub struct ModelsArgs {
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     alias: Vec<String>,
     /// A JSON file that lists models with their settings, in place of --model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "alias", "template"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "alias", "template", "draft"])]
     config: Option<PathBuf>,
+    /// Let a smaller model of the same vocabulary guess tokens ahead; each is chosen as without
+    #[arg(long, value_name = "MODEL", conflicts_with = "speculate", hide_short_help = true)]
+    draft: Option<String>,
     /// Use the chat template in this file instead of the model's own
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     template: Option<String>,
@@ -47,7 +50,8 @@ pub struct ModelsArgs {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = amount::whole::<usize>(1..))]
     queue: usize,
     /// Let answers take up to PERCENT of their own time while a prompt is read beside them: more reads prompts sooner
-    #[arg(long, value_name = "PERCENT", default_value_t = 150, value_parser = amount::whole::<usize>(100..=10_000))]
+    #[arg(long, value_name = "PERCENT", default_value_t = 150, hide_short_help = true,
+          value_parser = amount::whole::<usize>(100..=10_000))]
     pace: usize,
     /// Keep keys and values of N tokens over all answers [default: of four contexts]
     #[arg(long, value_name = "N", value_parser = amount::whole::<usize>(1..))]
@@ -63,6 +67,7 @@ pub struct ModelsArgs {
 struct Opening {
     /// `None` is the built-in model.
     path: Option<PathBuf>,
+    draft: Option<PathBuf>,
     model: ModelOptions,
     engine: EngineOptions,
     /// A chat template in place of its own.
@@ -70,14 +75,21 @@ struct Opening {
 }
 
 impl Opening {
-    fn open(&self, console: &Console) -> Result<(Model, EngineOptions), ModelError> {
+    fn open(&self, console: &Console) -> Result<Opened, ModelError> {
         let model = Model::from_file(self.file()?, &self.model)?;
         let model = match &self.template {
             Some(source) => model.with_template(source)?,
             None => model,
         };
         pack::note(&model, console);
-        Ok((model, self.engine.clone()))
+        let draft = self.draft.as_deref().map(|path| {
+            // Its texts may be as long as it can: the context asked for is the model's.
+            let options = ModelOptions { context: None, ..self.model.clone() };
+            let draft = Model::from_file(File::open(path)?, &options)?;
+            pack::note(&draft, console);
+            Ok::<_, ModelError>(draft)
+        });
+        Ok(Opened { model, draft: draft.transpose()?, options: self.engine.clone() })
     }
 
     fn file(&self) -> Result<File, ModelError> {
@@ -128,13 +140,16 @@ impl ModelsArgs {
             // The built-in model writes commands: it takes the best, as everywhere.
             let sampling = if named.is_built_in() { Sampling::greedy() } else { Sampling::default() };
             let (is_on_demand, is_pinned) = (wanted.is_on_demand, wanted.is_pinned);
+            let draft = wanted.draft.as_deref().map(resolve).transpose();
+            let draft = draft.map_err(|failure| of_file("draft", failure))?;
             served.push(Served {
-                speculate: self.speculate.0,
+                speculate: if draft.is_some() { Speculate::draft() } else { self.speculate.0 },
                 is_on_demand,
                 is_pinned,
                 ..Served::new(name.clone(), sampling)
             });
             let mut opening = self.opening(wanted, path, console)?;
+            opening.draft = draft;
             opening.template =
                 wanted.template.as_deref().map(template).transpose().map_err(|failure| of_file("template", failure))?;
             openings.insert(name, opening);
@@ -147,7 +162,7 @@ impl ModelsArgs {
         let open = move |name: &str| match openings.get(name) {
             Some(opening) => opening.open(&console),
             // The server asks for names that are served only, so this is nobody's.
-            None => Ok((Model::open(name.as_ref(), &ModelOptions::default())?, EngineOptions::default())),
+            None => Ok(Opened::new(Model::open(name.as_ref(), &ModelOptions::default())?, EngineOptions::default())),
         };
         Ok((Models::new(Box::new(open), backend, options), served))
     }
@@ -163,12 +178,16 @@ impl ModelsArgs {
                 "--alias is given {aliases} times, expected one for each of {models}"
             )));
         }
-        if self.template.is_some() && n_models > 1 {
-            return Err(Failure::usage("--template is for one model, expected it in the file of --config for several"));
+        for (option, is_given) in [("--template", self.template.is_some()), ("--draft", self.draft.is_some())] {
+            if is_given && n_models > 1 {
+                let expected = "expected it in the file of --config for several";
+                return Err(Failure::usage(format_args!("{option} is for one model, {expected}")));
+            }
         }
         let models = (0..n_models).map(|place| ModelConfig {
             name: self.alias.get(place).cloned(),
             model: self.model.get(place).cloned(),
+            draft: self.draft.clone(),
             template: self.template.clone(),
             ..ModelConfig::default()
         });
@@ -194,6 +213,6 @@ impl ModelsArgs {
             activations: wanted.activations.unwrap_or(self.memory.activations.0),
             ..EngineOptions::default()
         };
-        Ok(Opening { path, model, engine, template: None })
+        Ok(Opening { path, draft: None, model, engine, template: None })
     }
 }

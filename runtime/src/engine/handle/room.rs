@@ -1,5 +1,7 @@
 //! What a request takes of memory beside keys and values, at most: it is charged before anything is made for it.
 
+use farpost_kernels::backend::{Backend, DeviceError, Limits};
+
 use super::Inner;
 use crate::engine::generate::GenerateOptions;
 use crate::engine::grammar;
@@ -69,6 +71,20 @@ impl Inner {
             });
         request_bytes(request, graph.n_vocab(), self.sizes.context).saturating_add(embedding)
     }
+}
+
+/// Bytes that a plan takes for keys, values and scratch. Nothing is taken.
+pub(super) fn plan_bytes(model: &Model, backend: &dyn Backend, limits: &Limits) -> Result<u64, DeviceError> {
+    // A plan that is refused takes nothing and says what it lacks: scratch first, with room for that keys and values.
+    let mut bytes = 0_u64;
+    for _ in 0..2 {
+        match backend.compile(model.graph(), &Limits { memory_cap: Some(bytes), ..limits.clone() }) {
+            Ok(plan) => return Ok(plan.memory().kv.saturating_add(plan.memory().scratch)),
+            Err(DeviceError::OutOfMemory { needed_bytes, .. }) => bytes = bytes.saturating_add(needed_bytes),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 /// Bytes of a request, with all its answers.

@@ -96,7 +96,7 @@ impl Asked {
             stop: stops(fields)?,
             grammar: form(fields)?,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
-            speculate: speculate(fields)?.unwrap_or(hosted.speculate),
+            speculate: speculate(fields, hosted)?.unwrap_or(hosted.speculate),
             ..GenerateOptions::default()
         };
         if options.ignore_eos && options.grammar.is_some() {
@@ -299,14 +299,22 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, Problem> {
     Ok(stops)
 }
 
-/// Whether tokens are guessed ahead.
-fn speculate(fields: &mut Fields) -> Result<Option<Speculate>, Problem> {
+/// How tokens are guessed ahead.
+fn speculate(fields: &mut Fields, hosted: &Hosted) -> Result<Option<Speculate>, Problem> {
+    let has_draft_model = hosted.engine.has_draft_model();
     Ok(match fields.string("speculate")?.as_deref() {
         None => None,
         Some("off") => Some(Speculate::Off),
         Some("lookup") => Some(Speculate::lookup()),
+        Some("draft") if has_draft_model => Some(Speculate::draft()),
         Some(other) => {
-            return Err(Invalid::of("speculate", format!("is {other:?}, expected \"off\" or \"lookup\"")).into());
+            let (why, draft) = match (other, has_draft_model) {
+                ("draft", _) => (", but the model has no draft model", ""),
+                (_, true) => ("", ", \"draft\""),
+                (_, false) => ("", ""),
+            };
+            let message = format!("is {other:?}{why}, expected \"off\", \"lookup\"{draft}");
+            return Err(Invalid::of("speculate", message).into());
         }
     })
 }
