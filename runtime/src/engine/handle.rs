@@ -379,6 +379,7 @@ impl Inner {
                 job: Arc::clone(&job),
                 index,
                 tokens: request.prompt.clone(),
+                is_parked: false,
                 pooled: pooled.clone(),
                 hashes: hashes.clone(),
                 sequence: None,

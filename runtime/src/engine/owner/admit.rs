@@ -96,8 +96,14 @@ impl Owner {
     /// Sends a running choice back to the queue.
     pub(super) fn preempt(&mut self, place: usize) {
         let mut choice = self.running.remove(place);
-        self.set_aside(&mut choice);
-        choice.hashes = self.hashing.of(&choice.tokens, choice.job.scope);
+        // What others have run is nothing to a reproducible choice, but what it has run itself is.
+        choice.is_parked = choice.job.reproducible && choice.pooled.is_none();
+        let scope = match choice.is_parked {
+            true => self.hashing.own_scope(choice.job.number, choice.index),
+            false => choice.job.scope,
+        };
+        self.set_aside(&mut choice, scope);
+        choice.hashes = self.hashing.of(&choice.tokens, scope);
         self.metrics.preempted += 1;
         self.enqueue(choice);
     }
@@ -136,11 +142,14 @@ impl Owner {
 
     /// Where most of a choice's tokens are, if anywhere.
     fn find_prefix(&mut self, choice: &Choice) -> Option<Found> {
-        if !choice.may_share() {
+        if !choice.may_share() && !choice.is_parked {
             return None;
         }
         // The last token's answer is needed.
-        self.longest(&choice.hashes, &choice.tokens, choice.tokens.len() - 1).filter(|found| found.shared >= BLOCK)
+        let found = self.longest(&choice.hashes, &choice.tokens, choice.tokens.len() - 1)?;
+        // Of what was run together, a part would have to be run again with other rows than at first.
+        let is_all = self.prefixes.tokens(found.sequence).is_some_and(|kept| kept.len() == found.shared);
+        (found.shared >= BLOCK && (is_all || !choice.is_parked)).then_some(found)
     }
 
     /// Where most of `tokens`, which have these hashes, are; up to `most` of them.

@@ -26,6 +26,28 @@ fn equal_beginnings_are_run_once_even_when_they_come_together() {
 }
 
 #[test]
+fn a_reproducible_answer_that_loses_its_place_goes_on_where_it_was() {
+    let options = EngineOptions { max_running: 1, ..options() };
+    let mut bench = Bench::new(&options);
+    let prompt = prompt(&bench.model, 1, 80);
+    let low = Request { priority: Priority::Low, reproducible: true, ..greedy(&prompt, 20) };
+    let low = bench.submit(&low);
+    // Once amid its prompt, and twice amid its answer.
+    for (number, n_turns) in [(2, 2), (3, 8), (4, 5)] {
+        bench.turns(n_turns);
+        let high = bench.submit(&Request { priority: Priority::High, ..greedy(&[number; 4], 1) });
+        bench.turns(3);
+        assert_eq!(only(high).ids.len(), 1);
+    }
+    bench.settle();
+    assert_eq!(only(low).ids, expected(&bench.model, &prompt, 20));
+    assert_eq!(bench.engine.metrics().preempted, 3);
+    // The last token is not run.
+    assert_eq!(bench.n_rows(), 80 + 19 + 3 * 4, "nothing is run twice");
+    bench.assert_at_rest();
+}
+
+#[test]
 fn scopes_share_nothing() {
     let mut bench = Bench::new(&options());
     let prompt = prompt(&bench.model, 1, 40);

@@ -46,6 +46,8 @@ pub(in crate::engine) struct Choice {
     pub(in crate::engine) index: usize,
     /// The prompt and what was chosen so far.
     pub(in crate::engine) tokens: Vec<u32>,
+    /// Whether a reproducible choice lost its place: what it had run is kept for it, and not for others.
+    pub(in crate::engine) is_parked: bool,
     /// Of its tokens when it last began to wait.
     pub(in crate::engine) hashes: Hashes,
     /// Where its keys and values are, while it runs.

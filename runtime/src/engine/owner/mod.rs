@@ -352,7 +352,8 @@ impl Owner {
         self.count_end(&choice, finish);
         choice.tell_end(finish, now);
         self.shares.leave(&choice.job.caller);
-        self.set_aside(&mut choice);
+        let scope = choice.job.scope;
+        self.set_aside(&mut choice, scope);
         for sibling in siblings {
             self.end_choice(sibling, finish, now);
         }
@@ -376,14 +377,14 @@ impl Owner {
         }
     }
 
-    /// Takes a choice out of the cache; what it holds becomes a cached prefix, where that is of use to others.
-    fn set_aside(&mut self, choice: &mut Choice) {
+    /// Takes a choice out of the cache; what it holds becomes a cached prefix of a scope, where that is of use.
+    fn set_aside(&mut self, choice: &mut Choice, scope: u64) {
         if choice.pooled.as_ref().is_some_and(|pooled| !pooled.may_skip()) {
             self.forget(choice);
         }
         if let Some(sequence) = choice.sequence.take() {
             let tokens = choice.tokens[..choice.n_written.min(choice.tokens.len())].to_vec();
-            self.metrics.evicted += self.prefixes.keep(sequence, tokens, choice.job.scope, self.plan.kv());
+            self.metrics.evicted += self.prefixes.keep(sequence, tokens, scope, self.plan.kv());
         }
         choice.n_written = 0;
         choice.promised_tokens = 0;

@@ -26,6 +26,11 @@ impl Hashing {
         self.0.hash_one(name)
     }
 
+    /// A scope that only one choice of one request knows.
+    pub(super) fn own_scope(&self, number: u64, index: usize) -> u64 {
+        self.0.hash_one((number, index))
+    }
+
     /// Hashes of `tokens` in a scope: those of another scope have none in common with them.
     pub(in crate::engine) fn of(&self, tokens: &[u32], scope: u64) -> Hashes {
         let mut hash = scope;
