@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod fault;
 pub mod graph;
 pub mod order;
 pub mod quant;

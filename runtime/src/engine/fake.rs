@@ -21,6 +21,7 @@ pub(in crate::engine) type Next = Arc<dyn Fn(&[u32]) -> Vec<f32> + Send + Sync>;
 pub(in crate::engine) type OnStep = Arc<dyn Fn(&Batch) + Send + Sync>;
 
 /// Compiles to a [`FakePlan`].
+#[derive(Clone)]
 pub(in crate::engine) struct Fake {
     pub(in crate::engine) next: Next,
     /// Batches of all steps.

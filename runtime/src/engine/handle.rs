@@ -13,6 +13,7 @@ use farpost_kernels::backend::{Backend, DeviceError, ImageShape, Limits, MemoryU
 
 use super::dry::Breakers;
 use super::error::EngineError;
+use super::failover::{Backends, DeviceState, Devices};
 use super::grammar;
 use super::guesser::{Guesser, with_draft};
 use super::ledger::{Charge, Holder, Holdings, Ledger};
@@ -69,12 +70,17 @@ struct Inner {
 }
 
 impl Engine {
-    /// Compiles `model` for a device and starts the thread that owns it.
+    /// Compiles `model` for the best of `backends` that can, and starts the thread that owns it. Where a device fails, all
+    /// goes on with the next.
     ///
     /// # Errors
     /// Options out of range; what the device refuses, most of all too little memory; a thread that cannot start.
-    pub fn open(model: Arc<Model>, backend: Arc<dyn Backend>, options: &EngineOptions) -> Result<Self, EngineError> {
-        Self::open_under(model, None, backend, options, None)
+    pub fn open(
+        model: Arc<Model>,
+        backends: impl Into<Backends>,
+        options: &EngineOptions,
+    ) -> Result<Self, EngineError> {
+        Self::open_under(model, None, &backends.into(), options, None)
     }
 
     /// The same, with a draft model for [`Speculate::Draft`]: a smaller model of the same vocabulary.
@@ -84,21 +90,21 @@ impl Engine {
     pub fn open_with_draft(
         model: Arc<Model>,
         draft: Arc<Model>,
-        backend: Arc<dyn Backend>,
+        backends: impl Into<Backends>,
         options: &EngineOptions,
     ) -> Result<Self, EngineError> {
-        Self::open_under(model, Some(draft), backend, options, None)
+        Self::open_under(model, Some(draft), &backends.into(), options, None)
     }
 
     /// The same, under the cap of others too.
     pub(super) fn open_under(
         model: Arc<Model>,
         draft: Option<Arc<Model>>,
-        backend: Arc<dyn Backend>,
+        backends: &Backends,
         options: &EngineOptions,
         whole: Option<Arc<Ledger>>,
     ) -> Result<Self, EngineError> {
-        let (engine, owner) = Self::parts(model, draft, backend, options, whole, Arc::new(Instant::now))?;
+        let (engine, owner) = Self::parts(model, draft, backends, options, whole, Arc::new(Instant::now))?;
         let thread = std::thread::Builder::new().name("farpost-owner".to_owned()).spawn(move || owner.run());
         let thread = thread.map_err(|error| DeviceError::NoThreads { threads: 1, reason: error.to_string() })?;
         *engine.inner.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -109,7 +115,7 @@ impl Engine {
     pub(super) fn parts(
         model: Arc<Model>,
         draft: Option<Arc<Model>>,
-        backend: Arc<dyn Backend>,
+        backends: &Backends,
         options: &EngineOptions,
         whole: Option<Arc<Ledger>>,
         clock: Clock,
@@ -120,16 +126,21 @@ impl Engine {
         let cached_bytes = room::cached_bytes(options.max_cached, sizes.context);
         let beside = room::beside_bytes(&model, options.max_cached, sizes.context);
         sizes.limits.memory_cap = ledger.free().map(|free| free.saturating_sub(beside));
-        let mut plan = backend.compile(model.graph(), &sizes.limits)?;
+        let mut devices = Devices::new(backends);
+        let mut plan = loop {
+            match devices.compile(&model, &sizes.limits, sizes.context) {
+                Ok(plan) => break plan,
+                Err(error) if devices.has_next() => _ = devices.fail(&error, clock()),
+                Err(error) => return Err(error.into()),
+            }
+        };
         let kv_tokens = plan.kv().free_tokens();
-        if kv_tokens < sizes.context {
-            return Err(EngineError::NoRoom { tokens: sizes.context });
-        }
         let (mut memory, image) = (plan.memory(), plan.kv().image());
         let left = sizes.limits.memory_cap.map(|cap| cap.saturating_sub(memory.kv + memory.scratch));
         let of_draft = Limits { memory_cap: left, ..draft_limits(&sizes.limits, options.max_running) };
-        let guesser =
-            draft.map(|draft| Guesser::open(&model, draft, &*backend, &of_draft, sizes.context)).transpose()?;
+        let guesser = draft
+            .map(|draft| Guesser::open(&model, draft, &**devices.backend(), &of_draft, sizes.context))
+            .transpose()?;
         let kv_token_bytes = memory.kv / kv_tokens.max(1) as u64;
         memory = with_draft(memory, guesser.as_ref());
         memory.scratch = memory.scratch.saturating_add(cached_bytes);
@@ -145,7 +156,7 @@ impl Engine {
         let has_draft_model = guesser.is_some();
         let owner = Owner::new(
             Arc::clone(&model),
-            backend,
+            devices,
             plan,
             sizes.clone(),
             options,
@@ -176,6 +187,11 @@ impl Engine {
             owner: Mutex::new(None),
         };
         Ok((Self { inner: Arc::new(inner) }, owner))
+    }
+
+    /// How the devices are that it may run on, best first.
+    pub fn devices(&self) -> Vec<DeviceState> {
+        self.inner.board.devices()
     }
 
     /// Bytes that must be free for an engine to open with these options. Nothing is taken.

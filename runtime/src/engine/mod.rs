@@ -3,6 +3,7 @@
 mod candidates;
 mod dry;
 mod error;
+mod failover;
 #[cfg(all(test, feature = "pocket"))]
 mod fake;
 mod filters;
@@ -32,6 +33,7 @@ mod stream;
 
 pub use dry::Breakers;
 pub use error::EngineError;
+pub use failover::{Backends, DeviceState};
 pub use generate::{Event, Finish, GenerateOptions, Generated, Timings};
 pub use grammar::Grammar;
 pub use handle::Engine;

@@ -12,9 +12,10 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use farpost_kernels::backend::{Backend, DeviceError, DeviceInfo, MemoryUse};
+use farpost_kernels::backend::{DeviceError, DeviceInfo, MemoryUse};
 
 use super::error::EngineError;
+use super::failover::Backends;
 use super::handle::Engine;
 use super::ledger::{Holdings, Ledger};
 use super::options::EngineOptions;
@@ -90,7 +91,7 @@ pub struct Loaded {
 /// Models by name, each with its engine.
 pub struct Models {
     open: Box<OpenModel>,
-    backend: Arc<dyn Backend>,
+    backends: Backends,
     options: ModelsOptions,
     /// Of all engines.
     ledger: Arc<Ledger>,
@@ -124,9 +125,9 @@ impl Shelf {
 
 impl Models {
     /// None loaded yet. `open` makes a model of a name.
-    pub fn new(open: Box<OpenModel>, backend: Arc<dyn Backend>, options: ModelsOptions) -> Self {
-        let ledger = Ledger::new(options.memory_cap, None);
-        Self { open, backend, options, ledger, shelf: Mutex::default(), is_changed: Condvar::new() }
+    pub fn new(open: Box<OpenModel>, backends: impl Into<Backends>, options: ModelsOptions) -> Self {
+        let (backends, ledger) = (backends.into(), Ledger::new(options.memory_cap, None));
+        Self { open, backends, options, ledger, shelf: Mutex::default(), is_changed: Condvar::new() }
     }
 
     /// The engine of a model, which is loaded if it is not. Ask anew for each request: an engine that was unloaded
@@ -165,9 +166,9 @@ impl Models {
         self.options.memory_cap
     }
 
-    /// What models run on.
-    pub fn device(&self) -> DeviceInfo {
-        self.backend.describe()
+    /// What models may run on, best first. [`Engine::devices`] says what a loaded one runs on.
+    pub fn devices(&self) -> Vec<DeviceInfo> {
+        self.backends.iter().map(|backend| backend.describe()).collect()
     }
 
     /// Keeps a loaded model from giving way, or no longer; false if it is not loaded.
@@ -259,11 +260,11 @@ impl Models {
         let Opened { model, draft, mut options } = (self.open)(name)?;
         let (model, draft) = (Arc::new(model), draft.map(Arc::new));
         loop {
-            let needed_bytes = Engine::needed_bytes(&model, draft.as_deref(), &*self.backend, &options)?;
+            let needed_bytes = Engine::needed_bytes(&model, draft.as_deref(), &**self.backends.first(), &options)?;
             let error = match self.make_room(needed_bytes) {
                 Ok(()) => {
-                    let (backend, whole) = (Arc::clone(&self.backend), Some(Arc::clone(&self.ledger)));
-                    match Engine::open_under(Arc::clone(&model), draft.clone(), backend, &options, whole) {
+                    let whole = Some(Arc::clone(&self.ledger));
+                    match Engine::open_under(Arc::clone(&model), draft.clone(), &self.backends, &options, whole) {
                         Ok(engine) => return Ok(engine),
                         Err(EngineError::Device(error @ DeviceError::OutOfMemory { .. })) => {
                             // The system has less than the cap allows, or requests have taken it meanwhile.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use farpost_kernels::backend::DeviceError;
+use farpost_kernels::backend::{DeviceError, DeviceInfo};
 use farpost_models::gguf::ContentHash;
 use farpost_models::template::ChatTemplate;
 use farpost_models::tokenizer::Tokenizer;
@@ -21,7 +21,9 @@ use super::app::{App, unix_seconds};
 use super::error::Problem;
 use super::log;
 use super::options::ServerError;
-use crate::engine::{Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate};
+use crate::engine::{
+    DeviceState, Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate,
+};
 use crate::model::Model;
 
 /// After a model could not be loaded, all who ask for it are told so for this time without trying again.
@@ -112,6 +114,30 @@ impl Hosted {
                 false
             }
         }
+    }
+}
+
+/// How a device is, seen over all models.
+pub(super) struct Standing {
+    pub(super) info: DeviceInfo,
+    is_used: bool,
+    failure: Option<String>,
+}
+
+impl Standing {
+    /// As `/version` tells it.
+    pub(super) fn json(&self) -> serde_json::Value {
+        let (state, reason) = match (&self.failure, self.is_used) {
+            (Some(why), _) => ("failed", why.clone()),
+            (None, true) => ("ok", format!("computes with {}", self.info.driver)),
+            (None, false) => ("spare", format!("would compute with {}", self.info.driver)),
+        };
+        serde_json::json!({ "name": self.info.backend, "device": self.info.name, "state": state, "reason": reason })
+    }
+
+    /// What is wrong with it, with its name.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.failure.as_ref().map(|why| format!("{}: {why}", self.info.backend))
     }
 }
 
@@ -215,6 +241,18 @@ impl Catalogue {
     /// All of them, in the order they were given.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.iter()
+    }
+
+    /// How the devices are, best first.
+    pub(super) fn backends(&self) -> Vec<Standing> {
+        let of_models: Vec<Vec<DeviceState>> = self.hosted().map(|hosted| hosted.engine.devices()).collect();
+        let standing = |(place, info): (usize, DeviceInfo)| {
+            let mut states = of_models.iter().filter_map(|states| states.get(place));
+            let failure = states.clone().find_map(|state| state.failure.clone());
+            let is_used = states.any(|state| state.is_used) || (of_models.is_empty() && place == 0);
+            Standing { info, is_used, failure }
+        };
+        self.models.devices().into_iter().enumerate().map(standing).collect()
     }
 
     /// Those that are loaded.

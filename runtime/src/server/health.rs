@@ -13,6 +13,7 @@ use farpost_models::gguf::File;
 use serde_json::{Value as Json, json};
 
 use super::app::App;
+use super::catalogue::Standing;
 
 /// Text as Prometheus reads it.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -35,11 +36,17 @@ pub(super) fn json_text(status: StatusCode, json: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
 }
 
-/// 200 if all models of the start have answered once, queues move, and requests are taken.
+/// 200 if all models of the start have answered once, queues move, and requests are taken. `degraded` tells of devices that
+/// failed, while others do their work.
 async fn readyz(State(app): State<Arc<App>>) -> Response {
     let state = app.readiness();
     let status = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut response = json_response(status, &json!({ "status": state }));
+    let degraded: Vec<String> = app.catalogue.backends().iter().filter_map(Standing::trouble).collect();
+    let mut body = json!({ "status": state });
+    if !degraded.is_empty() {
+        body["degraded"] = degraded.into();
+    }
+    let mut response = json_response(status, &body);
     if state == "draining" {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
@@ -52,7 +59,6 @@ async fn version(State(app): State<Arc<App>>) -> Response {
             .into_iter()
             .filter_map(|(name, is_in)| is_in.then_some(name))
             .collect();
-    let device = app.catalogue.models.device();
     let models: Vec<Json> = app
         .catalogue
         .entries()
@@ -80,7 +86,7 @@ async fn version(State(app): State<Arc<App>>) -> Response {
         "commit": env!("FARPOST_COMMIT"),
         "built": env!("FARPOST_BUILT").parse::<u64>().ok(),
         "features": features,
-        "backends": [{ "name": device.backend, "state": "ok", "reason": format!("computes with {}", device.driver) }],
+        "backends": app.catalogue.backends().iter().map(Standing::json).collect::<Vec<_>>(),
         "models": models,
     });
     json_response(StatusCode::OK, &version)

@@ -13,9 +13,12 @@ pub(super) mod costs;
 #[cfg(all(test, feature = "pocket"))]
 mod draft_tests;
 mod estimate;
+#[cfg(all(test, feature = "pocket"))]
+mod failover_tests;
 pub(super) mod hold;
 #[cfg(all(test, feature = "pocket"))]
 mod hold_tests;
+mod no_plan;
 mod pace;
 pub(super) mod prefixes;
 #[cfg(all(test, feature = "pocket"))]
@@ -34,10 +37,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use farpost_kernels::backend::{Backend, Batch, Output, Plan, Sequence};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use farpost_kernels::backend::{Batch, Output, Plan, Sequence};
 
 use super::error::EngineError;
+use super::failover::{DeviceState, Devices};
 use super::generate::Finish;
 use super::guesser::Guesser;
 use super::ledger::Charge;
@@ -55,6 +59,9 @@ use hold::{Copied, Copy};
 use pace::Pace;
 use prefixes::{Hashing, Prefixes};
 use shares::Shares;
+
+/// Between two looks at a device that was left, while there is nothing else to do.
+const LEAST_WAIT: Duration = Duration::from_millis(20);
 
 /// Tells the time; tests have their own.
 pub(super) type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
@@ -82,6 +89,7 @@ pub(super) struct Board {
     pub(super) n_accepted: AtomicUsize,
     pub(super) n_refused: AtomicUsize,
     shown: Mutex<(Metrics, Load)>,
+    devices: Mutex<Vec<DeviceState>>,
 }
 
 impl Board {
@@ -95,16 +103,22 @@ impl Board {
     pub(super) fn load(&self) -> Load {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).1
     }
+
+    pub(super) fn devices(&self) -> Vec<DeviceState> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The owner of a plan.
 pub(super) struct Owner {
     model: Arc<Model>,
-    backend: Arc<dyn Backend>,
+    devices: Devices,
     sizes: Sizes,
     max_running: usize,
     inter_token_percent: usize,
     plan: Box<dyn Plan>,
+    /// False where no device could compile; then `plan` is none that does anything.
+    has_plan: bool,
     orders: Receiver<Order>,
     board: Arc<Board>,
     clock: Clock,
@@ -131,8 +145,6 @@ pub(super) struct Owner {
     /// Which reproducible choice had a step of its own last; `None` after a step of the others.
     alone: Option<u64>,
     is_queue_changed: bool,
-    /// Times that the device was begun anew since a step went well.
-    n_recoveries: u32,
     metrics: Metrics,
     /// Mean tokens of an answer.
     mean_answer: f64,
@@ -156,7 +168,7 @@ pub(super) enum Next {
 impl Owner {
     pub(super) fn new(
         model: Arc<Model>,
-        backend: Arc<dyn Backend>,
+        devices: Devices,
         plan: Box<dyn Plan>,
         sizes: Sizes,
         options: &super::options::EngineOptions,
@@ -169,11 +181,12 @@ impl Owner {
     ) -> Self {
         let mut owner = Self {
             model,
-            backend,
+            devices,
             sizes,
             max_running: options.max_running,
             inter_token_percent: options.inter_token_percent,
             plan,
+            has_plan: true,
             orders,
             board,
             clock,
@@ -193,13 +206,13 @@ impl Owner {
             parts: Vec::new(),
             alone: None,
             is_queue_changed: false,
-            n_recoveries: 0,
             metrics: Metrics::default(),
             mean_answer: 0.0,
             guesser,
             _charge: charge,
         };
         owner.metrics.kv_tokens = owner.plan.kv().free_tokens();
+        owner.show_devices();
         owner.show();
         owner
     }
@@ -211,13 +224,17 @@ impl Owner {
                 Next::Work => {}
                 Next::End => return,
                 Next::Wait => {
-                    let order = match self.closes {
-                        None => self.orders.recv().ok(),
-                        Some(_) => self.orders.recv_timeout(Duration::from_millis(1)).ok(),
+                    let order = match self.devices.next_look() {
+                        None => self.orders.recv().map_err(RecvTimeoutError::from),
+                        Some(at) => {
+                            let time = at.saturating_duration_since(self.now()).max(LEAST_WAIT);
+                            self.orders.recv_timeout(time)
+                        }
                     };
                     match order {
-                        Some(order) => self.obey(order),
-                        None => self.close(self.now()),
+                        Ok(order) => self.obey(order),
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => self.close(self.now()),
                     }
                 }
             }
@@ -243,6 +260,9 @@ impl Owner {
             }
         }
         self.sweep(start);
+        if self.devices.look(start) || (!self.has_plan && !self.waiting.is_empty()) {
+            self.begin_anew();
+        }
         self.admit(start);
         self.compose();
         let has_work = !self.parts.is_empty();
@@ -434,6 +454,11 @@ impl Owner {
                 None => place += 1,
             }
         }
+    }
+
+    /// Shows how the devices are.
+    fn show_devices(&self) {
+        *self.board.devices.lock().unwrap_or_else(PoisonError::into_inner) = self.devices.states();
     }
 
     /// Shows how things stand, and tells those who wait where they are.

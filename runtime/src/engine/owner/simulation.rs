@@ -1,10 +1,15 @@
 //! Many requests at random, with cancellations, deadlines, lost devices, wrong steps and too few pages: each gets what
 //! it would get alone, or a reason; nothing is lost, nothing leaks, and it ends.
 
-use proptest::prelude::*;
+use std::sync::atomic::AtomicUsize;
 
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use super::failover_tests::unreliable;
 use super::tests::{Bench, options, prompt};
 use super::*;
+use crate::engine::failover::Backends;
 use crate::engine::fake::{Fake, N_COPIED, continued, copying, fake, text_ids};
 use crate::engine::generate::GenerateOptions;
 use crate::engine::lookup::Speculate;
@@ -168,8 +173,19 @@ fn request(model: &Model, wanted: &Wanted, copies: bool) -> Request {
 
 fn simulate(acts: &[Act], options: &EngineOptions, copies: bool, failing: Vec<usize>, wrong: Vec<usize>) {
     let has_faults = !wrong.is_empty() || !failing.is_empty();
+    simulate_on(acts, options, copies, has_faults, |base| Backends::from(Arc::new(Fake { failing, wrong, ..base })));
+}
+
+/// On devices made of one; requests may fail where `may_fail` says so.
+fn simulate_on(
+    acts: &[Act],
+    options: &EngineOptions,
+    copies: bool,
+    may_fail: bool,
+    devices: impl FnOnce(Fake) -> Backends,
+) {
     let device = |model: &Model| if copies { copying(model, 5) } else { fake(model) };
-    let mut bench = Bench::with(options, |base, model| Fake { failing, wrong, next: device(model).next, ..base });
+    let mut bench = Bench::on(options, |base, model| devices(Fake { next: device(model).next, ..base }));
     let device = device(&bench.model);
     let context = bench.engine.context();
     let mut readers: Vec<Reader> = Vec::new();
@@ -214,7 +230,7 @@ fn simulate(acts: &[Act], options: &EngineOptions, copies: bool, failing: Vec<us
     bench.settle();
     readers.iter_mut().for_each(Reader::read);
     readers.iter().for_each(|reader| reader.check(&device, context));
-    assert!(has_faults || readers.iter().all(|reader| reader.error.is_none()));
+    assert!(may_fail || readers.iter().all(|reader| reader.error.is_none()));
     let metrics = bench.engine.metrics();
     assert_eq!((metrics.accepted, metrics.refused), (readers.len() as u64, n_refused));
     let n_choices: u64 = readers.iter().map(|reader| reader.request.n as u64).sum();
@@ -226,6 +242,22 @@ fn simulate(acts: &[Act], options: &EngineOptions, copies: bool, failing: Vec<us
         + metrics.closed;
     assert_eq!(n_ended, n_choices, "every choice is counted once: {metrics:?}");
     bench.assert_at_rest();
+}
+
+/// Devices fail in all ways, come back and fail again.
+#[test]
+fn a_thousand_faults_lose_nothing() {
+    let n_faults = Arc::new(AtomicUsize::new(0));
+    let cases = (prop::collection::vec(act(), 10..40), 2_usize..6, 8_usize..40, any::<bool>(), any::<u32>());
+    let mut runner = TestRunner::new(ProptestConfig { cases: 200, ..ProptestConfig::default() });
+    let done = runner.run(&cases, |(acts, max_running, batch_rows, copies, seed)| {
+        let options = EngineOptions { context: Some(120), max_running, batch_rows, max_waiting: 12, ..options() };
+        simulate_on(&acts, &options, copies, false, |device| unreliable(&device, seed as usize, &n_faults));
+        Ok(())
+    });
+    done.unwrap();
+    let n_faults = n_faults.load(Ordering::SeqCst);
+    assert!(n_faults >= 1000, "{n_faults} faults");
 }
 
 proptest! {

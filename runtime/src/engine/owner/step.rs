@@ -4,21 +4,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use farpost_kernels::backend::{Answer, DeviceError, Interrupt, Output, Sequence};
+use farpost_kernels::backend::{Answer, Batch, DeviceError, Interrupt, Output, Sequence};
 use farpost_models::tokenizer::Tokenizer;
 
 use super::Owner;
 use super::choice::{Choice, ms};
 use super::compose::Part;
+use super::costs::Costs;
+use super::no_plan::NoPlan;
+use super::pace::Pace;
 use crate::engine::error::EngineError;
 use crate::engine::generate::Finish;
+use crate::engine::sampler::SampleError;
 use crate::engine::stream::Told;
 
 /// Rows of a part of a prompt for which a step is interrupted when its request is cancelled.
 const INTERRUPTED_ROWS: usize = 16;
-
-/// Times in a row that a lost device is begun anew before its requests fail.
-const MOST_RECOVERIES: u32 = 2;
 
 impl Owner {
     /// Runs the composed batch.
@@ -28,12 +29,15 @@ impl Owner {
         self.batch.interrupt = None;
         match stepped {
             Ok(()) => {
-                self.n_recoveries = 0;
+                let n_before = self.metrics.generated_tokens;
                 let parts = std::mem::take(&mut self.parts);
                 for part in &parts {
                     self.hand_out(part);
                 }
                 self.parts = parts;
+                if self.metrics.generated_tokens > n_before {
+                    self.devices.worked();
+                }
             }
             Err(EngineError::Device(DeviceError::Interrupted)) => {
                 // Whoever is still there is composed anew.
@@ -41,6 +45,8 @@ impl Owner {
                 parts.iter().for_each(|part| self.undo_drafts(part));
                 self.parts = parts;
             }
+            // Where there is another device, one that computes wrongly has had its time.
+            Err(EngineError::Device(error @ DeviceError::Wrong(_))) if self.devices.has_next() => self.recover(error),
             Err(EngineError::Device(error @ (DeviceError::Wrong(_) | DeviceError::Refused(_)))) => self.isolate(error),
             Err(EngineError::Device(error)) => self.recover(error),
             Err(error) => {
@@ -72,11 +78,7 @@ impl Owner {
             self.metrics.failed_steps += 1;
             return Err(EngineError::Damaged { file });
         }
-        let (found, expected) = (self.output.results.len(), self.batch.want.len());
-        let checked = stepped.and_then(|()| match found == expected {
-            true => Ok(()),
-            false => Err(DeviceError::Wrong(format!("{found} results of a step, expected {expected}"))),
-        });
+        let checked = stepped.and_then(|()| check(&self.output, &self.batch, self.model.graph().n_vocab()));
         if let Err(DeviceError::Interrupted) = checked {
             return Err(DeviceError::Interrupted.into());
         }
@@ -156,26 +158,49 @@ impl Owner {
         }
     }
 
-    /// The device is lost: begins it anew and makes all keys and values again from the tokens. Callers see a pause.
+    /// The device has failed: goes on with the next one, or begins the last anew.
     fn recover(&mut self, error: DeviceError) {
-        self.n_recoveries += 1;
-        if self.n_recoveries > MOST_RECOVERIES {
-            self.n_recoveries = 0;
-            return self.fail_all(error.into());
+        let now = self.now();
+        if self.devices.fail(&error, now) {
+            self.begin_anew();
+        } else {
+            self.fail_all(error.into());
         }
-        match self.backend.compile(self.model.graph(), &self.sizes.limits) {
-            Ok(plan) => {
-                self.plan = plan;
-                self.metrics.recovered += 1;
-                self.prefixes.forget();
-                self.held = None;
-                for mut choice in std::mem::take(&mut self.running) {
-                    (choice.sequence, choice.n_written, choice.promised_tokens) = (None, 0, 0);
-                    self.enqueue(choice);
+        self.show_devices();
+    }
+
+    /// Compiles for the device that is used from now on, and has all keys and values made again from the tokens. Callers see
+    /// a pause.
+    pub(super) fn begin_anew(&mut self) {
+        self.prefixes.forget();
+        self.held = None;
+        for mut choice in std::mem::take(&mut self.running) {
+            (choice.sequence, choice.n_written, choice.promised_tokens) = (None, 0, 0);
+            self.enqueue(choice);
+        }
+        // The memory of the one before is needed.
+        (self.plan, self.has_plan) = (Box::new(NoPlan), false);
+        // Times of another device say nothing.
+        (self.costs, self.pace) = (Costs::default(), Pace::default());
+        loop {
+            match self.devices.compile(&self.model, &self.sizes.limits, self.sizes.context) {
+                Ok(plan) => {
+                    (self.plan, self.has_plan) = (plan, true);
+                    self.metrics.recovered += 1;
+                    break;
+                }
+                Err(error) => {
+                    let now = self.now();
+                    if !self.devices.fail(&error, now) {
+                        self.running = std::mem::take(&mut self.waiting);
+                        self.is_queue_changed = true;
+                        self.fail_all(self.model.explained(error).into());
+                        break;
+                    }
                 }
             }
-            Err(error) => self.fail_all(error.into()),
         }
+        self.show_devices();
     }
 
     /// Fails all that run and drops all that is cached.
@@ -196,8 +221,15 @@ impl Owner {
         let output = std::mem::take(&mut self.output);
         let handed = self.advance(place, part, &output);
         self.output = output;
-        if let Err(error) = handed {
-            self.fail(part.number, error);
+        match handed {
+            Ok(()) => {}
+            // Another device may know better.
+            Err(EngineError::Sample(error @ (SampleError::Unusable { .. } | SampleError::WrongAnswer { .. })))
+                if self.devices.has_next() =>
+            {
+                self.recover(DeviceError::Wrong(error.to_string()));
+            }
+            Err(error) => self.fail(part.number, error),
         }
     }
 
@@ -289,6 +321,28 @@ impl Owner {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a step answered all that was wanted, with tokens that there are. Logits are looked at by who reads them.
+fn check(output: &Output, batch: &Batch, n_vocab: usize) -> Result<(), DeviceError> {
+    let (found, expected) = (output.results.len(), batch.want.len());
+    if found != expected {
+        return Err(DeviceError::Wrong(format!("{found} results of a step, expected {expected}")));
+    }
+    let is_token = |id: u32| (id as usize) < n_vocab;
+    let is_right = |answer: &Answer| match answer {
+        Answer::Greedy(id) => is_token(*id),
+        Answer::TopK { best, log_sum_exp } => {
+            log_sum_exp.is_finite() && best.iter().all(|(id, logit)| is_token(*id) && logit.is_finite())
+        }
+        Answer::Score { logit, log_sum_exp } => logit.is_finite() && log_sum_exp.is_finite(),
+        Answer::Logits(_) => true,
+        Answer::Hidden(row) => row.iter().all(|number| number.is_finite()),
+    };
+    match output.results.iter().all(is_right) {
+        true => Ok(()),
+        false => Err(DeviceError::Wrong("a result of a step that no model computes".to_owned())),
     }
 }
 

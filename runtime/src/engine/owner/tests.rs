@@ -4,6 +4,7 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::engine::failover::Backends;
 use crate::engine::fake::{Fake, expected, fake, text_ids};
 use crate::engine::generate::{GenerateOptions, Generated};
 use crate::engine::handle::Engine;
@@ -31,25 +32,30 @@ impl Bench {
     }
 
     pub(super) fn with(options: &EngineOptions, change: impl FnOnce(Fake, &Model) -> Fake) -> Self {
-        Self::make(options, false, change)
+        Self::make(options, false, |device, model| Backends::from(Arc::new(change(device, model))))
+    }
+
+    /// With devices made of one.
+    pub(super) fn on(options: &EngineOptions, devices: impl FnOnce(Fake, &Model) -> Backends) -> Self {
+        Self::make(options, false, devices)
     }
 
     /// With a draft model on the same device.
     pub(super) fn with_draft(options: &EngineOptions) -> Self {
-        Self::make(options, true, |fake, _| fake)
+        Self::make(options, true, |fake, _| Backends::from(Arc::new(fake)))
     }
 
-    fn make(options: &EngineOptions, has_draft: bool, change: impl FnOnce(Fake, &Model) -> Fake) -> Self {
+    fn make(options: &EngineOptions, has_draft: bool, devices: impl FnOnce(Fake, &Model) -> Backends) -> Self {
         let model = Arc::new(Model::pocket().unwrap());
         let now = Arc::new(Mutex::new(Instant::now()));
         let mut device = fake(&model);
         let clock = Arc::clone(&now);
         device.on_step = Arc::new(move |batch| *clock.lock().unwrap() += step_time(batch));
-        let device = change(device, &model);
         let steps = Arc::clone(&device.steps);
+        let devices = devices(device, &model);
         let clock: Clock = Arc::new(move || *now.lock().unwrap());
         let draft = has_draft.then(|| Arc::clone(&model));
-        let (engine, owner) = Engine::parts(Arc::clone(&model), draft, Arc::new(device), options, None, clock).unwrap();
+        let (engine, owner) = Engine::parts(Arc::clone(&model), draft, &devices, options, None, clock).unwrap();
         Self { model, engine, owner, steps }
     }
 

@@ -179,8 +179,14 @@ fn health(out: &mut Page, app: &App) {
         let health = if is_stalled || entry.state_name() == "failed" { 2 } else { 0 };
         out.line("farpost_health", &format!("component=\"model\",model=\"{}\"", escaped(&entry.served.name)), health);
     }
-    out.head("farpost_backend_up", "gauge", "1 if the backend can be used.");
-    out.line("farpost_backend_up", "backend=\"cpu\"", 1);
+    let backends = app.catalogue.backends();
+    let is_degraded = backends.iter().any(|backend| backend.trouble().is_some());
+    out.line("farpost_health", "component=\"backend\"", u8::from(is_degraded));
+    out.head("farpost_backend_up", "gauge", "1 if the backend can be used, 0 after it failed.");
+    for backend in &backends {
+        let labels = format!("backend=\"{}\"", backend.info.backend);
+        out.line("farpost_backend_up", &labels, u8::from(backend.trouble().is_none()));
+    }
     out.head("farpost_build_info", "gauge", "1, with version and commit.");
     let labels = format!("version=\"{}\",commit=\"{}\"", env!("CARGO_PKG_VERSION"), escaped(env!("FARPOST_COMMIT")));
     out.line("farpost_build_info", &labels, 1);
