@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farpost::engine::{
-    Engine, EngineOptions, Finish, GenerateOptions, Generated, Request, Sampling, Session, SessionOptions, Speculate,
+    Backends, Engine, EngineOptions, Finish, GenerateOptions, Generated, Request, Sampling, Session, SessionOptions,
+    Speculate,
 };
 use farpost::{Model, ModelOptions};
 use farpost_firmware_tests::model;
+use farpost_kernels::backend::Batch;
 use farpost_kernels::cpu::Cpu;
+use farpost_kernels::fault::{Fault, Faulty};
 use farpost_models::template::RenderInput;
 use serde_json::json;
 
@@ -62,6 +65,29 @@ fn the_pocket_model_answers_many_at_once_as_it_answers_one() {
     let metrics = engine.metrics();
     assert_eq!((metrics.finished, metrics.failed, metrics.running, metrics.waiting), (18, 0, 0, 0));
     assert_eq!(metrics.kv_free_tokens, metrics.kv_tokens);
+}
+
+#[test]
+fn eight_answers_outlive_their_device() {
+    let model = Arc::new(Model::pocket().unwrap());
+    let prompts: Vec<Vec<u32>> = COMMANDS.iter().cycle().take(8).map(|text| command(&model, text)).collect();
+    let requests: Vec<Request> = prompts.into_iter().map(|prompt| Request::new(prompt, greedy(64))).collect();
+    let texts = |engine: &Engine| -> Vec<String> {
+        answers(engine, &requests).into_iter().map(|choices| choices[0].text.clone()).collect()
+    };
+    let undisturbed = texts(&open(&model, &EngineOptions::default()));
+    for fault in Fault::all() {
+        let what = format!("{fault:?}");
+        // All are being written then.
+        let cue = move |_: usize, batch: &Batch| (batch.want.len() == 8).then(|| fault.clone());
+        let device = Faulty::new(Arc::new(Cpu::detect()), cue);
+        let backends = Backends::from(Arc::new(device.clone())).or(Arc::new(Cpu::detect()));
+        let engine = Engine::open(Arc::clone(&model), backends, &EngineOptions::default()).unwrap();
+        assert_eq!(texts(&engine), undisturbed, "{what}");
+        assert_eq!((device.n_faults(), engine.metrics().recovered), (1, 1), "{what}");
+        let states = engine.devices();
+        assert!(states[1].is_used && states[0].failure.is_some(), "{what}: {states:?}");
+    }
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn health(out: &mut Page, app: &App) {
     out.line("farpost_health", "component=\"backend\"", u8::from(is_degraded));
     out.head("farpost_backend_up", "gauge", "1 if the backend can be used, 0 after it failed.");
     for backend in &backends {
-        let labels = format!("backend=\"{}\"", backend.info.backend);
+        let labels = format!("backend=\"{}\",device=\"{}\"", backend.info.backend, escaped(&backend.info.name));
         out.line("farpost_backend_up", &labels, u8::from(backend.trouble().is_none()));
     }
     out.head("farpost_build_info", "gauge", "1, with version and commit.");
