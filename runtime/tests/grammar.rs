@@ -12,7 +12,7 @@ use farpost::{Model, ModelOptions};
 use farpost_firmware_tests::model;
 use farpost_kernels::cpu::Cpu;
 use farpost_models::tokenizer::Special;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SCHEMA: &str = r#"{
     "type": "object",
@@ -175,4 +175,57 @@ fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
+}
+
+/// Forms that lead from one thing to the next, `n` times, in every way there is.
+fn chains(n: usize) -> Vec<(&'static str, Grammar)> {
+    let defs = |of: &dyn Fn(String) -> Value| {
+        let last = [(format!("a{n}"), json!({ "type": "null" }))];
+        let defs: serde_json::Map<String, Value> =
+            (0..n).map(|i| (format!("a{i}"), of(format!("#/$defs/a{}", i + 1)))).chain(last).collect();
+        Grammar::JsonSchema(json!({ "$ref": "#/$defs/a0", "$defs": defs }).to_string())
+    };
+    let rules = |rule: &dyn Fn(usize) -> String| {
+        let rules: Vec<String> = (0..n).map(rule).collect();
+        rules.join("\n")
+    };
+    let (open, close) = ("(".repeat(28), ")".repeat(28));
+    vec![
+        ("properties", defs(&|next| json!({ "type": "object", "properties": { "x": { "$ref": next } } }))),
+        ("items", defs(&|next| json!({ "type": "array", "items": { "$ref": next } }))),
+        ("allOf", defs(&|next| json!({ "allOf": [{ "$ref": next }] }))),
+        ("anyOf", defs(&|next| json!({ "anyOf": [{ "$ref": next }, { "type": "null" }] }))),
+        ("$ref", defs(&|next| json!({ "$ref": next }))),
+        ("rules", Grammar::Lark(format!("start: r0\n{}\nr{n}: \"a\"", rules(&|i| format!("r{i}: r{}", i + 1))))),
+        (
+            "terminals",
+            Grammar::Lark(format!("start: T0\n{}\nT{n}: \"a\"", rules(&|i| format!("T{i}: \"b\" T{}", i + 1)))),
+        ),
+        (
+            "groups",
+            Grammar::Lark(format!(
+                "start: r0\n{}\nr{n}: \"a\"",
+                rules(&|i| format!("r{i}: {open}\"b\" r{}{close}", i + 1))
+            )),
+        ),
+    ]
+}
+
+/// Each is enforced or refused; a stack that is too small would end the process.
+#[test]
+fn forms_that_lead_far_are_enforced_or_refused() {
+    let (_, engine) = pocket();
+    for n in [100, 130, 280, 650, 990, 1300, 1900, 3900, 20_000] {
+        for (name, grammar) in chains(n) {
+            let request = Request::new(vec![5], GenerateOptions { max_tokens: Some(3), ..options(grammar, 1) });
+            match engine.submit(&request) {
+                Ok(stream) => {
+                    let done = stream.finish();
+                    println!("{name} {n}: {:?}", done.map(|done| done[0].text.clone()));
+                }
+                Err(Refusal::Invalid(error)) => println!("{name} {n}: {error}"),
+                Err(other) => panic!("{name} {n}: {other}"),
+            }
+        }
+    }
 }

@@ -136,13 +136,17 @@ impl<'f> Weights<'f> {
             expected: "numbers that can be decoded",
         };
         let (rows, cols) = (weight.rows(), weight.cols());
-        let n_values = rows.checked_mul(cols).ok_or_else(|| unusable(format!("{rows} x {cols} numbers")))?;
+        let n_values = rows.checked_mul(cols).filter(|n_values| *n_values <= MOST_DECODED);
+        let n_values = n_values.ok_or_else(|| unusable(format!("{rows} x {cols} numbers that are not f32")))?;
         let mut values = vec![0_f32; n_values];
         quant::decode(weight.dtype(), weight.view().bytes, &mut values)
             .map_err(|problem| unusable(problem.to_string()))?;
         Weight::from_f32(tensor.name(), rows, cols, &values).map_err(|problem| unusable(problem.to_string()))
     }
 }
+
+/// Numbers that a small tensor may have if it is not stored in F32: many times those of the largest router, 64 MiB.
+const MOST_DECODED: usize = 1 << 24;
 
 fn without_ones(mut dims: &[usize]) -> &[usize] {
     while let [rest @ .., 1] = dims {

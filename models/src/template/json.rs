@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use super::chat::MOST_OUTPUT_BYTES;
+
 /// Deepest nesting that is written.
 const DEEPEST: usize = 128;
 
@@ -28,6 +30,15 @@ fn too_deep() -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("values are nested more than {DEEPEST} deep"))
 }
 
+/// Refuses to write `n_bytes` more where that would be more than any text may have: values can be far larger than what they
+/// are made of.
+fn check_room(out: &str, n_bytes: usize) -> Result<(), Error> {
+    if out.len().saturating_add(n_bytes) <= MOST_OUTPUT_BYTES {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidOperation, format!("a value has more than {MOST_OUTPUT_BYTES} bytes as text")))
+}
+
 /// `json.dumps(value)`.
 pub(super) fn dumps(value: &Value, style: &Style) -> Result<String, Error> {
     let mut out = String::new();
@@ -45,11 +56,18 @@ fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<
     }
     let line = |depth: usize, out: &mut String| {
         if let Some(indent) = &style.indent {
+            check_room(out, depth * indent.len())?;
             out.push('\n');
             for _ in 0..depth {
                 out.push_str(indent);
             }
         }
+        Ok::<_, Error>(())
+    };
+    let separate = |separator: &str, out: &mut String| {
+        check_room(out, separator.len())?;
+        out.push_str(separator);
+        Ok::<_, Error>(())
     };
     match value.kind() {
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -60,13 +78,13 @@ fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<
             let mut first = true;
             for item in value.try_iter()? {
                 if !std::mem::take(&mut first) {
-                    out.push_str(&style.item_separator);
+                    separate(&style.item_separator, out)?;
                 }
-                line(depth + 1, out);
+                line(depth + 1, out)?;
                 dump(&item, style, depth + 1, out)?;
             }
             if !first {
-                line(depth, out);
+                line(depth, out)?;
             }
             out.push(']');
         }
@@ -79,9 +97,9 @@ fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<
             let mut first = true;
             for key in keys {
                 if !std::mem::take(&mut first) {
-                    out.push_str(&style.item_separator);
+                    separate(&style.item_separator, out)?;
                 }
-                line(depth + 1, out);
+                line(depth + 1, out)?;
                 match key.as_str() {
                     Some(text) => quote(text, style, out),
                     None => {
@@ -90,11 +108,11 @@ fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<
                         quote(&text, style, out);
                     }
                 }
-                out.push_str(&style.key_separator);
+                separate(&style.key_separator, out)?;
                 dump(&value.get_item(&key)?, style, depth + 1, out)?;
             }
             if !first {
-                line(depth, out);
+                line(depth, out)?;
             }
             out.push('}');
         }
@@ -194,6 +212,7 @@ fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
             for (at, item) in value.try_iter()?.enumerate() {
+                check_room(out, 0)?;
                 if at > 0 {
                     out.push_str(", ");
                 }
@@ -204,6 +223,7 @@ fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         ValueKind::Map => {
             out.push('{');
             for (at, key) in value.try_iter()?.enumerate() {
+                check_room(out, 0)?;
                 if at > 0 {
                     out.push_str(", ");
                 }
@@ -262,6 +282,25 @@ mod tests {
         ];
         for (float, text) in cases {
             assert_eq!(python_float(float), text);
+        }
+    }
+
+    #[test]
+    fn values_that_are_far_larger_than_what_they_are_made_of_are_refused() {
+        let doubled = (0..40).fold(Value::from(1), |value, _| Value::from(vec![value.clone(), value]));
+        assert!(to_text(&doubled).unwrap_err().to_string().contains("has more than"));
+        let style = |separator: &str, indent: Option<String>| Style {
+            indent,
+            item_separator: separator.to_owned(),
+            key_separator: ": ".to_owned(),
+            sorts_keys: false,
+            escapes_non_ascii: false,
+            marker: None,
+        };
+        let flat = Value::from((0..9000).collect::<Vec<_>>());
+        for style in [style(&"x".repeat(900_000), None), style(",", Some(" ".repeat(900_000))), style(",", None)] {
+            let value = if style.indent.is_none() && style.item_separator == "," { &doubled } else { &flat };
+            assert!(dumps(value, &style).unwrap_err().to_string().contains("has more than"));
         }
     }
 

@@ -6,6 +6,8 @@
 //! and what would take too much is never begun. Without the feature `grammar` a request for a form is refused.
 
 #[cfg(feature = "grammar")]
+mod depth;
+#[cfg(feature = "grammar")]
 mod enforced;
 #[cfg(any(feature = "grammar", feature = "server"))]
 mod lark;

@@ -315,7 +315,7 @@ impl Inner {
             self.board.n_sent.fetch_sub(1, Ordering::SeqCst);
             return Err(Refusal::Closed);
         }
-        let waiting = sent + self.board.n_waiting.load(Ordering::Relaxed);
+        let waiting = sent + self.board.n_queued.load(Ordering::Relaxed);
         if waiting >= self.max_waiting {
             self.board.n_sent.fetch_sub(1, Ordering::Relaxed);
             return Err(Refusal::QueueFull { waiting, retry_after: self.until_place() });

@@ -4,6 +4,8 @@
 //! first. One automaton a stop string (Knuth, Morris, Pratt) goes through each byte once, so neither long stop strings
 //! nor texts made to almost match them cost more.
 
+use std::sync::Arc;
+
 /// Watches for stop strings.
 #[derive(Clone, Debug, Default)]
 pub struct StopMatcher {
@@ -15,19 +17,19 @@ pub struct StopMatcher {
     found: Option<usize>,
 }
 
-/// Finds one stop string.
+/// Finds one stop string. Clones share what never changes.
 #[derive(Clone, Debug)]
 struct Automaton {
-    text: Vec<u8>,
+    text: Arc<[u8]>,
     /// For each length of a beginning: the longest shorter beginning that it ends with.
-    shorter: Vec<usize>,
+    shorter: Arc<[usize]>,
     /// How much of `text` the bytes so far end with.
     matched: usize,
 }
 
 impl Automaton {
     fn new(text: &str) -> Self {
-        let text = text.as_bytes().to_vec();
+        let text = text.as_bytes();
         let mut shorter = vec![0; text.len() + 1];
         let mut matched = 0;
         for at in 1..text.len() {
@@ -37,7 +39,7 @@ impl Automaton {
             matched += usize::from(text[at] == text[matched]);
             shorter[at + 1] = matched;
         }
-        Self { text, shorter, matched: 0 }
+        Self { text: text.into(), shorter: shorter.into(), matched: 0 }
     }
 
     /// Takes one byte more; true if the text is whole with it. Not to be called again after that.

@@ -33,6 +33,8 @@ use crate::engine::Models;
 
 /// Header fields of a request, at most.
 const MOST_HEADERS: usize = 64;
+/// Threads of connections: the models have the processors, and connections wait most of the time.
+const WORKERS: usize = 2;
 /// What has been answered may take so long to be sent when all else is done.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -112,9 +114,9 @@ impl Server {
     /// A model of the start that can't be loaded or gives no answer; threads that can't be started.
     pub fn run(self, ready: impl FnOnce() + Send) -> Result<(), ServerError> {
         let Self { listener, app, handle: Handle { stop, refresh, .. }, .. } = self;
-        // The models have the processors; connections wait most of the time.
+        check_threads(WORKERS + 2)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(WORKERS)
             .thread_name("farpost-server")
             .enable_io()
             .enable_time()
@@ -145,6 +147,22 @@ impl Server {
             loaded.and(Ok(served?))
         })
     }
+}
+
+/// Whether the system starts so many threads: where it does not, the runtime of connections panics and may never end.
+fn check_threads(n_threads: usize) -> std::io::Result<()> {
+    let (go_on, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    std::thread::scope(|scope| {
+        // They end when there is nobody to tell them anything, also if one can't be started.
+        let go_on = go_on;
+        for _ in 0..n_threads {
+            let wait = || gate.lock().map(|gate| gate.recv()).is_ok();
+            std::thread::Builder::new().spawn_scoped(scope, wait)?;
+        }
+        drop(go_on);
+        Ok(())
+    })
 }
 
 /// Stops the server when its loader ends, in whatever way.
@@ -294,7 +312,9 @@ async fn watch(app: Arc<App>, refresh: Arc<Notify>) {
         app.beat();
         let app = Arc::clone(&app);
         // A panic of it is logged as all are, and the next turn comes.
-        let _ = tokio::task::spawn_blocking(move || app.refresh(told)).await;
+        if let Ok(refreshing) = super::aside(move || app.refresh(told)) {
+            let _ = refreshing.await;
+        }
     }
 }
 

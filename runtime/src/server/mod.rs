@@ -35,6 +35,13 @@ mod tls;
 mod turn;
 mod wire;
 
+/// Does work on a thread for work that takes long; fails where the system starts no more threads.
+fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<tokio::task::JoinHandle<T>> {
+    // It panics if there is no thread at all for such work, and can't start one.
+    let begun = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tokio::task::spawn_blocking(work)));
+    begun.map_err(|_| std::io::Error::other("the system starts no more threads"))
+}
+
 pub use catalogue::Served;
 pub use config::{Config, ModelConfig};
 pub use endpoint::Endpoint;

@@ -1,15 +1,16 @@
 //! Forms by `llguidance`, within bounds of time and memory.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use farpost_kernels::backend::DeviceError;
 use farpost_models::tokenizer::Tokenizer;
 use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{ParserFactory, TokenParser};
 
-use super::{EngineError, Fault, Grammar, LONGEST_FORM, LONGEST_REGEX, OBJECT, lark, pattern, spread};
+use super::{EngineError, Fault, Grammar, LONGEST_FORM, LONGEST_REGEX, OBJECT, depth, lark, pattern, spread};
 
 /// Bytes that a form's parser may come to, with its first step and while a text is written.
 pub(crate) const MOST_BYTES: usize = 4 << 20;
@@ -73,9 +74,26 @@ impl Constraint {
     /// # Errors
     /// A form that cannot be enforced, with what in it; one that no text can begin to have.
     pub(crate) fn new(vocabulary: &Vocabulary, grammar: &Grammar) -> Result<Self, EngineError> {
+        let read = || {
+            let made = catch_unwind(AssertUnwindSafe(|| Self::read(vocabulary, grammar)));
+            made.unwrap_or_else(|_| Err(grammar.refuse(Fault::whole("the parser gave up on it"))))
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("farpost-form".to_owned()).stack_size(depth::STACK_BYTES);
+            let thread = thread.spawn_scoped(scope, read);
+            let thread = thread.map_err(|error| DeviceError::NoThreads { threads: 1, reason: error.to_string() })?;
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
+
+    fn read(vocabulary: &Vocabulary, grammar: &Grammar) -> Result<Self, EngineError> {
         let start = Instant::now();
         let top = match grammar {
-            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(grammar.schema(schema)?),
+            Grammar::JsonSchema(schema) => {
+                let schema = grammar.schema(schema)?;
+                depth::check_schema(&schema).map_err(|fault| grammar.refuse(fault))?;
+                TopLevelGrammar::from_json_schema(schema)
+            }
             Grammar::JsonObject => TopLevelGrammar::from_json_schema(grammar.schema(OBJECT)?),
             Grammar::Regex(regex) => {
                 grammar.check_length(regex, LONGEST_REGEX)?;
@@ -85,11 +103,12 @@ impl Constraint {
             }
             Grammar::Lark(lark) => {
                 grammar.check_length(lark, LONGEST_FORM)?;
-                TopLevelGrammar::from_lark(lark::checked(lark).map_err(|fault| grammar.refuse(fault))?)
+                let lark = lark::checked(lark).map_err(|fault| grammar.refuse(fault))?;
+                depth::check_lark(&lark).map_err(|fault| grammar.refuse(fault))?;
+                TopLevelGrammar::from_lark(lark)
             }
         };
-        let made = catch_unwind(AssertUnwindSafe(|| Self::made(vocabulary, top, grammar, start)));
-        made.unwrap_or_else(|_| Err(Fault::whole("the parser gave up on it"))).map_err(|fault| grammar.refuse(fault))
+        Self::made(vocabulary, top, grammar, start).map_err(|fault| grammar.refuse(fault))
     }
 
     fn made(vocabulary: &Vocabulary, top: TopLevelGrammar, grammar: &Grammar, start: Instant) -> Result<Self, Fault> {

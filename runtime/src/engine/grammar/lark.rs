@@ -45,12 +45,12 @@ fn in_lark(json: &Json) -> Result<Json, Fault> {
 }
 
 /// Up to the end of the line.
-fn line(text: &str) -> usize {
+pub(super) fn line(text: &str) -> usize {
     text.find('\n').unwrap_or(text.len())
 }
 
 /// Up to behind the quote that closes what begins with one.
-fn quoted(text: &str, quote: char) -> usize {
+pub(super) fn quoted(text: &str, quote: char) -> usize {
     let mut is_escaped = false;
     for (place, character) in text.char_indices().skip(1) {
         if character == quote && !is_escaped {
@@ -62,13 +62,13 @@ fn quoted(text: &str, quote: char) -> usize {
 }
 
 /// A special token, if it is one.
-fn special(text: &str) -> usize {
+pub(super) fn special(text: &str) -> usize {
     let end = text[1..].find(|character: char| character == '<' || character == '>' || character.is_whitespace());
     end.filter(|end| text[1 + end..].starts_with('>')).map_or(1, |end| end + 2)
 }
 
 /// The JSON that a text begins with, and its length.
-fn json(text: &str) -> Option<(Json, usize)> {
+pub(super) fn json(text: &str) -> Option<(Json, usize)> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter();
     let json = values.next()?.ok()?;
     Some((json, values.byte_offset()))

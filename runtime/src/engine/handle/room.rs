@@ -95,7 +95,9 @@ pub(super) fn request_bytes(request: &Request, n_vocab: usize, context: usize) -
     let most_tokens = prompt_tokens.saturating_add(answer_tokens).min(context + 1);
     // Prompts are told in parts of some tokens.
     let most_events = most_tokens.saturating_add(4);
-    let stops: usize = request.options.stop.iter().map(|stop| 2 * stop.len() + 128).sum();
-    let choice = choice_bytes(request, n_vocab, most_tokens as u64, most_events as u64).saturating_add(stops as u64);
-    choice.saturating_mul(request.n as u64).saturating_add(REQUEST_BYTES)
+    // What finds a stop string is shared; what is held back is not.
+    let stops: usize = request.options.stop.iter().map(|stop| 10 * stop.len() + 256).sum();
+    let held: usize = request.options.stop.iter().map(|stop| 2 * stop.len() + 128).sum();
+    let choice = choice_bytes(request, n_vocab, most_tokens as u64, most_events as u64).saturating_add(held as u64);
+    choice.saturating_mul(request.n as u64).saturating_add(REQUEST_BYTES).saturating_add(stops as u64)
 }

@@ -82,8 +82,10 @@ pub(super) enum Order {
 pub(super) struct Board {
     /// Requests on their way to the owner.
     pub(super) n_sent: AtomicUsize,
-    /// Requests that wait there.
+    /// Choices that wait there.
     pub(super) n_waiting: AtomicUsize,
+    /// Requests of which nothing has begun: further choices of one that has, and whoever lost a place, were let in before.
+    pub(super) n_queued: AtomicUsize,
     pub(super) is_closed: AtomicBool,
     /// Requests taken and refused.
     pub(super) n_accepted: AtomicUsize,
@@ -310,6 +312,7 @@ impl Owner {
                 }
                 (0..=choice.siblings.len()).for_each(|_| self.shares.enter(&job.caller));
                 self.board.n_waiting.fetch_add(1, Ordering::SeqCst);
+                self.board.n_queued.fetch_add(1, Ordering::Relaxed);
                 self.board.n_sent.fetch_sub(1, Ordering::SeqCst);
                 self.enqueue(*choice);
             }
@@ -485,5 +488,7 @@ impl Owner {
         *self.board.shown.lock().unwrap_or_else(PoisonError::into_inner) = (self.metrics, load);
         // Last: whoever finds none waiting finds those that run now.
         self.board.n_waiting.store(self.waiting.len(), Ordering::SeqCst);
+        let is_queued = |choice: &&Choice| choice.begun.is_none() && choice.index == 0;
+        self.board.n_queued.store(self.waiting.iter().filter(is_queued).count(), Ordering::Relaxed);
     }
 }

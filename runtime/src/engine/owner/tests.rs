@@ -350,6 +350,21 @@ fn a_failed_step_ends_only_the_request_that_fails_alone() {
 }
 
 #[test]
+fn further_choices_of_a_request_that_has_begun_take_no_place_in_the_queue() {
+    let mut bench = Bench::new(&EngineOptions { max_running: 1, max_waiting: 2, ..options() });
+    let prompt = prompt(&bench.model, 1, 10);
+    let many = bench.submit(&Request { n: 20, ..greedy(&prompt, 5) });
+    bench.turns(3);
+    assert!(bench.engine.metrics().waiting >= 19);
+    let others = [0, 1].map(|_| bench.submit(&greedy(&prompt, 5)));
+    assert!(matches!(bench.engine.submit(&greedy(&prompt, 5)), Err(Refusal::QueueFull { waiting: 2, .. })));
+    bench.settle();
+    assert_eq!(many.finish().unwrap().len(), 20);
+    assert!(others.into_iter().all(|other| only(other).ids == expected(&bench.model, &prompt, 5)));
+    bench.assert_at_rest();
+}
+
+#[test]
 fn a_lost_device_is_a_pause() {
     for failing in 0..7 {
         let mut bench = Bench::with(&options(), |device, _| Fake { failing: vec![failing], ..device });

@@ -205,7 +205,9 @@ async fn aside<T: Send + 'static>(
 ) -> Result<T, Problem> {
     // It is never closed.
     let mut turn = readers.acquire_owned().await.ok();
-    let done = tokio::task::spawn_blocking(move || work(&mut turn)).await;
+    let done = crate::server::aside(move || work(&mut turn))
+        .map_err(|error| Problem::Internal(error.to_string().into()))?
+        .await;
     done.unwrap_or_else(|panic| Err(Problem::Internal(format!("a panic: {panic}").into())))
 }
 

@@ -20,6 +20,8 @@ use super::tools::name_of;
 
 /// Stop strings that a request may have.
 const MOST_STOPS: usize = 16;
+/// Bytes that one of them may have.
+const LONGEST_STOP: usize = 1024;
 /// Bytes of a grammar.
 const LONGEST_GRAMMAR: usize = 64 << 10;
 
@@ -289,6 +291,10 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, Problem> {
     let mut stops = Vec::with_capacity(list.len());
     for (place, stop) in list.into_iter().enumerate() {
         match stop {
+            Json::String(stop) if stop.len() > LONGEST_STOP => {
+                let found = stop.len();
+                return refuse("stop", format!("has {found} bytes in entry {place}, expected at most {LONGEST_STOP}"));
+            }
             Json::String(stop) if !stop.is_empty() => stops.push(stop),
             Json::String(_) => {
                 return refuse("stop", format!("has an empty entry {place}, expected a character or more"));
