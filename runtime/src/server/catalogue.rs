@@ -6,6 +6,7 @@
 //! to suffice, with the time after which to come again.
 
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -304,9 +305,10 @@ impl Catalogue {
         self.models.unload(&entry.served.name, most)
     }
 
-    /// Loads what is wanted at the start, then calls `ready`, then loads what is asked for and unloads what idles, until
+    /// Loads what is wanted at the start, one model at least, then calls `ready`, then loads what is asked for and unloads what idles, until
     /// the server drains.
     pub(super) fn work(&self, app: &App, ready: impl FnOnce()) -> Result<(), ServerError> {
+        let mut failure = None;
         std::thread::scope(|scope| {
             let hash = |hosted: Arc<Hosted>| {
                 let named = std::thread::Builder::new().name("farpost-hash".to_owned());
@@ -317,7 +319,14 @@ impl Catalogue {
                 if app.is_draining() {
                     return Ok(());
                 }
-                hash(self.load(app, entry)?);
+                match self.load(app, entry) {
+                    Ok(hosted) => hash(hosted),
+                    // The others are of use without it; it is tried again when it is asked for.
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+            if let Some(error) = failure.filter(|_| self.hosted().next().is_none()) {
+                return Err(error);
             }
             ready();
             while !app.is_draining() {
@@ -335,7 +344,9 @@ impl Catalogue {
     /// Loads a model and shows it, or shows why it can't be.
     fn load(&self, app: &App, entry: &Entry) -> Result<Arc<Hosted>, ServerError> {
         let name = &entry.served.name;
-        let loaded = self.try_load(&entry.served);
+        let loaded = catch_unwind(AssertUnwindSafe(|| self.try_load(&entry.served)));
+        let panicked = || ServerError::Trial { name: name.clone(), reason: "loading it panicked".to_owned() };
+        let loaded = loaded.unwrap_or_else(|_| Err(panicked()));
         app.metrics.count_load(name, loaded.is_ok());
         // What has made room is seen to be gone by whoever sees the new one.
         self.forget_unloaded();

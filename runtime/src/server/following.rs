@@ -26,7 +26,7 @@ pub(super) enum Said {
     /// An embedding.
     Embedding { choice: usize, numbers: Vec<f32> },
     /// A choice is complete.
-    Done { choice: usize, is_length: bool },
+    Done { choice: usize, is_length: bool, is_stop_string: bool },
     /// Nothing more comes.
     Broken(Problem),
 }
@@ -261,7 +261,8 @@ impl Following {
                 if timings.generated_tokens > 0 {
                     self.finish_reasons.push(if finish == Finish::Length { "length" } else { "stop" });
                 }
-                Some(Said::Done { choice: of(choice), is_length: finish == Finish::Length })
+                let is_stop_string = matches!(finish, Finish::StopString(_));
+                Some(Said::Done { choice: of(choice), is_length: finish == Finish::Length, is_stop_string })
             }
             StreamEvent::Failed(error) => Some(self.broken(Problem::of_engine(&error))),
         }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::http::{get, head, post, post_text, raw};
+use crate::http::{chunks, get, head, post, post_text, raw};
 use crate::program::{Running, model, serve};
 
 pub const PATH: &str = "/v1/chat/completions";
@@ -329,6 +329,36 @@ fn check_guesses(how: &str, options: &[&str]) {
     let before = guessed();
     post(server.address, "/v1/completions", &write(json!({}))).json(200);
     assert!(guessed() > before, "the server's own choice is not used");
+}
+
+/// Tokens of a stop string are no part of an answer, in whatever way they are told.
+#[test]
+fn log_probabilities_end_where_a_stop_string_begins() {
+    let server = serve(&[]);
+    let whole = post(server.address, PATH, &ask(json!({}))).json(200);
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let (from, to) = (text.len() / 2, text.len() / 2 + 6);
+    let request = |is_stream: bool| ask(json!({ "logprobs": true, "stop": &text[from..to], "stream": is_stream }));
+    let check = |tokens: Vec<Json>, told: &str| {
+        let bytes = |token: &Json| serde_json::from_value::<Vec<u8>>(token["bytes"].clone()).unwrap().len();
+        let ends: Vec<usize> = tokens
+            .iter()
+            .scan(0, |sum, token| {
+                *sum += bytes(token);
+                Some(*sum)
+            })
+            .collect();
+        assert!(told.len() <= from && !told.is_empty());
+        let before = ends.iter().rev().nth(1).copied().unwrap_or(0);
+        assert!(before < told.len() && ends.last().is_some_and(|end| *end >= told.len()), "{ends:?} of {told:?}");
+    };
+    let answer = post(server.address, PATH, &request(false)).json(200);
+    let choice = &answer["choices"][0];
+    let told = choice["message"]["content"].as_str().unwrap().to_owned();
+    check(choice["logprobs"]["content"].as_array().unwrap().clone(), &told);
+    let parts = chunks(&post(server.address, PATH, &request(true)));
+    let tokens = parts.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
+    check(tokens.flatten().cloned().collect(), &told);
 }
 
 #[test]

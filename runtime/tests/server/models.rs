@@ -95,14 +95,21 @@ fn what_idles_is_unloaded_and_comes_back() {
 
 #[test]
 fn a_model_that_can_not_be_loaded_harms_no_other() {
-    let broken = TempFile::new("broken.gguf", "no model at all");
-    let config = json!({ "models": [{}, { "name": "broken", "model": broken.path(), "load": "demand" }] });
-    let config = TempFile::new("with-broken.json", &config.to_string());
+    for load in ["demand", "start"] {
+        check_broken(load);
+    }
+}
+
+/// Beside the built-in model one that can't be loaded.
+fn check_broken(load: &str) {
+    let broken = TempFile::new(&format!("broken-{load}.gguf"), "no model at all");
+    let config = json!({ "models": [{ "name": "broken", "model": broken.path(), "load": load }, {}] });
+    let config = TempFile::new(&format!("with-broken-{load}.json"), &config.to_string());
     let server = serve(&["--config", config.path()]);
     let reply = complete(&server, "broken");
     let error = reply.error(503);
     assert_eq!((&error["code"], &error["param"]), (&"model_failed".into(), &"model".into()));
-    assert!(reply.header("retry-after").is_some() && !error["message"].as_str().unwrap().contains("broken.gguf"));
+    assert!(reply.header("retry-after").is_some() && !error["message"].as_str().unwrap().contains("broken-"));
     // Whoever runs the server is told why.
     let error = admin(&server, "broken/load", "").error(503);
     assert!(error["message"].as_str().unwrap().contains(broken.path()), "{error}");

@@ -38,7 +38,7 @@ pub(super) struct Style {
 }
 
 /// A token and what else might have stood in its place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct TokenTold {
     pub(super) text: String,
     pub(super) bytes: Vec<u8>,
@@ -46,6 +46,8 @@ pub(super) struct TokenTold {
     pub(super) top: Vec<(String, Vec<u8>, f32)>,
     /// Characters of the tokens before it.
     pub(super) offset: usize,
+    /// Bytes of the tokens before it.
+    pub(super) start: usize,
 }
 
 /// What one choice says, as a whole.
@@ -80,7 +82,13 @@ pub(super) struct Writing {
     stops: StopMatcher,
     /// Tokens that were not told yet, if anything is told of tokens.
     tokens: Option<Vec<TokenTold>>,
+    /// Characters and bytes of all tokens that were chosen.
     n_chars: usize,
+    n_bytes: usize,
+    /// Bytes of text that came: what is held back, as it may be a stop string, is not among them.
+    n_certain: usize,
+    /// The text is over, and what was held back was no stop string.
+    is_whole: bool,
     /// Tokens whose text has not come yet.
     n_waiting: usize,
     n_thought: usize,
@@ -91,21 +99,25 @@ impl Writing {
     pub(super) fn several(n: usize, asked: &Asked) -> Vec<Self> {
         let tokens = asked.tells_tokens().then(Vec::new);
         let (reader, stops) = (asked.turn.reader(), StopMatcher::new(&asked.stops_of_answer));
-        vec![Self { reader, stops, tokens, n_chars: 0, n_waiting: 0, n_thought: 0 }; n]
+        let (n_chars, n_bytes, n_certain, n_waiting, n_thought) = (0, 0, 0, 0, 0);
+        let is_whole = false;
+        vec![Self { reader, stops, tokens, n_chars, n_bytes, n_certain, is_whole, n_waiting, n_thought }; n]
     }
 
     /// A token was chosen.
     pub(super) fn token(&mut self, id: u32, logprobs: Option<&Logprobs>, tokenizer: &Tokenizer) {
         self.n_waiting += 1;
         if let (Some(tokens), Some(logprobs)) = (&mut self.tokens, logprobs) {
-            let token = TokenTold::new(id, logprobs, tokenizer, self.n_chars);
+            let token = TokenTold::new(id, logprobs, tokenizer, self.n_chars, self.n_bytes);
             self.n_chars += token.text.chars().count();
+            self.n_bytes += token.bytes.len();
             tokens.push(token);
         }
     }
 
     /// The text goes on.
     pub(super) fn text(&mut self, text: &str) -> Vec<Piece> {
+        self.n_certain += text.len();
         let was_in_thought = self.reader.is_in_thought();
         let mut pieces = Vec::new();
         self.reader.push(text, &mut pieces);
@@ -140,8 +152,8 @@ impl Writing {
         self.stops.found().is_some()
     }
 
-    /// The text is over.
-    pub(super) fn finish(&mut self) -> Vec<Piece> {
+    /// The text is over; a stop string has ended it, or something else.
+    pub(super) fn finish(&mut self, is_stop_string: bool) -> Vec<Piece> {
         let mut pieces = Vec::new();
         self.reader.finish(&mut pieces);
         self.count(self.reader.is_in_thought());
@@ -150,6 +162,7 @@ impl Writing {
         if !rest.is_empty() && !self.is_stopped() {
             pieces.push(Piece::Text(rest));
         }
+        self.is_whole = !is_stop_string && !self.is_stopped();
         pieces
     }
 
@@ -166,9 +179,14 @@ impl Writing {
         self.n_thought
     }
 
-    /// What is to be told of tokens since it was told last.
+    /// What is to be told of tokens since it was told last: of those that begin in text which is certain. Of a stop string
+    /// nothing is told but what belongs to the token that it begins in.
     pub(super) fn take_tokens(&mut self) -> Option<Vec<TokenTold>> {
-        self.tokens.as_mut().map(std::mem::take)
+        let (n_certain, is_whole) = (self.n_certain, self.is_whole);
+        self.tokens.as_mut().map(|tokens| {
+            let n_told = tokens.iter().take_while(|token| is_whole || token.start < n_certain).count();
+            tokens.drain(..n_told).collect()
+        })
     }
 
     /// Why it ended.
@@ -182,14 +200,14 @@ impl Writing {
 }
 
 impl TokenTold {
-    fn new(id: u32, logprobs: &Logprobs, tokenizer: &Tokenizer, offset: usize) -> Self {
+    fn new(id: u32, logprobs: &Logprobs, tokenizer: &Tokenizer, offset: usize, start: usize) -> Self {
         let parts = |id: u32| (tokenizer.token_text(id), tokenizer.token_bytes(id).to_vec());
         let (text, bytes) = parts(id);
         let top = logprobs.top.iter().map(|&(id, logprob)| {
             let (text, bytes) = parts(id);
             (text, bytes, logprob)
         });
-        Self { text, bytes, logprob: logprobs.chosen, top: top.collect(), offset }
+        Self { text, bytes, logprob: logprobs.chosen, top: top.collect(), offset, start }
     }
 }
 
@@ -278,8 +296,8 @@ pub(super) async fn whole(
                     following.enough(choice);
                 }
             }
-            Said::Done { choice, is_length } => {
-                writing[choice].finish().into_iter().for_each(|piece| messages[choice].push(piece));
+            Said::Done { choice, is_length, is_stop_string } => {
+                writing[choice].finish(is_stop_string).into_iter().for_each(|piece| messages[choice].push(piece));
                 reasons[choice] = writing[choice].finish_reason(is_length);
             }
             Said::Broken(problem) => return Err(problem),

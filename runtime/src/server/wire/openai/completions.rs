@@ -134,7 +134,13 @@ mod tests {
     fn tokens_that_are_no_text_are_told_as_bytes_and_none_is_lost() {
         let broken = |byte: u8| ("\u{fffd}".to_owned(), vec![0xe2, byte], -1.0);
         let top = vec![broken(0x80), broken(0x81), ("a".to_owned(), b"a".to_vec(), -2.0)];
-        let told = TokenTold { text: "\u{fffd}".to_owned(), bytes: vec![0xe2, 0x80], logprob: -1.0, top, offset: 0 };
+        let told = TokenTold {
+            text: "\u{fffd}".to_owned(),
+            bytes: vec![0xe2, 0x80],
+            logprob: -1.0,
+            top,
+            ..TokenTold::default()
+        };
         let json = logprobs(Some(&[told]));
         assert_eq!(json["tokens"], json!([r"bytes:\xe2\x80"]));
         assert_eq!(json["top_logprobs"], json!([{ r"bytes:\xe2\x80": -1.0, r"bytes:\xe2\x81": -1.0, "a": -2.0 }]));

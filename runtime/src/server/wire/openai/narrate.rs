@@ -72,9 +72,9 @@ impl Narrator for Chunks {
                 self.pieces(choice, &pieces, out);
                 return self.choices[choice].is_stopped().then_some(choice);
             }
-            Said::Done { choice, is_length } => {
+            Said::Done { choice, is_length, is_stop_string } => {
                 self.begin(choice, out);
-                let pieces = self.choices[choice].finish();
+                let pieces = self.choices[choice].finish(is_stop_string);
                 self.pieces(choice, &pieces, out);
                 // Tokens that left no text of their own.
                 let tokens = self.choices[choice].take_tokens().filter(|tokens| !tokens.is_empty());
