@@ -7,9 +7,11 @@
 //! against.
 
 pub mod backend;
+mod checks;
 pub mod cpu;
 pub mod graph;
 pub mod order;
+mod paging;
 pub mod quant;
 pub mod reference;
 pub mod tensor;
