@@ -92,6 +92,10 @@ impl Random {
         let words = (0..n_bytes.div_ceil(8)).map(|_| self.next() & 0xBFBF_BFBF_BFBF_BFBF | 0x2020_2020_2020_2020);
         let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         bytes.truncate(n_bytes);
+        if dtype == DType::MXFP4 {
+            // Their scales are exponents alone: all from an eighth to one.
+            bytes.chunks_exact_mut(dtype.block_bytes()).for_each(|block| block[0] = 0x7C | block[0] & 3);
+        }
         Weight::new(dtype.name(), dtype, WIDTH, WIDTH, bytes.into())
     }
 }

@@ -82,7 +82,12 @@ fn blocks(random: &mut Random, dtype: DType, rows: usize, cols: usize) -> Weight
         return random.weight(dtype, rows, cols);
     }
     let mut byte = || (random.value().abs() * 255.0) as u8 & 0xBF | 0x20;
-    Weight::new(dtype.name(), dtype, rows, cols, (0..n_bytes).map(|_| byte()).collect::<Vec<_>>().into()).unwrap()
+    let mut bytes: Vec<u8> = (0..n_bytes).map(|_| byte()).collect();
+    if dtype == DType::MXFP4 {
+        // Their scales are exponents alone: all from an eighth to one.
+        bytes.chunks_exact_mut(dtype.block_bytes()).for_each(|block| block[0] = 0x7C | block[0] & 3);
+    }
+    Weight::new(dtype.name(), dtype, rows, cols, bytes.into()).unwrap()
 }
 
 /// Rows of a table, a product, the head; no step is like another in its number of rows.

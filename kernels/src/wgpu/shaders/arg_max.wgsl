@@ -18,7 +18,7 @@ fn is_better(logit: f32, id: u32, other: f32, other_id: u32) -> bool {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let start = group.x * p.stride;
+    let start = group.y * p.stride;
     // Worse than any: the highest id of the least number.
     var logit = -3.4028234e38;
     var id = NOT_FINITE - 1u;
@@ -39,5 +39,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             best_id[thread] = best_id[thread + half];
         }
     }
-    if (thread == 0u) { ids[group.x] = best_id[0]; }
+    if (thread == 0u) { ids[group.y] = best_id[0]; }
 }
