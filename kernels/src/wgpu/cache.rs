@@ -42,7 +42,8 @@ impl Plane {
     fn new(gpu: &Gpu, layer: &KvLayer, dim: usize, limits: &Limits) -> Result<Self, DeviceError> {
         let Limits { kv_type, page_tokens, .. } = *limits;
         let n_heads = layer.n_kv_heads;
-        let n_bytes = page_bytes(kv_type, page_tokens, n_heads, dim).saturating_mul(n_pages(layer.window, limits) as u64);
+        let n_bytes =
+            page_bytes(kv_type, page_tokens, n_heads, dim).saturating_mul(n_pages(layer.window, limits) as u64);
         let buffer = gpu.storage("keys or values of a layer", n_bytes)?;
         Ok(Self { buffer, n_heads, dim, kv_type, page_tokens })
     }

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SOFTWARE_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Storage buffers that a shader binds, at most.
-const STORAGE_BUFFERS: u32 = 7;
+const STORAGE_BUFFERS: u32 = 8;
 
 /// A graphics processor. One device is shared by all plans; if it is lost, the next plan opens another.
 pub struct Wgpu {
@@ -36,7 +36,7 @@ pub struct Wgpu {
 }
 
 impl Wgpu {
-    /// Opens the best adapter there is: discrete before integrated ones, software last.
+    /// Opens the best adapter there is: discrete before integrated ones, software last; Vulkan before Direct3D.
     ///
     /// # Errors
     /// [`DeviceError::Absent`] where there is none of those asked for, or none that has what plans need.
@@ -53,11 +53,13 @@ impl Wgpu {
                 (adapter, info)
             })
             .collect();
-        found.sort_by_key(|(_, info)| rank(info.device_type));
+        found.sort_by_key(|(_, info)| (rank(info.device_type), info.backend == ::wgpu::Backend::Dx12));
         let mut refused = Vec::new();
         for (adapter, info) in found {
             let why = match which {
-                Adapters::Hardware if info.device_type == DeviceType::Cpu => Err("computes on the processor".to_owned()),
+                Adapters::Hardware if info.device_type == DeviceType::Cpu => {
+                    Err("computes on the processor".to_owned())
+                }
                 _ => suits(&adapter),
             };
             match why {
@@ -158,5 +160,76 @@ impl Backend for Wgpu {
 
     fn compile(&self, graph: &Graph, limits: &Limits) -> Result<Box<dyn Plan>, DeviceError> {
         Ok(Box::new(plan::compile(&self.gpu()?, graph, limits)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Batch, KvStore, Output, Row, Want, WantKind};
+    use crate::graph::GraphBuilder;
+    use crate::tensor::Weight;
+
+    fn graph() -> Graph {
+        let mut graph = GraphBuilder::new();
+        let weight = |rows: usize| Weight::from_f32("w", rows, 512, &vec![0.1; rows * 512]).unwrap();
+        let mut x = graph.embed(weight(7), 1.0);
+        for _ in 0..8 {
+            x = graph.linear(x, weight(512), None).unwrap();
+        }
+        graph.head(x, weight(7), None, 1.0, None, 1000).unwrap()
+    }
+
+    fn step(plan: &mut dyn Plan) -> Result<(), DeviceError> {
+        let kv: &mut dyn KvStore = plan.kv();
+        let sequence = kv.open().unwrap();
+        assert!(kv.reserve(sequence, 200));
+        let rows = (0..200).map(|position| Row { token: 1, position, sequence }).collect();
+        let want = vec![Want { row: 0, kind: WantKind::Greedy }];
+        let result = plan.step(&Batch { rows, want, interrupt: None }, &mut Output::default());
+        let len = plan.kv().len(sequence);
+        assert_eq!(len, if result.is_ok() { 200 } else { 0 });
+        plan.kv().close(sequence);
+        result
+    }
+
+    fn device() -> Option<Wgpu> {
+        Wgpu::open(Adapters::Any).map_err(|error| println!("skipped: {error}; install a Vulkan driver")).ok()
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error_and_the_next_plan_opens_it_anew() {
+        let Some(device) = device() else { return };
+        let limits = Limits { max_rows: 256, ..Limits::default() };
+        let mut plan = device.compile(&graph(), &limits).unwrap();
+        assert_eq!(step(&mut *plan), Ok(()));
+        device.gpu.lock().unwrap().device.destroy();
+        for _ in 0..2 {
+            assert!(matches!(step(&mut *plan), Err(DeviceError::Lost(_))));
+        }
+        let mut plan = device.compile(&graph(), &limits).unwrap();
+        assert_eq!(step(&mut *plan), Ok(()));
+    }
+
+    #[test]
+    fn a_device_that_does_not_answer_in_time_hangs() {
+        let Some(device) = device() else { return };
+        let limits = Limits { max_rows: 256, ..Limits::default() };
+        let gpu = Arc::new(Gpu::open(&device.adapter, Duration::ZERO).unwrap());
+        // Whether it is found when weights are uploaded or when a step runs: there is no time for either.
+        let error = match plan::compile(&gpu, &graph(), &limits) {
+            Ok(mut plan) => step(&mut plan).and_then(|()| step(&mut plan)),
+            Err(error) => Err(error),
+        };
+        assert_eq!(error, Err(DeviceError::Hung("no answer within 0 seconds".to_owned())));
+    }
+
+    #[test]
+    fn a_buffer_that_no_device_has_is_out_of_memory() {
+        let Some(device) = device() else { return };
+        let gpu = device.gpu().unwrap();
+        let error = gpu.buffer("a test", gpu.max_buffer + 1, ::wgpu::BufferUsages::COPY_DST).err();
+        assert!(matches!(error, Some(DeviceError::OutOfMemory { what: "a test", .. })), "{error:?}");
+        assert_eq!(gpu.check(), Ok(()));
     }
 }

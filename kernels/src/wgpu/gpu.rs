@@ -94,7 +94,8 @@ impl Gpu {
             let free_bytes = Some(self.max_buffer);
             return Err(DeviceError::OutOfMemory { what, needed_bytes: n_bytes, free_bytes });
         }
-        let descriptor = ::wgpu::BufferDescriptor { label: Some(what), size: n_bytes, usage, mapped_at_creation: false };
+        let descriptor =
+            ::wgpu::BufferDescriptor { label: Some(what), size: n_bytes, usage, mapped_at_creation: false };
         self.scoped(what, n_bytes, || self.device.create_buffer(&descriptor))
     }
 

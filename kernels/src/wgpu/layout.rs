@@ -176,7 +176,9 @@ impl CodedLayout {
                     (true, false) => scales.get_mut(run / 2).map(|word| *word |= scale << (16 * (run % 2))),
                     (true, true) => scales.get_mut(run).map(|word| *word = scale | min << 16),
                     (false, false) => scales.get_mut(run).map(|word| *word = scale),
-                    (false, true) => scales.get_mut(2 * run..2 * run + 2).map(|pair| pair.copy_from_slice(&[scale, min])),
+                    (false, true) => {
+                        scales.get_mut(2 * run..2 * run + 2).map(|pair| pair.copy_from_slice(&[scale, min]))
+                    }
                 };
                 // Behind the end of the row there is no place.
                 if word.is_some() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::cache::Cache;
+use super::fuse::Work;
 use super::pipelines::{Shader, StoredAs};
 use super::places::{Places, stride};
 use super::stage::{Draft, DraftStage, Groups, Inputs};
@@ -99,6 +100,8 @@ struct Target<'b> {
     out: &'b ::wgpu::Buffer,
     out_stride: usize,
     inputs: Inputs,
+    /// What is added to the product.
+    other: Option<&'b ::wgpu::Buffer>,
     /// Of experts: who is chosen, rows of one, slots that read the same row.
     experts: Option<(&'b ::wgpu::Buffer, usize, usize)>,
 }
@@ -129,63 +132,88 @@ impl<'g> Lowering<'_, 'g> {
     }
 
     /// All ops.
-    pub(super) fn run(&mut self) -> Result<Drafts, DeviceError> {
+    pub(super) fn run(&mut self, works: &[Work<'_>]) -> Result<Drafts, DeviceError> {
         let mut drafts = Drafts { layers: vec![], gather: vec![], head: vec![], arg_max: vec![] };
-        let graph = self.graph;
-        for op in graph.ops() {
-            match op {
-                Op::Embed { table, scale, out } => self.embed(table, *scale, *out, &mut drafts.layers)?,
-                Op::Norm { x, weight, eps, out } => {
-                    let (len, width) = (weight.cols(), self.width(*x));
-                    let buffers =
-                        vec![self.buffer(*x).clone(), self.uploads.vector(weight)?, self.buffer(*out).clone()];
-                    let params = vec![len as u32, self.stride(*x), eps.to_bits()];
-                    drafts.layers.push(each(Shader::Norm, buffers, params, (width / len) as u32));
-                }
-                Op::Linear { x, weight, bias, out } => {
-                    let (x, out_buffer) = (self.buffer(*x).clone(), self.buffer(*out).clone());
-                    let out_stride = stride(self.width(*out));
-                    let target =
-                        Target { x: &x, out: &out_buffer, out_stride, inputs: Inputs::Rows, experts: None };
-                    self.product(weight, bias.as_ref(), &target, &mut drafts.layers)?;
-                }
-                Op::Rope { x, head_dim, rope, out } => {
-                    let Some(at) = self.angles.at(rope) else { continue };
-                    let width = self.width(*x);
-                    let buffers =
-                        vec![self.buffer(*x).clone(), self.rooms.angles.clone(), self.buffer(*out).clone()];
-                    let n_pairs = rope.frequencies.len() as u32;
-                    let params = vec![*head_dim as u32, width as u32, self.stride(*x), n_pairs, at as u32];
-                    let mut stage = each(Shader::Rope, buffers, params, width.div_ceil(64) as u32);
-                    stage[0].constants = vec![flag("IS_SPLIT", rope.style == RopeStyle::HalfSplit)];
-                    drafts.layers.push(stage);
-                }
-                Op::Attention { q, k, v, layer, n_heads, scale, softcap, out } => {
-                    let of = &graph.kv_layers()[*layer];
-                    self.store(*k, *layer, true, &mut drafts.layers);
-                    self.store(*v, *layer, false, &mut drafts.layers);
-                    let stage = self.attention((*q, *out), *layer, of, *n_heads, (*scale, *softcap));
-                    drafts.layers.push(stage);
-                }
-                Op::Glu { gate, up, activation, out } => {
-                    let buffers = [*gate, *up, *out].map(|value| self.buffer(value).clone());
-                    drafts.layers.push(elementwise(unit(*activation), buffers, self.stride(*out), 1, 1.0));
-                }
-                Op::Moe { x, moe, out } => self.experts(*x, moe, *out, &mut drafts.layers)?,
-                Op::Add { a, b, out } => {
-                    let buffers = [*a, *b, *out].map(|value| self.buffer(value).clone());
-                    drafts.layers.push(elementwise(0, buffers, self.stride(*out), 1, 1.0));
-                }
-                Op::Scale { x, factor, out } => {
-                    let buffers = [*x, *x, *out].map(|value| self.buffer(value).clone());
-                    drafts.layers.push(elementwise(3, buffers, self.stride(*out), 1, *factor));
-                }
-                Op::Head { x, weight, bias, scale, softcap } => {
-                    self.head(*x, weight, bias.as_ref(), (*scale, *softcap), &mut drafts)?;
+        for work in works {
+            match *work {
+                Work::Op(op) => self.op(op, &mut drafts)?,
+                Work::ProductAndSum { x, weight, bias, other, out } => {
+                    self.linear(x, weight, bias, Some(other), out, &mut drafts.layers)?;
                 }
             }
         }
         Ok(drafts)
+    }
+
+    fn op(&mut self, op: &Op, drafts: &mut Drafts) -> Result<(), DeviceError> {
+        let graph = self.graph;
+        match op {
+            Op::Embed { table, scale, out } => self.embed(table, *scale, *out, &mut drafts.layers)?,
+            Op::Norm { x, weight, eps, out } => {
+                let (len, width) = (weight.cols(), self.width(*x));
+                let buffers = vec![self.buffer(*x).clone(), self.uploads.vector(weight)?, self.buffer(*out).clone()];
+                let params = vec![len as u32, self.stride(*x), eps.to_bits()];
+                drafts.layers.push(each(Shader::Norm, buffers, params, (width / len) as u32));
+            }
+            Op::Linear { x, weight, bias, out } => {
+                self.linear(*x, weight, bias.as_ref(), None, *out, &mut drafts.layers)?;
+            }
+            Op::Rope { x, head_dim, rope, out } => {
+                let Some(at) = self.angles.at(rope) else { return Ok(()) };
+                let width = self.width(*x);
+                let buffers = vec![self.buffer(*x).clone(), self.rooms.angles.clone(), self.buffer(*out).clone()];
+                let n_pairs = rope.frequencies.len() as u32;
+                let params = vec![*head_dim as u32, width as u32, self.stride(*x), n_pairs, at as u32];
+                let mut stage = each(Shader::Rope, buffers, params, width.div_ceil(64) as u32);
+                stage[0].constants = vec![flag("IS_SPLIT", rope.style == RopeStyle::HalfSplit)];
+                drafts.layers.push(stage);
+            }
+            Op::Attention { q, k, v, layer, n_heads, scale, softcap, out } => {
+                let of = &graph.kv_layers()[*layer];
+                drafts.layers.push(self.store(*k, *v, *layer));
+                let stage = self.attention((*q, *out), *layer, of, *n_heads, (*scale, *softcap));
+                drafts.layers.push(stage);
+            }
+            Op::Glu { gate, up, activation, out } => {
+                let buffers = [*gate, *up, *out].map(|value| self.buffer(value).clone());
+                drafts.layers.push(elementwise(unit(*activation), buffers, self.stride(*out), 1, 1.0));
+            }
+            Op::Moe { x, moe, out } => self.experts(*x, moe, *out, &mut drafts.layers)?,
+            Op::Add { a, b, out } => {
+                let buffers = [*a, *b, *out].map(|value| self.buffer(value).clone());
+                drafts.layers.push(elementwise(0, buffers, self.stride(*out), 1, 1.0));
+            }
+            Op::Scale { x, factor, out } => {
+                let buffers = [*x, *x, *out].map(|value| self.buffer(value).clone());
+                drafts.layers.push(elementwise(3, buffers, self.stride(*out), 1, *factor));
+            }
+            Op::Head { x, weight, bias, scale, softcap } => {
+                self.head(*x, weight, bias.as_ref(), (*scale, *softcap), drafts)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        x: Value,
+        weight: &Weight,
+        bias: Option<&Weight>,
+        other: Option<Value>,
+        out: Value,
+        stages: &mut Vec<DraftStage>,
+    ) -> Result<(), DeviceError> {
+        let [x, out_buffer] = [x, out].map(|value| self.buffer(value).clone());
+        let other = other.map(|value| self.buffer(value).clone());
+        let target = Target {
+            x: &x,
+            out: &out_buffer,
+            out_stride: stride(self.width(out)),
+            inputs: Inputs::Rows,
+            other: other.as_ref(),
+            experts: None,
+        };
+        self.product(weight, bias, &target, stages)
     }
 
     fn embed(
@@ -225,19 +253,26 @@ impl<'g> Lowering<'_, 'g> {
         Ok(())
     }
 
-    fn store(&self, x: Value, layer: usize, is_key: bool, stages: &mut Vec<DraftStage>) {
+    fn store(&self, k: Value, v: Value, layer: usize) -> DraftStage {
         let of = &self.graph.kv_layers()[layer];
         let planes = self.cache.layer(layer);
-        let (plane, dim) = if is_key { (&planes.keys, of.key_dim) } else { (&planes.values, of.value_dim) };
-        let fours = dim.div_ceil(4);
-        let pool = self.cache.paging.pool_of(layer);
-        let heads = of.n_kv_heads;
-        let params = [heads, dim, fours, stride(self.width(x)), self.page_tokens, pool];
-        let per_head = if self.kv_type == KvType::Q8_0 { dim / 32 } else { fours };
-        let groups = (heads * per_head).div_ceil(64) as u32;
-        let buffers = vec![self.buffer(x).clone(), plane.buffer.clone()];
+        let per_thread = if self.kv_type == KvType::Q8_0 { 32 } else { 4 };
+        let groups = |dim: usize| (of.n_kv_heads * dim.div_ceil(per_thread)).div_ceil(64);
+        let params = [
+            of.n_kv_heads,
+            self.page_tokens,
+            self.cache.paging.pool_of(layer),
+            groups(of.key_dim),
+            of.key_dim,
+            stride(self.width(k)),
+            of.value_dim,
+            stride(self.width(v)),
+        ];
+        let [k, v] = [k, v].map(|value| self.buffer(value).clone());
+        let buffers = vec![k, v, planes.keys.buffer.clone(), planes.values.buffer.clone()];
         let params = params.into_iter().map(|param| param as u32).collect();
-        stages.push(each(Shader::Store(StoredAs::from(self.kv_type)), buffers, params, groups));
+        let groups = (groups(of.key_dim) + groups(of.value_dim)) as u32;
+        each(Shader::Store(StoredAs::from(self.kv_type)), buffers, params, groups)
     }
 
     fn attention(
@@ -249,8 +284,12 @@ impl<'g> Lowering<'_, 'g> {
         (scale, softcap): (f32, Option<f32>),
     ) -> DraftStage {
         let planes = self.cache.layer(layer);
-        let buffers =
-            vec![self.buffer(q).clone(), planes.keys.buffer.clone(), planes.values.buffer.clone(), self.buffer(out).clone()];
+        let buffers = vec![
+            self.buffer(q).clone(),
+            planes.keys.buffer.clone(),
+            planes.values.buffer.clone(),
+            self.buffer(out).clone(),
+        ];
         let lanes = of.value_dim.div_ceil(4).next_power_of_two().min(64);
         let params = [
             of.n_kv_heads,
@@ -281,6 +320,7 @@ impl<'g> Lowering<'_, 'g> {
             out: &logits,
             out_stride: stride(moe.n_experts()),
             inputs: Inputs::Rows,
+            other: None,
             experts: None,
         };
         self.product(&moe.router, None, &router, stages)?;
@@ -295,13 +335,13 @@ impl<'g> Lowering<'_, 'g> {
         let slots = Inputs::Slots(n_used as u32);
         for (weight, out) in [(&moe.gate, &gate), (&moe.up, &up)] {
             let experts = Some((&chosen, ff, n_used));
-            let target = Target { x: &x, out, out_stride: stride(ff), inputs: slots, experts };
+            let target = Target { x: &x, out, out_stride: stride(ff), inputs: slots, other: None, experts };
             self.product(weight, None, &target, stages)?;
         }
         let buffers = [gate, up, hidden.clone()];
         stages.push(elementwise(unit(moe.activation), buffers, stride(ff) as u32, n_used as u32, 1.0));
         let experts = Some((&chosen, width, 1));
-        let down = Target { x: &hidden, out: &parts, out_stride: stride(width), inputs: slots, experts };
+        let down = Target { x: &hidden, out: &parts, out_stride: stride(width), inputs: slots, other: None, experts };
         self.product(&moe.down, None, &down, stages)?;
         let vectors = (stride(width) / 4) as u32;
         let buffers = vec![parts, shares, self.buffer(out).clone()];
@@ -324,8 +364,14 @@ impl<'g> Lowering<'_, 'g> {
         gather[0].inputs = Inputs::Wants;
         drafts.gather.push(gather);
         let n_vocab = weight.rows();
-        let target =
-            Target { x: head_in, out: logits, out_stride: stride(n_vocab), inputs: Inputs::Wants, experts: None };
+        let target = Target {
+            x: head_in,
+            out: logits,
+            out_stride: stride(n_vocab),
+            inputs: Inputs::Wants,
+            other: None,
+            experts: None,
+        };
         self.product(weight, bias, &target, &mut drafts.head)?;
         if scale != 1.0 || softcap.is_some() {
             drafts.head.push(vec![Draft {
@@ -399,6 +445,7 @@ fn forms(
         stride(weight.cols) / 4,
         target.out_stride,
         usize::from(bias.is_some()),
+        usize::from(target.other.is_some()),
         expert_rows,
         slots_per_x,
     ]
@@ -407,7 +454,8 @@ fn forms(
     .chain([input])
     .collect();
     let bias = bias.unwrap_or(nothing);
-    let buffers = [&part.codes, &part.scales, target.x, bias, chosen, target.out].map(Clone::clone);
+    let other = target.other.unwrap_or(nothing);
+    let buffers = [&part.codes, &part.scales, target.x, bias, other, chosen, target.out].map(Clone::clone);
     let few_of = if target.experts.is_some() { expert_rows } else { part.n_rows };
     let draft = |shader, more: Option<(&'static str, f64)>, groups| Draft {
         shader,

@@ -101,8 +101,9 @@ impl Shader {
             Self::Embed | Self::Norm | Self::Rope | Self::Elementwise | Self::Combine => {
                 &[Read, Read, Read, Write, Uniform]
             }
-            Self::ProductFew | Self::ProductMany => &[Read, Read, Read, Read, Read, Read, Write, Uniform],
-            Self::Store(_) | Self::Gather | Self::ArgMax => &[Read, Read, Write, Uniform],
+            Self::ProductFew | Self::ProductMany => &[Read, Read, Read, Read, Read, Read, Read, Write, Uniform],
+            Self::Store(_) => &[Read, Read, Read, Write, Write, Uniform],
+            Self::Gather | Self::ArgMax => &[Read, Read, Write, Uniform],
             Self::Finish => &[Read, Write, Uniform],
             Self::Attention(_) => &[Read, Read, Read, Read, Write, Uniform],
             Self::Route => &[Read, Read, Write, Write, Uniform],
@@ -122,11 +123,7 @@ pub(super) struct Pipeline {
 
 impl Gpu {
     /// The pipeline of a shader with some constants.
-    pub(super) fn pipeline(
-        &self,
-        shader: Shader,
-        constants: &[(&'static str, f64)],
-    ) -> Result<Pipeline, DeviceError> {
+    pub(super) fn pipeline(&self, shader: Shader, constants: &[(&'static str, f64)]) -> Result<Pipeline, DeviceError> {
         let key = (shader, constants.iter().map(|(name, value)| (*name, value.to_bits())).collect());
         if let Some(known) = self.pipelines().get(&key) {
             return Ok(known.clone());
@@ -140,10 +137,12 @@ impl Gpu {
         let label = format!("{shader:?}");
         let source = ::wgpu::ShaderSource::Wgsl(shader.sources().concat().into());
         let descriptor = ::wgpu::ShaderModuleDescriptor { label: Some(&label), source };
-        let checks = ::wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..::wgpu::ShaderRuntimeChecks::checked() };
+        let checks =
+            ::wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..::wgpu::ShaderRuntimeChecks::checked() };
         // SAFETY: every loop of the shaders counts up to a bound (or halves down to zero); all other checks stay.
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
-        let entries: Vec<_> = shader.bindings().iter().zip(0..).map(|(binding, number)| entry(*binding, number)).collect();
+        let entries: Vec<_> =
+            shader.bindings().iter().zip(0..).map(|(binding, number)| entry(*binding, number)).collect();
         let layout = self
             .device
             .create_bind_group_layout(&::wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });

@@ -1,6 +1,7 @@
 //! Which buffers hold the values of a step: values that are never alive together share one.
 
-use crate::graph::{Graph, Op, Value};
+use super::fuse::Work;
+use crate::graph::{Graph, Value};
 
 /// Floats of a row, so that each row begins on a vector of four.
 pub(super) fn stride(width: usize) -> usize {
@@ -14,12 +15,11 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// An op's result never shares a place with what the op reads: nothing is worked on in place.
-    pub(super) fn new(graph: &Graph) -> Self {
-        let ops = graph.ops();
+    /// A result never shares a place with what it is made of: nothing is worked on in place.
+    pub(super) fn new(graph: &Graph, works: &[Work<'_>]) -> Self {
         let mut last_use = vec![0; graph.widths().len()];
-        for (number, op) in ops.iter().enumerate() {
-            let (reads, out) = uses(op);
+        for (number, work) in works.iter().enumerate() {
+            let (reads, out) = work.uses();
             for value in reads.into_iter().chain(out) {
                 last_use[value.0] = number;
             }
@@ -27,8 +27,8 @@ impl Places {
         let mut places = Self { of_value: vec![0; graph.widths().len()], strides: Vec::new() };
         // What each place holds.
         let mut held: Vec<Option<Value>> = Vec::new();
-        for (number, op) in ops.iter().enumerate() {
-            let (_, Some(out)) = uses(op) else { continue };
+        for (number, work) in works.iter().enumerate() {
+            let (_, Some(out)) = work.uses() else { continue };
             for value in &mut held {
                 *value = value.filter(|value| last_use[value.0] >= number);
             }
@@ -47,27 +47,12 @@ impl Places {
     }
 }
 
-/// What an op reads, and what it writes.
-fn uses(op: &Op) -> (Vec<Value>, Option<Value>) {
-    match op {
-        Op::Embed { out, .. } => (vec![], Some(*out)),
-        Op::Norm { x, out, .. }
-        | Op::Linear { x, out, .. }
-        | Op::Rope { x, out, .. }
-        | Op::Moe { x, out, .. }
-        | Op::Scale { x, out, .. } => (vec![*x], Some(*out)),
-        Op::Attention { q, k, v, out, .. } => (vec![*q, *k, *v], Some(*out)),
-        Op::Glu { gate, up, out, .. } => (vec![*gate, *up], Some(*out)),
-        Op::Add { a, b, out } => (vec![*a, *b], Some(*out)),
-        Op::Head { x, .. } => (vec![*x], None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::graph::{Activation, GraphBuilder};
     use crate::tensor::Weight;
+    use crate::wgpu::fuse::fuse;
 
     #[test]
     fn a_result_shares_no_place_with_what_is_read_then_or_later() {
@@ -78,14 +63,15 @@ mod tests {
         let unit = graph.glu(wide, wide, Activation::Silu).unwrap();
         let narrow = graph.linear(unit, weight(6, 20), None).unwrap();
         let sum = graph.add(narrow, x).unwrap();
-        let last = graph.scale(sum, 2.0);
+        let doubled = graph.scale(sum, 2.0);
+        let last = graph.add(doubled, sum).unwrap();
         let graph = graph.head(last, weight(9, 6), None, 1.0, None, 10).unwrap();
-        let places = Places::new(&graph);
+        let places = Places::new(&graph, &fuse(&graph));
         let of = |value: Value| places.of_value[value.0];
         assert_ne!(of(wide), of(x));
         assert!(of(unit) != of(wide) && of(unit) != of(x));
-        assert!(of(narrow) != of(unit) && of(narrow) != of(x));
-        assert!(of(sum) != of(narrow) && of(sum) != of(x));
+        assert!(of(sum) != of(unit) && of(sum) != of(x), "the product has no place of its own");
+        assert!(of(doubled) != of(sum) && of(last) != of(sum) && of(last) != of(doubled));
         assert_eq!(places.strides.len(), 3);
         assert!(places.strides.iter().all(|stride| stride.is_multiple_of(4)));
     }

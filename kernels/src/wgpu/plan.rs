@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ::wgpu::BufferUsages;
 
 use super::cache::Cache;
+use super::fuse::fuse;
 use super::gpu::Gpu;
 use super::lower::{Angles, Drafts, ExpertRoom, Lowering, MAX_HEAD, Rooms};
 use super::places::{Places, stride};
@@ -58,6 +59,7 @@ pub(super) struct WgpuPlan {
     turns: Vec<f32>,
     lens: Vec<(Sequence, usize)>,
     chooser: Chooser,
+    isa: Isa,
     /// What does not change: weights, parameters.
     weight_bytes: u64,
     cache_bytes: u64,
@@ -137,7 +139,8 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
             return refuse(format!("layer {number}: heads of {longest} elements, this device has room for {MAX_HEAD}"));
         }
     }
-    let places = Places::new(graph);
+    let works = fuse(graph);
+    let places = Places::new(graph, &works);
     let cache_bytes = Cache::bytes_for(graph.kv_layers(), limits);
     // As many pools as there are windows, and that of layers without.
     let mut windows: Vec<_> = graph.kv_layers().iter().filter_map(|layer| layer.window).collect();
@@ -169,18 +172,14 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
         kv_type: limits.kv_type,
         page_tokens: limits.page_tokens,
     };
-    let Drafts { layers, gather, head, arg_max } = lowering.run()?;
+    let Drafts { layers, gather, head, arg_max } = lowering.run(&works)?;
     let weight_bytes = lowering.uploads.n_bytes;
     let ([layers, gather, head, arg_max], params_bytes) = finish(gpu, &step, [layers, gather, head, arg_max])?;
     gpu.flush()?;
     Ok(WgpuPlan {
         gpu: Arc::clone(gpu),
         cache,
-        bounds: Bounds {
-            max_rows: limits.max_rows,
-            n_vocab: graph.n_vocab(),
-            max_context: graph.max_context(),
-        },
+        bounds: Bounds { max_rows: limits.max_rows, n_vocab: graph.n_vocab(), max_context: graph.max_context() },
         layers,
         gather,
         head,
@@ -194,6 +193,7 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
         turns: Vec::new(),
         lens: Vec::with_capacity(limits.max_rows),
         chooser: Chooser::new(1),
+        isa: Isa::detect(),
         weight_bytes: weight_bytes + params_bytes,
         cache_bytes,
         scratch_bytes,
@@ -323,7 +323,7 @@ impl WgpuPlan {
         let ids_at = copy(&self.rooms.ids, part.wants_ids, 1);
         let rows_at = copy(&self.rooms.head_in, part.wants_rows, stride(width));
         let logits_at = copy(&self.rooms.logits, part.wants_logits, stride(n_vocab));
-        let chooser = &mut self.chooser;
+        let (chooser, isa) = (&mut self.chooser, self.isa);
         self.gpu.read_back(encoder, &self.staging, 4 * n_words as u64, |bytes| {
             let words = bytes.as_chunks::<4>().0;
             for (place, (number, want)) in part.want.iter().enumerate() {
@@ -335,7 +335,7 @@ impl WgpuPlan {
                         id => *answer = Answer::Greedy(id),
                     },
                     WantKind::Hidden => *answer = Answer::Hidden(floats(of_row(rows_at, width), answer)?),
-                    kind => choose(kind, of_row(logits_at, n_vocab), chooser, answer)?,
+                    kind => choose(kind, of_row(logits_at, n_vocab), (&mut *chooser, isa), answer)?,
                 }
             }
             Ok(())
@@ -415,14 +415,14 @@ fn floats(words: &[[u8; 4]], answer: &mut Answer) -> Result<Vec<f32>, DeviceErro
 fn choose(
     kind: WantKind,
     logits: &[[u8; 4]],
-    chooser: &mut Chooser,
+    (chooser, isa): (&mut Chooser, Isa),
     answer: &mut Answer,
 ) -> Result<(), DeviceError> {
     let row = floats(logits, answer)?;
     let k = if let WantKind::TopK(k) = kind { k } else { 0 };
     chooser.begin(k, kind != WantKind::Logits);
-    // SAFETY: the set is available on every processor.
-    unsafe { chooser.take(Isa::Scalar, 0, &row) };
+    // SAFETY: the set is the one that was detected.
+    unsafe { chooser.take(isa, 0, &row) };
     *answer = match kind {
         WantKind::Score(token) => {
             let logit = row.get(token as usize).copied().unwrap_or(f32::NAN);

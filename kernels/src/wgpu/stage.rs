@@ -152,8 +152,7 @@ fn bind(
     let own = BufferBinding { buffer: params, offset, size: std::num::NonZero::new(PARAMS_BYTES) };
     let whole = std::iter::once(step).chain(&draft.buffers).map(::wgpu::Buffer::as_entire_binding);
     let resources = whole.chain(std::iter::once(BindingResource::Buffer(own)));
-    let entries: Vec<_> =
-        resources.zip(0..).map(|(resource, binding)| BindGroupEntry { binding, resource }).collect();
+    let entries: Vec<_> = resources.zip(0..).map(|(resource, binding)| BindGroupEntry { binding, resource }).collect();
     let descriptor = ::wgpu::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
     let bound = gpu.scoped("bindings", 0, || gpu.device.create_bind_group(&descriptor))?;
     Ok(Dispatch { pipeline: pipeline.pipeline, bound, groups: draft.groups, inputs: draft.inputs })

@@ -158,7 +158,6 @@ pub fn feed_forward(graph: &mut GraphBuilder, random: &mut Random, shape: Shape,
     }
 }
 
-
 pub const FAMILIES: [Family; 5] = [Family::Llama, Family::Gemma, Family::Parallel, Family::Moe, Family::Odd];
 
 pub fn shape(dtype: DType, family: Family) -> Shape {

@@ -168,7 +168,8 @@ fn logits(answer: Answer) -> Vec<f32> {
 
 /// Positions of one sequence, with a result of each.
 fn batch(sequence: Sequence, positions: std::ops::Range<usize>, kind: WantKind) -> Batch {
-    let rows: Vec<Row> = positions.map(|position| Row { token: (position * 7 % 199) as u32, position, sequence }).collect();
+    let rows: Vec<Row> =
+        positions.map(|position| Row { token: (position * 7 % 199) as u32, position, sequence }).collect();
     let want = (0..rows.len()).map(|row| Want { row, kind }).collect();
     Batch { rows, want, interrupt: None }
 }
@@ -298,7 +299,10 @@ fn what_breaks_the_contract_is_refused_and_counts_nothing() {
         (batch(sequence, 0..9, WantKind::Greedy), "sequence 0: 9 positions are not reserved"),
         (batch(sequence, 0..1, WantKind::TopK(0)), "result 0: the best 0 of 203, expected 1 to all"),
     ] {
-        assert_eq!(plan.step(&batch, &mut output).err().map(|error| error.to_string()), Some(format!("refused: {expected}")));
+        assert_eq!(
+            plan.step(&batch, &mut output).err().map(|error| error.to_string()),
+            Some(format!("refused: {expected}"))
+        );
     }
     let interrupt = Interrupt::default();
     interrupt.set();

@@ -9,8 +9,8 @@ use farpost_models::tokenizer::Special;
 use serde_json::json;
 
 use super::console::Console;
-use super::exit::Failure;
 use super::device::BackendChoice;
+use super::exit::Failure;
 use super::generation::{ActivationsChoice, KvChoice, MemoryArgs};
 use super::interrupt::Interrupt;
 use super::pack::PackArgs;
@@ -33,8 +33,15 @@ pub struct Args {
     /// Tokens in a window [default: 512, or the model's whole context where that is less]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(4..))]
     window: Option<u32>,
-    /// What to compute on: the processor (cpu), a graphics processor (wgpu), or that where there is one (auto)
-    #[arg(long, value_name = "DEVICE", env = "FARPOST_BACKEND", hide_env_values = true, default_value = "auto", hide_possible_values = true)]
+    /// Device to compute on: cpu, wgpu (graphics) or auto
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        env = "FARPOST_BACKEND",
+        hide_env = true,
+        default_value = "auto",
+        hide_possible_values = true
+    )]
     backend: BackendChoice,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]

@@ -15,6 +15,7 @@ struct Product {
     x_stride: u32,
     out_stride: u32,
     has_bias: u32,
+    has_other: u32,
     // Of experts: rows of the weight of one, and slots per row of x.
     expert_rows: u32,
     slots_per_x: u32,
@@ -24,9 +25,11 @@ struct Product {
 
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> chosen: array<u32>;
-@group(0) @binding(6) var<storage, read_write> out: array<f32>;
-@group(0) @binding(7) var<uniform> p: Product;
+// Added to the product: rows as those of the output.
+@group(0) @binding(5) var<storage, read> other: array<f32>;
+@group(0) @binding(6) var<storage, read> chosen: array<u32>;
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;
+@group(0) @binding(8) var<uniform> p: Product;
 
 fn n_inputs() -> u32 {
     if (p.input == 1u) { return n_wants(); }
@@ -44,5 +47,6 @@ fn read_x(row: u32, four: u32) -> vec4<f32> {
 fn write(row: u32, col: u32, value: f32) {
     var sum = value;
     if (p.has_bias != 0u) { sum += bias[col]; }
+    if (p.has_other != 0u) { sum += other[row * p.out_stride + col]; }
     out[row * p.out_stride + col] = sum;
 }
