@@ -34,7 +34,7 @@ pub(super) struct Gpu {
     patience: Duration,
     /// Most bytes that a shader sees of a buffer.
     pub(super) max_binding: u64,
-    max_buffer: u64,
+    pub(super) max_buffer: u64,
 }
 
 impl Gpu {
@@ -112,7 +112,11 @@ impl Gpu {
         let created = create();
         let errors = [block_on(validation.pop()), block_on(internal.pop()), block_on(memory.pop())];
         match errors.into_iter().flatten().next() {
-            Some(error) => Err(self.check().err().unwrap_or_else(|| of_error(&error, what, n_bytes))),
+            Some(error) => {
+                // Of a lost device everything is invalid; whether it is lost is told when it is asked for news.
+                let _ = catch_unwind(AssertUnwindSafe(|| self.device.poll(PollType::Poll)));
+                Err(self.check().err().unwrap_or_else(|| of_error(&error, what, n_bytes)))
+            }
             None => Ok(created),
         }
     }
@@ -120,18 +124,26 @@ impl Gpu {
     /// Waits until a submission is done.
     pub(super) fn wait(&self, submission: SubmissionIndex) -> Result<(), DeviceError> {
         let wait = PollType::Wait { submission_index: Some(submission), timeout: Some(self.patience) };
-        // The crate takes a device that is lost while it waits for the end of the program.
+        // The crate panics where a device is lost while it is waited for.
         let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(wait)));
-        match polled {
-            Ok(Ok(_)) => self.check(),
+        let message = match polled {
+            Ok(Ok(_)) => return self.check(),
             Ok(Err(PollError::Timeout)) => {
                 self.check()?;
                 let message = format!("no answer within {} seconds", self.patience.as_secs());
-                Err(DeviceError::Hung(message))
+                // Nobody else shall wait for it.
+                let _ = self.fault.lost.set(message.clone());
+                return Err(DeviceError::Hung(message));
             }
-            Ok(Err(error)) => Err(self.check().err().unwrap_or_else(|| DeviceError::Lost(error.to_string()))),
-            Err(_) => Err(self.check().err().unwrap_or_else(|| DeviceError::Lost("it failed while waited for".into()))),
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it failed while it was waited for".to_owned(),
+        };
+        Err(self.lose(message))
+    }
+
+    /// Takes the device for lost from now on.
+    fn lose(&self, message: String) -> DeviceError {
+        DeviceError::Lost(self.fault.lost.get_or_init(|| message).clone())
     }
 
     /// Submits, and waits until it is done.
@@ -168,11 +180,11 @@ impl Gpu {
         });
         self.wait(submission)?;
         if state.get() != Some(&true) {
-            return Err(DeviceError::Lost("results cannot be read back".to_owned()));
+            return Err(self.lose("results cannot be read back".to_owned()));
         }
         let taken = match slice.get_mapped_range() {
             Ok(bytes) => take(&bytes),
-            Err(error) => return Err(DeviceError::Lost(format!("results cannot be read back: {error}"))),
+            Err(error) => return Err(self.lose(format!("results cannot be read back: {error}"))),
         };
         staging.unmap();
         Ok(taken)

@@ -44,7 +44,7 @@ fn read_x(row: u32, four: u32) -> vec4<f32> {
     return select(values, vec4<f32>(0.0), vec4<i32>(0, 1, 2, 3) >= vec4<i32>(left));
 }
 
-fn write(row: u32, col: u32, value: f32) {
+fn put(row: u32, col: u32, value: f32) {
     var sum = value;
     if (p.has_bias != 0u) { sum += bias[col]; }
     if (p.has_other != 0u) { sum += other[row * p.out_stride + col]; }

@@ -46,7 +46,7 @@ fn main(
     }
     if (lane == 0u && is_ours) {
         for (var input = 0u; input < INPUTS; input++) {
-            if (first_input + input <= last_input) { write(first_input + input, col, sums[thread][input]); }
+            if (first_input + input <= last_input) { put(first_input + input, col, sums[thread][input]); }
         }
     }
 }

@@ -43,7 +43,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let row = first_row + own_row + 8u * at;
         for (var part = 0u; part < 4u; part++) {
             let input = first_input + own_input + 8u * part;
-            if (row < p.n_out && input <= last_input) { write(input, p.first + row, sums[at][part]); }
+            if (row < p.n_out && input <= last_input) { put(input, p.first + row, sums[at][part]); }
         }
     }
 }

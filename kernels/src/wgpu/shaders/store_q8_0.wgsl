@@ -25,12 +25,12 @@ fn nearest_half(value: f32) -> f32 {
     return bitcast<f32>((bits + 0xFFFu + ((bits >> 13u) & 1u)) & 0xFFFFE000u);
 }
 
-fn read(is_key: bool, at: u32) -> f32 {
+fn element(is_key: bool, at: u32) -> f32 {
     if (is_key) { return k[at]; }
     return v[at];
 }
 
-fn write(is_key: bool, at: u32, word: u32) {
+fn put(is_key: bool, at: u32, word: u32) {
     if (is_key) { keys[at] = word; } else { values[at] = word; }
 }
 
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // As integers, magnitudes sort like the numbers they stand for, NaN above infinity.
     var peak_bits = 0u;
     for (var at = 0u; at < 32u; at++) {
-        peak_bits = max(peak_bits, bitcast<u32>(read(is_key, start + at)) & 0x7FFFFFFFu);
+        peak_bits = max(peak_bits, bitcast<u32>(element(is_key, start + at)) & 0x7FFFFFFFu);
     }
     var scale = nearest_half(bitcast<f32>(peak_bits) / 127.0);
     // What is not finite, or too large for a scale, shows as a scale that is not finite. Codes are then zeros.
@@ -63,11 +63,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var four = 0u; four < 8u; four++) {
         var word = 0u;
         for (var part = 0u; part < 4u; part++) {
-            let value = select(0.0, read(is_key, start + four * 4u + part) * inverse, is_good);
+            let value = select(0.0, element(is_key, start + four * 4u + part) * inverse, is_good);
             word |= (bitcast<u32>(i32(round(clamp(value, -127.0, 127.0)))) & 0xFFu) << (8u * part);
         }
-        write(is_key, block + token * words + run * 8u + four, word);
+        put(is_key, block + token * words + run * 8u + four, word);
     }
     let bits = select(0x7F800000u, bitcast<u32>(scale), is_good);
-    write(is_key, block + p.page_tokens * words + token * runs + run, bits);
+    put(is_key, block + p.page_tokens * words + token * runs + run, bits);
 }
