@@ -131,7 +131,7 @@ pub(super) fn finish<const N: usize>(
                 for (word, value) in bytes[at as usize..].as_chunks_mut::<4>().0.iter_mut().zip(&draft.params) {
                     *word = value.to_le_bytes();
                 }
-                stage.push(bind(gpu, step, &params, at, draft)?);
+                stage.push(bind(gpu, step, &params, at, &draft)?);
                 at += PARAMS_STRIDE;
             }
             finished.push(Stage(stage));
@@ -146,7 +146,7 @@ fn bind(
     step: &::wgpu::Buffer,
     params: &::wgpu::Buffer,
     offset: u64,
-    draft: Draft,
+    draft: &Draft,
 ) -> Result<Dispatch, DeviceError> {
     let pipeline = gpu.pipeline(draft.shader, &draft.constants)?;
     let own = BufferBinding { buffer: params, offset, size: std::num::NonZero::new(PARAMS_BYTES) };

@@ -4,8 +4,8 @@
 //! and pass: install a driver (`mesa-vulkan-drivers`) to run them.
 
 use farpost_kernels::backend::{
-    Activations, Answer, Backend, Batch, DeviceError, Interrupt, KvStore, KvType, Limits, Output, Plan, Row, Sequence,
-    Want, WantKind,
+    Activations, Answer, Backend, Batch, DeviceError, Interrupt, KvType, Limits, Output, Plan, Row, Sequence, Want,
+    WantKind,
 };
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::graph::{Graph, GraphBuilder};
