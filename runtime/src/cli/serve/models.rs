@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use farpost::engine::{EngineOptions, Models, ModelsOptions, Sampling};
