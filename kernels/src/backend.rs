@@ -218,6 +218,8 @@ pub struct MemoryUse {
     pub weights_mapped: u64,
     /// Weights read in place from a map whose blocks lie in another order than in a model file.
     pub weights_packed: u64,
+    /// Weights copied to the memory of a device.
+    pub weights_copied: u64,
     /// Keys and values.
     pub kv: u64,
     /// Everything a step works in.
@@ -242,6 +244,9 @@ pub struct DeviceInfo {
 /// Why a device could not do its work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
+    /// There is no such device, or none that could be used.
+    #[error("{0}")]
+    Absent(String),
     /// The device is gone.
     #[error("device lost: {0}")]
     Lost(String),

@@ -117,6 +117,28 @@ pub fn decode_row(weight: &WeightView<'_>, row: usize, out: &mut [f32]) -> Resul
     Ok(())
 }
 
+/// Copies row `row` of a matrix in either order as model files have it, block after block.
+///
+/// # Panics
+/// If there is no such row, or `out` is not as long.
+#[cfg(feature = "wgpu")]
+pub(crate) fn copy_row(weight: &WeightView<'_>, row: usize, out: &mut [u8]) {
+    let (dtype, row_bytes) = (weight.dtype, weight.dtype.row_bytes(weight.cols).expect("rows are whole blocks"));
+    let first = row / SIXTEEN * SIXTEEN;
+    let is_side_by_side = weight.order == Order::Sixteens && first + SIXTEEN <= weight.rows;
+    let Some(odd) = odd_bytes(dtype).filter(|_| is_side_by_side) else {
+        out.copy_from_slice(&weight.bytes[row * row_bytes..][..row_bytes]);
+        return;
+    };
+    let (row, block_bytes) = (row - first, dtype.block_bytes());
+    let blocks = weight.bytes[first * row_bytes..][..SIXTEEN * row_bytes].chunks_exact(SIXTEEN * block_bytes);
+    for (block, own) in blocks.zip(out.chunks_exact_mut(block_bytes)) {
+        for (at, len) in pieces(block_bytes, odd) {
+            own[at..at + len].copy_from_slice(&block[SIXTEEN * at + row * len..][..len]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +177,13 @@ mod tests {
                     decode_row(&of(&woven, Order::Sixteens), row, &mut found).unwrap();
                     let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                     prop_assert_eq!(bits(&plain), bits(&found));
+                    #[cfg(feature = "wgpu")]
+                    {
+                        let row_bytes = n_blocks * dtype.block_bytes();
+                        let mut own = vec![0; row_bytes];
+                        copy_row(&of(&woven, Order::Sixteens), row, &mut own);
+                        prop_assert_eq!(&own[..], &bytes[row * row_bytes..][..row_bytes]);
+                    }
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The plain backend: one op after the other, as written, in f64 on decoded weights.
 //!
 //! It reads like the definition of each op and shares no code with the fast backends, so they are tested against it
-//! (`tests/conformance.rs`). It keeps everything in memory and computes slowly; nothing uses it to serve.
+//! (`tests/conformance/`). It keeps everything in memory and computes slowly; nothing uses it to serve.
 
 use std::ops::Range;
 

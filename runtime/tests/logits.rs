@@ -63,6 +63,33 @@ fn the_processor_gives_the_golden_logits_and_continuations_of_every_tiny_model()
     }
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_graphics_processor_gives_the_golden_logits_and_continuations_of_every_tiny_model() {
+    use farpost_kernels::wgpu::{Adapters, Wgpu};
+    let graphics = match Wgpu::open(Adapters::Any) {
+        Ok(graphics) => graphics,
+        Err(error) => return println!("skipped: {error}; install a Vulkan driver"),
+    };
+    for name in TINY {
+        let golden = Golden::read(name);
+        let file = File::open(&golden.path()).unwrap();
+        let mut device = Device::open_on(&graphics, &file, CONTEXT, KvType::F32, Activations::Auto);
+        let logits = device.go_on(&golden.prompt);
+        let processor = Device::open(&file, CONTEXT, KvType::F32).go_on(&golden.prompt);
+        let (of_golden, of_processor) = (largest_error(&logits, &golden.logits), largest_error(&logits, &processor));
+        println!("{name}: largest error {of_golden:.1e} against golden data, {of_processor:.1e} against the processor");
+        assert!(of_golden < MOST_ERROR && of_processor < MOST_ERROR, "{name}: {of_golden}, {of_processor}");
+
+        let mut last = logits.into_iter().next_back().unwrap();
+        for (step, expected) in golden.greedy.iter().enumerate() {
+            let id = greedy(&last);
+            assert_eq!(id, *expected, "{name}, step {step}");
+            last = device.go_on(&[id]).remove(0);
+        }
+    }
+}
+
 #[test]
 fn half_and_eight_bit_caches_change_logits_little() {
     for name in TINY {

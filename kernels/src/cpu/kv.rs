@@ -1,22 +1,19 @@
 //! Keys and values of all sequences, in pages that sequences share until one of them writes.
 //!
-//! A page holds `page_tokens` positions of all layers with the same window, or without one. In each layer, page `p` of KV
-//! head `h` is one block of bytes, `[token][dim]`: halves or floats, or for Q8_0 first the codes of all tokens and then
-//! their scales, one half per 32. Writing a page needs it in one table only, so a shared one is copied first. Layers with
-//! a window keep what rows to come look at, and more while there is room; see [`pool`]. Everything is allocated once (the
-//! system commits memory as pages fill), steps allocate nothing.
+//! Which pages are whose is kept by [`Paging`]; here are their bytes. In each layer, page `p` of KV head `h` is one block
+//! of bytes, `[token][dim]`: halves or floats, or for Q8_0 first the codes of all tokens and then their scales, one half
+//! per 32. Everything is allocated once (the system commits memory as pages fill), steps allocate nothing.
 
 mod image;
-mod pool;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-use super::memory::{Block, room};
+use super::memory::Block;
 use crate::backend::{DeviceError, ImageShape, KvStore, KvType, Limits, Sequence};
 use crate::graph::KvLayer;
-use pool::Pool;
+use crate::paging::{Copies, Paging, n_pages};
 
 /// Elements under one scale of a Q8_0 cache.
 pub(crate) const Q8_LEN: usize = 32;
@@ -80,29 +77,20 @@ struct Layer {
     values: Plane,
 }
 
+impl Copies for Vec<Layer> {
+    fn copy_page(&mut self, pool: usize, from: u32, to: u32) {
+        for layer in self.iter_mut().filter(|layer| layer.pool == pool) {
+            layer.keys.copy_page(from, to);
+            layer.values.copy_page(from, to);
+        }
+    }
+}
+
 /// The cache of a plan.
 pub(crate) struct KvCache {
     kv_type: KvType,
-    page_tokens: usize,
-    /// Most rows of a step.
-    max_rows: usize,
     layers: Vec<Layer>,
-    /// The first is that of layers without window, be there any or not: it counts the room for whole texts. One for each
-    /// window follows.
-    pools: Vec<Pool>,
-    /// Positions written of the sequences that are open, by number.
-    lens: Vec<Option<usize>>,
-}
-
-/// Pages of layers with a window, or without.
-///
-/// A sequence with a window has that many live positions behind the rows of a step, on pages that begin anywhere.
-fn n_pages(window: Option<usize>, limits: &Limits) -> usize {
-    let whole = limits.kv_tokens.div_ceil(limits.page_tokens);
-    let Some(window) = window else { return whole };
-    let n_windows = limits.max_windows.clamp(1, limits.max_sequences.max(1));
-    let of_window = window.div_ceil(limits.page_tokens).saturating_add(2);
-    n_windows.saturating_mul(of_window).saturating_add(limits.max_rows.div_ceil(limits.page_tokens)).min(whole)
+    paging: Paging,
 }
 
 impl KvCache {
@@ -116,32 +104,15 @@ impl KvCache {
     }
 
     pub(crate) fn try_new(layers: &[KvLayer], limits: &Limits) -> Result<Self, DeviceError> {
-        let Limits { kv_type, page_tokens, max_rows, max_sequences, .. } = *limits;
-        let mut windows = vec![None];
-        for layer in layers {
-            if !windows.contains(&layer.window) {
-                windows.push(layer.window);
-            }
-        }
-        let pool = |window: &Option<usize>| {
-            Pool::try_new(*window, page_tokens, n_pages(*window, limits), max_sequences, n_pages(None, limits))
-        };
-        let planes = |layer: &KvLayer| {
+        let Limits { kv_type, page_tokens, .. } = *limits;
+        let paging = Paging::try_new(layers, limits)?;
+        let planes = |(number, layer): (usize, &KvLayer)| {
             let n_pages = n_pages(layer.window, limits);
             let plane = |dim| Plane::try_new(kv_type, n_pages, page_tokens, layer.n_kv_heads, dim);
-            let pool = windows.iter().position(|window| *window == layer.window).unwrap_or(0);
-            Ok(Layer { pool, keys: plane(layer.key_dim)?, values: plane(layer.value_dim)? })
+            Ok(Layer { pool: paging.pool_of(number), keys: plane(layer.key_dim)?, values: plane(layer.value_dim)? })
         };
-        let mut lens = room(max_sequences)?;
-        lens.resize(max_sequences, None);
-        Ok(Self {
-            kv_type,
-            page_tokens,
-            max_rows,
-            layers: layers.iter().map(planes).collect::<Result<_, DeviceError>>()?,
-            pools: windows.iter().map(pool).collect::<Result<_, DeviceError>>()?,
-            lens,
-        })
+        let layers = layers.iter().enumerate().map(planes).collect::<Result<_, DeviceError>>()?;
+        Ok(Self { kv_type, layers, paging })
     }
 
     pub(crate) fn kv_type(&self) -> KvType {
@@ -149,7 +120,7 @@ impl KvCache {
     }
 
     pub(crate) fn page_tokens(&self) -> usize {
-        self.page_tokens
+        self.paging.page_tokens()
     }
 
     /// Bytes of all layers.
@@ -169,125 +140,58 @@ impl KvCache {
 
     /// True if `sequence` is open.
     pub(crate) fn is_open(&self, sequence: Sequence) -> bool {
-        self.len_of(sequence).is_some()
+        self.paging.is_open(sequence)
     }
 
     /// The page table of a sequence for a layer; empty if the sequence is not open. Where positions are behind the
     /// layer's window there may be no page.
     pub(crate) fn pages(&self, sequence: Sequence, layer: usize) -> &[u32] {
-        self.pools[self.layers[layer].pool].table(sequence.0 as usize)
-    }
-
-    fn len_of(&self, sequence: Sequence) -> Option<usize> {
-        *self.lens.get(sequence.0 as usize)?
+        self.paging.table(sequence, self.layers[layer].pool)
     }
 
     /// Makes positions `from..to` the sequence's own to write; false if they are not reserved, or a page is missing: for
     /// a copy of one that another sequence shares.
     pub(crate) fn make_writable(&mut self, sequence: Sequence, from: usize, to: usize) -> bool {
-        let slot = sequence.0 as usize;
-        let is_reserved = to.div_ceil(self.page_tokens) <= self.pools[0].table(slot).len();
-        is_reserved && (0..self.pools.len()).all(|pool| self.own(pool, slot, from, to))
-    }
-
-    fn own(&mut self, pool: usize, slot: usize, from: usize, to: usize) -> bool {
-        let Self { pools, layers, page_tokens, .. } = self;
-        if !pools[pool].grow(slot, to) {
-            return false;
-        }
-        for place in from / *page_tokens..to.div_ceil(*page_tokens) {
-            if !pools[pool].is_shared(slot, place) {
-                continue;
-            }
-            let Some((shared, own)) = pools[pool].part_with(slot, place) else { return false };
-            for layer in layers.iter_mut().filter(|layer| layer.pool == pool) {
-                layer.keys.copy_page(shared, own);
-                layer.values.copy_page(shared, own);
-            }
-        }
-        true
+        self.paging.make_writable(sequence, from, to, &mut self.layers)
     }
 
     /// Counts positions as written.
     pub(crate) fn set_len(&mut self, sequence: Sequence, len: usize) {
-        let slot = sequence.0 as usize;
-        if let Some(old) = self.lens.get_mut(slot).and_then(Option::as_mut) {
-            *old = len;
-            self.pools.iter_mut().for_each(|pool| pool.set_len(slot, len));
-        }
+        self.paging.set_len(sequence, len);
     }
 }
 
 impl KvStore for KvCache {
     fn open(&mut self) -> Option<Sequence> {
-        let slot = self.lens.iter().position(Option::is_none)?;
-        self.lens[slot] = Some(0);
-        Some(Sequence(slot as u32))
+        self.paging.open()
     }
 
     fn reserve(&mut self, sequence: Sequence, tokens: usize) -> bool {
-        let Some(len) = self.len_of(sequence) else { return false };
-        let slot = sequence.0 as usize;
-        // Behind a window there is room again by the time that later steps need it.
-        let next_step = tokens.min(len.saturating_add(self.max_rows));
-        let until = |pool: &Pool| if pool.window().is_some() { next_step } else { tokens };
-        if self.pools.iter().any(|pool| pool.needed(slot, len, until(pool)) > pool.n_free()) {
-            return false;
-        }
-        for pool in 0..self.pools.len() {
-            let until = until(&self.pools[pool]);
-            if tokens > len && !self.own(pool, slot, len, len + 1) || !self.pools[pool].grow(slot, until) {
-                return false;
-            }
-        }
-        true
+        self.paging.reserve(sequence, tokens, &mut self.layers)
     }
 
     fn len(&self, sequence: Sequence) -> usize {
-        self.len_of(sequence).unwrap_or(0)
+        self.paging.len(sequence)
     }
 
     fn resumable(&self, sequence: Sequence, tokens: usize) -> usize {
-        let mut tokens = tokens.min(self.len(sequence));
-        loop {
-            let least = self.pools.iter().map(|pool| pool.resumable(sequence.0 as usize, tokens)).min().unwrap_or(0);
-            if least == tokens {
-                return tokens;
-            }
-            tokens = least;
-        }
+        self.paging.resumable(sequence, tokens)
     }
 
     fn truncate(&mut self, sequence: Sequence, tokens: usize) -> usize {
-        if !self.is_open(sequence) {
-            return 0;
-        }
-        let len = self.resumable(sequence, tokens);
-        let slot = sequence.0 as usize;
-        self.pools.iter_mut().for_each(|pool| pool.truncate(slot, len));
-        self.lens[slot] = Some(len);
-        len
+        self.paging.truncate(sequence, tokens)
     }
 
     fn fork(&mut self, from: Sequence, tokens: usize) -> Option<Sequence> {
-        if tokens > self.len_of(from)? || self.resumable(from, tokens) < tokens {
-            return None;
-        }
-        let fork = self.open()?;
-        self.pools.iter_mut().for_each(|pool| pool.fork(from.0 as usize, fork.0 as usize, tokens));
-        self.lens[fork.0 as usize] = Some(tokens);
-        Some(fork)
+        self.paging.fork(from, tokens)
     }
 
     fn close(&mut self, sequence: Sequence) {
-        if self.is_open(sequence) {
-            self.truncate(sequence, 0);
-            self.lens[sequence.0 as usize] = None;
-        }
+        self.paging.close(sequence);
     }
 
     fn free_tokens(&self) -> usize {
-        self.pools[0].n_free() * self.page_tokens
+        self.paging.free_tokens()
     }
 
     fn image(&self) -> ImageShape {

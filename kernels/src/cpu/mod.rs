@@ -3,12 +3,12 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
-mod choose;
+pub(crate) mod choose;
 mod device;
 pub mod isa;
-mod kv;
+pub(crate) mod kv;
 pub mod linear;
-mod memory;
+pub(crate) mod memory;
 mod plan;
 mod pointwise;
 mod pool;

@@ -72,7 +72,7 @@ pub fn figures(generated: &Generated, memory: &MemoryUse) -> String {
         amount::count(timings.generated_tokens as u64, "token"),
         milliseconds(timings.decode_ms),
         rate(timings.decode_tokens_per_second()),
-        amount::bytes(memory.weights_mapped.saturating_add(memory.weights_packed)),
+        amount::bytes(memory.weights_mapped + memory.weights_packed + memory.weights_copied),
         amount::bytes(memory.kv.saturating_add(memory.scratch)),
     )
 }

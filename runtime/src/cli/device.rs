@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use farpost::Model;
 use farpost::engine::{Session, SessionOptions};
+use farpost_kernels::backend::Backend;
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
+#[cfg(feature = "wgpu")]
+use farpost_kernels::wgpu::{Adapters, Wgpu};
 
 use super::console::Console;
-use super::exit::Failure;
+use super::exit::{Exit, Failure};
 use super::generation::MemoryArgs;
 use super::machine::Machine;
 
@@ -32,12 +35,71 @@ pub fn cpu() -> Result<Cpu, Failure> {
     Ok(Cpu::new(isa()?))
 }
 
+/// What models run on, as it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum BackendChoice {
+    /// A graphics processor where there is one, else the processor
+    Auto,
+    /// The processor
+    Cpu,
+    /// A graphics processor, or a driver that plays one
+    Wgpu,
+}
+
+/// The device that was asked for.
+pub fn backend(choice: BackendChoice, console: &Console) -> Result<Arc<dyn Backend>, Failure> {
+    match choice {
+        BackendChoice::Cpu => Ok(Arc::new(cpu()?)),
+        BackendChoice::Wgpu => graphics(console),
+        BackendChoice::Auto => match graphics_if_any(console) {
+            Some(found) => Ok(found),
+            None => Ok(Arc::new(cpu()?)),
+        },
+    }
+}
+
+#[cfg(feature = "wgpu")]
+fn graphics(console: &Console) -> Result<Arc<dyn Backend>, Failure> {
+    let device = Wgpu::open(Adapters::Any)
+        .map_err(|error| Failure::new(Exit::Device, error).hint("'farpost doctor' tells what devices there are"))?;
+    if device.is_software() {
+        console.note("the graphics processor is played by the processor: --backend cpu is much faster");
+    }
+    Ok(Arc::new(device))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn graphics(_: &Console) -> Result<Arc<dyn Backend>, Failure> {
+    Err(Failure::new(Exit::Device, "--backend wgpu: graphics processors are not built into this program"))
+}
+
+/// A graphics processor that computes what it should.
+#[cfg(feature = "wgpu")]
+fn graphics_if_any(console: &Console) -> Option<Arc<dyn Backend>> {
+    let device = Wgpu::open(Adapters::Hardware).map_err(|error| console.detail(&error.to_string())).ok()?;
+    match device.self_test() {
+        Ok(()) => {
+            console.detail(&format!("computing on {}", device.describe().name));
+            Some(Arc::new(device))
+        }
+        Err(error) => {
+            console.note(&format!("{}: {error}; computing on the processor", device.describe().name));
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn graphics_if_any(_: &Console) -> Option<Arc<dyn Backend>> {
+    None
+}
+
 /// Most memory to take: what was asked for, or what is available; better refused than killed.
 pub fn memory_cap(memory: &MemoryArgs) -> Option<u64> {
     memory.memory_cap.or_else(|| Machine::look().most_bytes())
 }
 
-/// A session of `model` on the processor.
+/// A session of `model` on the device asked for.
 pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Session, Failure> {
     open_with(model, memory, SessionOptions::default().batch_rows, console)
 }
@@ -45,13 +107,14 @@ pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Sess
 /// The same, running at most `batch_rows` tokens of a prompt in one step.
 pub fn open_with(model: Model, memory: &MemoryArgs, batch_rows: usize, console: &Console) -> Result<Session, Failure> {
     let options = options(memory, batch_rows, console);
-    Ok(Session::open(Arc::new(model), &cpu()?, &options)?)
+    Ok(Session::open(Arc::new(model), &*backend(memory.backend, console)?, &options)?)
 }
 
 /// A session with a draft model.
 pub fn open_with_draft(model: Model, draft: Model, memory: &MemoryArgs, console: &Console) -> Result<Session, Failure> {
     let options = options(memory, SessionOptions::default().batch_rows, console);
-    Ok(Session::open_with_draft(Arc::new(model), Arc::new(draft), &cpu()?, &options)?)
+    let backend = backend(memory.backend, console)?;
+    Ok(Session::open_with_draft(Arc::new(model), Arc::new(draft), &*backend, &options)?)
 }
 
 fn options(memory: &MemoryArgs, batch_rows: usize, console: &Console) -> SessionOptions {

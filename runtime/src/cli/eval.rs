@@ -9,6 +9,7 @@ use farpost_models::tokenizer::Special;
 use serde_json::json;
 
 use super::console::Console;
+use super::device::BackendChoice;
 use super::exit::Failure;
 use super::generation::{ActivationsChoice, KvChoice, MemoryArgs};
 use super::interrupt::Interrupt;
@@ -32,6 +33,16 @@ pub struct Args {
     /// Tokens in a window [default: 512, or the model's whole context where that is less]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(4..))]
     window: Option<u32>,
+    /// Device to compute on: cpu, wgpu (graphics) or auto
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        env = "FARPOST_BACKEND",
+        hide_env = true,
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    backend: BackendChoice,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     kv_type: KvChoice,
@@ -56,8 +67,8 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         let message = format!("--window is {window}, expected 4 to {most}, the context of {}", model.name());
         return Err(Failure::usage(message));
     }
-    let memory =
-        MemoryArgs { context: Some(window), kv_type: args.kv_type, activations: args.activations, memory_cap: None };
+    let Args { backend, kv_type, activations, .. } = *args;
+    let memory = MemoryArgs { context: Some(window), backend, kv_type, activations, memory_cap: None };
     let mut session = device::open_with(model, &memory, STEP_ROWS, console)?;
     let start = Instant::now();
     let window = window as usize;

@@ -239,6 +239,7 @@ impl From<EngineError> for Failure {
         let exit = match &error {
             EngineError::Device(DeviceError::OutOfMemory { .. } | DeviceError::NoThreads { .. })
             | EngineError::NoRoom { .. } => Exit::Memory,
+            EngineError::Device(DeviceError::Absent(_)) => Exit::Device,
             EngineError::Device(_)
             | EngineError::Sample(_)
             | EngineError::Damaged { .. }

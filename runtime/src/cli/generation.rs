@@ -4,6 +4,7 @@ use farpost::engine::{GenerateOptions, Speculate};
 use farpost_kernels::backend::{Activations, KvType};
 
 use super::amount;
+use super::device::BackendChoice;
 use super::exit::Failure;
 use super::sampling::SamplingArgs;
 
@@ -52,6 +53,16 @@ pub struct MemoryArgs {
     /// Tokens of context, prompt and answer together [default: what the model was made for, at most 4096]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     pub context: Option<u32>,
+    /// Device to compute on: cpu, wgpu (graphics) or auto
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        env = "FARPOST_BACKEND",
+        hide_env = true,
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    pub backend: BackendChoice,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub kv_type: KvChoice,

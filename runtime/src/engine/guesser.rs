@@ -190,6 +190,7 @@ pub(super) fn with_draft(memory: MemoryUse, guesser: Option<&Guesser>) -> Memory
     MemoryUse {
         weights_mapped: memory.weights_mapped + draft.weights_mapped,
         weights_packed: memory.weights_packed + draft.weights_packed,
+        weights_copied: memory.weights_copied + draft.weights_copied,
         kv: memory.kv + draft.kv,
         scratch: memory.scratch + draft.scratch,
     }

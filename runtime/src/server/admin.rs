@@ -54,6 +54,7 @@ pub(super) fn describe(app: &App, entry: &Entry) -> Json {
             json!({
                 "weights_mapped": memory.weights_mapped,
                 "weights_packed_mapped": memory.weights_packed,
+                "weights_copied": memory.weights_copied,
                 "kv": memory.kv,
                 "scratch": memory.scratch,
                 "requests": loaded.holdings.requests,

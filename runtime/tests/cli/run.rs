@@ -113,6 +113,34 @@ fn keys_and_values_in_eight_bits_give_the_built_in_answer_too() {
     }
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_graphics_processor_writes_what_the_processor_writes() {
+    let report = farpost(&["doctor", "--quick", "--json"]).json();
+    let backends = report["backends"].as_array().unwrap();
+    let graphics = backends.iter().find(|backend| backend["name"] == "wgpu").unwrap();
+    if graphics["usable"] == false {
+        println!("skipped: {}; install a Vulkan driver", graphics["detail"]);
+        return;
+    }
+    for name in ["tiny-llama.gguf", "tiny-gemma2.gguf", "tiny-qwen3moe.gguf"] {
+        let path = model(name);
+        let ids = |backend: &str| {
+            let args = ["run", "--json", "-m", &path, "--raw", "-n", "12", "--ignore-eos", "--temperature", "0"];
+            let args = [&args[..], &["--backend", backend, "where the river"]].concat();
+            farpost(&args).json()["ids"].clone()
+        };
+        assert_eq!(ids("wgpu"), ids("cpu"), "{name}");
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+#[test]
+fn a_graphics_processor_that_is_not_built_in_is_told_as_such() {
+    let ran = farpost(&["run", "--backend", "wgpu", COMMAND]);
+    assert_eq!(ran.error(5), "--backend wgpu: graphics processors are not built into this program");
+}
+
 #[test]
 fn an_answer_ends_before_a_stop_text_and_after_so_many_tokens() {
     let whole = farpost(&["run", "--json", COMMAND]).json();

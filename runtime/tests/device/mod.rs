@@ -26,9 +26,20 @@ impl Device {
 
     /// As [`Device::open`], with the activations of products named.
     pub fn open_with(file: &File, context: usize, kv_type: KvType, activations: Activations) -> Self {
+        Self::open_on(&Cpu::detect(), file, context, kv_type, activations)
+    }
+
+    /// The same on any device.
+    pub fn open_on(
+        backend: &dyn Backend,
+        file: &File,
+        context: usize,
+        kv_type: KvType,
+        activations: Activations,
+    ) -> Self {
         let built = families::build(file, &Options { context: Some(context) }).unwrap();
         let limits = Limits { max_rows: MAX_ROWS, kv_tokens: context, kv_type, activations, ..Limits::default() };
-        let mut plan = Cpu::detect().compile(&built.graph, &limits).unwrap();
+        let mut plan = backend.compile(&built.graph, &limits).unwrap();
         let sequence = plan.kv().open().unwrap();
         Self { plan, sequence, n_tokens: 0, output: Output::default() }
     }

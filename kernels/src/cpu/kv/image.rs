@@ -8,8 +8,9 @@ use crate::backend::{ImageShape, KvStore, KvType, Sequence};
 /// Bytes of a position in each layer.
 pub(super) fn shape(cache: &KvCache) -> ImageShape {
     let of = |plane: &Plane| plane.n_heads * cache.kv_type.vector_bytes(plane.dim);
-    let of_layer = |layer: &Layer| (cache.pools[layer.pool].window(), of(&layer.keys) + of(&layer.values));
-    ImageShape::new(cache.layers.iter().map(of_layer))
+    let of_layer =
+        |(number, layer): (usize, &Layer)| (cache.paging.window(number), of(&layer.keys) + of(&layer.values));
+    ImageShape::new(cache.layers.iter().enumerate().map(of_layer))
 }
 
 /// Calls `visit` with address and length of each piece of a position of a text of `n_tokens`, in the order of the image.
@@ -22,11 +23,12 @@ fn for_each_piece(
     position: usize,
     visit: &mut impl FnMut(*mut u8, usize),
 ) {
-    let (place, token) = (position / cache.page_tokens, position % cache.page_tokens);
-    let tables = |pool: usize| cache.pools[pool].table(sequence.0 as usize);
-    let kept = cache.layers.iter().filter(|layer| position >= first_kept(cache, layer.pool, n_tokens));
-    for (pool, plane) in kept.flat_map(|layer| [(layer.pool, &layer.keys), (layer.pool, &layer.values)]) {
-        let page = tables(pool)[place] as usize;
+    let page_tokens = cache.page_tokens();
+    let (place, token) = (position / page_tokens, position % page_tokens);
+    let kept = cache.layers.iter().enumerate();
+    let kept = kept.filter(|(number, _)| position >= cache.paging.first_kept(*number, n_tokens));
+    for (number, plane) in kept.flat_map(|(number, layer)| [(number, &layer.keys), (number, &layer.values)]) {
+        let page = cache.pages(sequence, number)[place] as usize;
         for head in 0..plane.n_heads {
             let block = page * plane.page_bytes() + head * plane.block_bytes;
             let mut piece = |start: usize, len: usize| visit(plane.bytes.at(block + start), len);
@@ -34,7 +36,7 @@ fn for_each_piece(
                 KvType::Q8_0 => {
                     let scales = plane.dim / Q8_LEN * 2;
                     piece(token * plane.dim, plane.dim);
-                    piece(cache.page_tokens * plane.dim + token * scales, scales);
+                    piece(page_tokens * plane.dim + token * scales, scales);
                 }
                 KvType::F16 | KvType::F32 => {
                     let len = cache.kv_type.vector_bytes(plane.dim);
@@ -45,11 +47,6 @@ fn for_each_piece(
     }
 }
 
-/// The first position of a text of `n_tokens` that the layers of a pool keep.
-fn first_kept(cache: &KvCache, pool: usize, n_tokens: usize) -> usize {
-    ImageShape::first_kept(cache.pools[pool].window(), n_tokens)
-}
-
 /// See [`KvStore::read`].
 pub(super) fn read(
     cache: &KvCache,
@@ -58,15 +55,8 @@ pub(super) fn read(
     positions: Range<usize>,
     out: &mut [u8],
 ) -> bool {
-    let is_text = positions.start <= positions.end && positions.end <= n_tokens && n_tokens <= cache.len(sequence);
-    if !is_text || !cache.is_open(sequence) || shape(cache).bytes(n_tokens, positions.clone()) != out.len() as u64 {
-        return false;
-    }
-    let is_there = |pool: usize| {
-        let from = positions.start.max(first_kept(cache, pool, n_tokens));
-        cache.pools[pool].has(sequence.0 as usize, from, positions.end)
-    };
-    if !(0..cache.pools.len()).all(is_there) {
+    let is_readable = cache.paging.is_readable(sequence, n_tokens, &positions);
+    if !is_readable || shape(cache).bytes(n_tokens, positions.clone()) != out.len() as u64 {
         return false;
     }
     let mut rest = out;
@@ -95,18 +85,8 @@ pub(super) fn append(
     if !is_text || shape(cache).bytes(n_tokens, from..end) != bytes.len() as u64 {
         return false;
     }
-    let slot = sequence.0 as usize;
-    if end.div_ceil(cache.page_tokens) > cache.pools[0].table(slot).len() {
+    if !cache.paging.begin_append(sequence, n_tokens, n_positions, &mut cache.layers) {
         return false;
-    }
-    for pool in 0..cache.pools.len() {
-        let first = first_kept(cache, pool, n_tokens);
-        if first > from {
-            cache.pools[pool].begin_at(slot, first.min(end));
-        }
-        if first < end && !cache.own(pool, slot, from.max(first), end) {
-            return false;
-        }
     }
     let mut rest = bytes;
     for position in from..end {

@@ -126,7 +126,7 @@ fn long_texts_run_in_the_room_of_their_windows_and_are_gone_on_with_while_it_is_
     assert_eq!(marks_at(&cache, fork, 0, 91..97), [1, 1, 1, 1, 1, 2]);
     assert!(cache.reserve(first, 40) && write(&mut cache, first, 0, 8, 3));
     [first, fork].into_iter().for_each(|sequence| cache.close(sequence));
-    assert!(cache.pools.iter().all(pool::is_empty));
+    assert!(cache.paging.is_empty());
 }
 
 proptest! {
@@ -238,9 +238,9 @@ proptest! {
                     }
                 }
             }
-            cache.pools.iter().for_each(|pool| { pool.recounted(); });
+            cache.paging.recount();
         }
         model.iter().flatten().for_each(|(sequence, _)| cache.close(*sequence));
-        prop_assert!(cache.pools.iter().all(pool::is_empty));
+        prop_assert!(cache.paging.is_empty());
     }
 }

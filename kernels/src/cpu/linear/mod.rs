@@ -13,6 +13,8 @@ mod avx2;
 mod avx512;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors"))]
 mod codebook;
+#[cfg(feature = "wgpu")]
+mod codes;
 mod drive;
 mod drive_floats;
 mod fine;
@@ -63,6 +65,8 @@ pub use job::{OutRows, Scratch};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::tile_products;
+#[cfg(feature = "wgpu")]
+pub(crate) use codes::{Coded, coded};
 pub(crate) use format::half_value;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;
@@ -110,7 +114,7 @@ macro_rules! with_format {
         $body
     }};
 }
-#[cfg(test)]
+#[cfg(any(test, feature = "wgpu"))]
 use with_format;
 
 /// A kernel of one type and instruction set.

@@ -16,10 +16,11 @@ use super::moe::{MoeInputs, MoeRoom};
 use super::stage::{Part, Stage, Stages};
 use super::step::{Bounds, Step};
 use super::{Compiled, Core, CpuPlan, InputNumbers, Local, Queries, StageInputs};
-use crate::backend::{DeviceError, KvType, Limits, Plan};
+use crate::backend::{DeviceError, Limits, Plan};
+use crate::checks::{self, check_limits};
 use crate::cpu::attention::{self, partial_len};
 use crate::cpu::isa::Isa;
-use crate::cpu::kv::{KvCache, Q8_LEN};
+use crate::cpu::kv::KvCache;
 use crate::cpu::linear::{Input, InputKind, Scratch};
 use crate::cpu::memory::{Block, room, zeros};
 use crate::cpu::pool::Team;
@@ -149,36 +150,6 @@ fn expert_layers(stages: &Stages) -> impl Iterator<Item = &Moe> + Clone {
     })
 }
 
-fn refuse<T>(message: String) -> Result<T, DeviceError> {
-    Err(DeviceError::Refused(message))
-}
-
-fn check(graph: &Graph, limits: &Limits) -> Result<(), DeviceError> {
-    for (name, value) in [
-        ("max_rows", limits.max_rows),
-        ("max_sequences", limits.max_sequences),
-        ("kv_tokens", limits.kv_tokens),
-        ("page_tokens", limits.page_tokens),
-        ("max_windows", limits.max_windows),
-    ] {
-        if value == 0 || value > 1 << 30 {
-            return refuse(format!("limit {name} is {value}, expected 1 to {}", 1 << 30));
-        }
-    }
-    if limits.kv_type == KvType::Q8_0 {
-        for (number, layer) in graph.kv_layers().iter().enumerate() {
-            for dim in [layer.key_dim, layer.value_dim] {
-                if !dim.is_multiple_of(Q8_LEN) {
-                    return refuse(format!(
-                        "a q8_0 cache needs heads of a multiple of {Q8_LEN} elements, layer {number} has {dim}"
-                    ));
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Makes the plan of `graph` within `limits`.
 pub(in crate::cpu) fn compile(
     isa: Isa,
@@ -186,7 +157,7 @@ pub(in crate::cpu) fn compile(
     limits: &Limits,
     n_workers: usize,
 ) -> Result<Box<dyn Plan>, DeviceError> {
-    check(graph, limits)?;
+    check_limits(graph, limits)?;
     let max_rows = limits.max_rows;
     let stages = lower(graph);
     let is_fine = activations::are_fine(graph, limits.activations);
@@ -259,12 +230,8 @@ pub(in crate::cpu) fn compile(
             })
             .collect(),
     };
-    let bounds = Bounds {
-        max_rows,
-        n_vocab: graph.n_vocab(),
-        max_context: graph.max_context(),
-        span_rows: span_rows(largest_group(graph)),
-    };
+    let of_batch = checks::Bounds { max_rows, n_vocab: graph.n_vocab(), max_context: graph.max_context() };
+    let bounds = Bounds { of_batch, span_rows: span_rows(largest_group(graph)) };
     Ok(Box::new(CpuPlan { core, bounds, team, locals }))
 }
 

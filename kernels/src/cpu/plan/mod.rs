@@ -224,6 +224,7 @@ impl Plan for CpuPlan {
         MemoryUse {
             weights_mapped: core.weights_mapped,
             weights_packed: core.weights_packed,
+            weights_copied: 0,
             kv: core.kv.bytes(),
             scratch: core.arena.bytes()
                 + core.inputs.iter().map(Input::bytes).sum::<u64>()

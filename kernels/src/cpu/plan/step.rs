@@ -1,7 +1,8 @@
 //! A batch as the stages see it: checked, with rows of one sequence brought together.
 
 use super::attend::{EQUAL_ROWS, n_alike};
-use crate::backend::{Batch, DeviceError, KvStore, Row, Sequence, Want, WantKind};
+use crate::backend::{Batch, DeviceError, KvStore, Row, Sequence, Want};
+use crate::checks::{self, check_batch, refuse};
 use crate::cpu::kv::KvCache;
 use crate::cpu::memory::room;
 
@@ -29,17 +30,11 @@ pub(super) struct Step {
     pub(super) lens: Vec<(Sequence, usize)>,
 }
 
-/// Bounds that batches are held to.
+/// Bounds that batches are held to, and how they are cut.
 pub(super) struct Bounds {
-    pub(super) max_rows: usize,
-    pub(super) n_vocab: usize,
-    pub(super) max_context: usize,
+    pub(super) of_batch: checks::Bounds,
     /// Rows of a span at most.
     pub(super) span_rows: usize,
-}
-
-fn refuse<T>(message: String) -> Result<T, DeviceError> {
-    Err(DeviceError::Refused(message))
 }
 
 impl Step {
@@ -56,40 +51,7 @@ impl Step {
 
     /// Takes a batch over, or says what is wrong with it. Pages that the batch writes become the sequences' own.
     pub(super) fn prepare(&mut self, batch: &Batch, bounds: &Bounds, kv: &mut KvCache) -> Result<(), DeviceError> {
-        if batch.rows.len() > bounds.max_rows {
-            return refuse(format!("a batch of {} rows, at most {} fit", batch.rows.len(), bounds.max_rows));
-        }
-        if batch.want.len() > bounds.max_rows {
-            return refuse(format!("{} results, at most {} fit", batch.want.len(), bounds.max_rows));
-        }
-        for (index, row) in batch.rows.iter().enumerate() {
-            if row.token as usize >= bounds.n_vocab {
-                return refuse(format!("row {index}: token {} of a vocabulary of {}", row.token, bounds.n_vocab));
-            }
-            if row.position >= bounds.max_context {
-                return refuse(format!(
-                    "row {index}: position {} of a context of {}",
-                    row.position, bounds.max_context
-                ));
-            }
-            if !kv.is_open(row.sequence) {
-                return refuse(format!("row {index}: sequence {} is not open", row.sequence.0));
-            }
-        }
-        for (index, want) in batch.want.iter().enumerate() {
-            if want.row >= batch.rows.len() {
-                return refuse(format!("result {index}: row {} of {}", want.row, batch.rows.len()));
-            }
-            match want.kind {
-                WantKind::TopK(k) if k == 0 || k > bounds.n_vocab => {
-                    return refuse(format!("result {index}: the best {k} of {}, expected 1 to all", bounds.n_vocab));
-                }
-                WantKind::Score(token) if token as usize >= bounds.n_vocab => {
-                    return refuse(format!("result {index}: token {token} of a vocabulary of {}", bounds.n_vocab));
-                }
-                _ => {}
-            }
-        }
+        check_batch(batch, &bounds.of_batch, |sequence| kv.is_open(sequence))?;
         self.rows.clear();
         self.rows.extend_from_slice(&batch.rows);
         self.want.clear();
@@ -137,7 +99,7 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Limits;
+    use crate::backend::{Limits, WantKind};
     use crate::graph::KvLayer;
 
     fn cache() -> KvCache {
@@ -155,7 +117,8 @@ mod tests {
         Row { token: 1, position, sequence: Sequence(sequence) }
     }
 
-    const BOUNDS: Bounds = Bounds { max_rows: 8, n_vocab: 10, max_context: 7, span_rows: 2 };
+    const BOUNDS: Bounds =
+        Bounds { of_batch: checks::Bounds { max_rows: 8, n_vocab: 10, max_context: 7 }, span_rows: 2 };
 
     fn prepared(rows: Vec<Row>, want: Vec<Want>) -> Result<Step, String> {
         let mut step = Step::try_new(8).unwrap();

@@ -5,8 +5,12 @@ use std::time::Instant;
 use farpost_kernels::backend::Backend;
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
+#[cfg(feature = "wgpu")]
+use farpost_kernels::wgpu::{Adapters, Wgpu};
 
 use crate::amount;
+
+const ABSENT: &str = "not built into this program";
 
 /// One kind of device.
 #[derive(Debug)]
@@ -23,8 +27,21 @@ pub fn all(chosen: &Result<Isa, IsaError>) -> Vec<Finding> {
         Ok(isa) => test(&Cpu::new(*isa)),
         Err(error) => Err(error.to_string()),
     };
-    let absent = |backend| Finding { backend, state: Err("not built into this program".to_owned()) };
-    vec![Finding { backend: "cpu", state: cpu }, absent("wgpu"), absent("cuda")]
+    let absent = |backend| Finding { backend, state: Err(ABSENT.to_owned()) };
+    vec![Finding { backend: "cpu", state: cpu }, Finding { backend: "wgpu", state: graphics() }, absent("cuda")]
+}
+
+#[cfg(feature = "wgpu")]
+fn graphics() -> Result<String, String> {
+    let device = Wgpu::open(Adapters::Any).map_err(|error| error.to_string())?;
+    let tested = test(&device).map_err(|error| format!("{}: {error}", device.describe().name))?;
+    let played = if device.is_software() { " (the processor plays it: taken only if asked for)" } else { "" };
+    Ok(format!("{}{played}, {tested}", device.describe().name))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn graphics() -> Result<String, String> {
+    Err(ABSENT.to_owned())
 }
 
 /// Lets a device compute what is known already.

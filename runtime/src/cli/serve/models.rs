@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use farpost::engine::{EngineOptions, Models, ModelsOptions, Opened, Sampling, Speculate};
@@ -158,7 +157,7 @@ impl ModelsArgs {
             memory_cap: config.memory_cap.or_else(|| device::memory_cap(&self.memory)),
             idle: config.idle.or(self.idle_unload.map(Duration::from_secs)),
         };
-        let (console, backend) = (console.clone(), Arc::new(device::cpu()?));
+        let (console, backend) = (console.clone(), device::backend(self.memory.backend, console)?);
         let open = move |name: &str| match openings.get(name) {
             Some(opening) => opening.open(&console),
             // The server asks for names that are served only, so this is nobody's.

@@ -94,6 +94,7 @@ fn models(out: &mut Page, app: &App) {
         let kinds = [
             ("weights_mapped", memory.weights_mapped),
             ("weights_packed_mapped", memory.weights_packed),
+            ("weights_copied", memory.weights_copied),
             ("kv", memory.kv),
             ("scratch", memory.scratch),
             ("requests", loaded.holdings.requests),

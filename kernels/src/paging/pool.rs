@@ -33,7 +33,7 @@ struct Page {
 }
 
 /// The pages of some layers.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     window: Option<usize>,
     page_tokens: usize,
     pages: Vec<Page>,
@@ -45,7 +45,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// `n_pages` pages for `n_tables` sequences of up to `most_pages` each.
-    pub(super) fn try_new(
+    pub(crate) fn try_new(
         window: Option<usize>,
         page_tokens: usize,
         n_pages: usize,
@@ -63,17 +63,17 @@ impl Pool {
         Ok(Self { window, page_tokens, pages, free, n_spare: 0, clock: 0, tables })
     }
 
-    pub(super) fn window(&self) -> Option<usize> {
+    pub(crate) fn window(&self) -> Option<usize> {
         self.window
     }
 
     /// The pages of a sequence, place by place; no page where its positions fell behind the window.
-    pub(super) fn table(&self, slot: usize) -> &[u32] {
+    pub(crate) fn table(&self, slot: usize) -> &[u32] {
         self.tables.get(slot).map_or(&[], |table| &table.pages)
     }
 
     /// Pages that nobody needs.
-    pub(super) fn n_free(&self) -> usize {
+    pub(crate) fn n_free(&self) -> usize {
         self.free.len() + self.n_spare
     }
 
@@ -84,7 +84,7 @@ impl Pool {
     }
 
     /// Whether positions are all there.
-    pub(super) fn has(&self, slot: usize, from: usize, to: usize) -> bool {
+    pub(crate) fn has(&self, slot: usize, from: usize, to: usize) -> bool {
         let table = &self.tables[slot];
         let places = from / self.page_tokens..to.div_ceil(self.page_tokens);
         from >= to
@@ -92,7 +92,7 @@ impl Pool {
     }
 
     /// Most tokens, up to `tokens`, that a text can be gone on with after: what the next row looks at is there.
-    pub(super) fn resumable(&self, slot: usize, tokens: usize) -> usize {
+    pub(crate) fn resumable(&self, slot: usize, tokens: usize) -> usize {
         let Some(window) = self.window else { return tokens };
         let mut tokens = tokens;
         while tokens > 0 {
@@ -111,20 +111,20 @@ impl Pool {
     }
 
     /// Pages that room for positions `len..tokens` takes, with the copy of the page that is written next if it is shared.
-    pub(super) fn needed(&self, slot: usize, len: usize, tokens: usize) -> usize {
+    pub(crate) fn needed(&self, slot: usize, len: usize, tokens: usize) -> usize {
         let table = &self.tables[slot].pages;
         let n_more = tokens.div_ceil(self.page_tokens).saturating_sub(table.len());
         n_more + usize::from(tokens > len && self.is_shared(slot, len / self.page_tokens))
     }
 
     /// Whether the page at a place is in another table as well.
-    pub(super) fn is_shared(&self, slot: usize, place: usize) -> bool {
+    pub(crate) fn is_shared(&self, slot: usize, place: usize) -> bool {
         let page = self.tables[slot].pages.get(place).filter(|page| **page != NONE);
         page.is_some_and(|page| self.pages[*page as usize].n_tables > 1)
     }
 
     /// Lengthens a table to room for `tokens`; false if there are not as many pages.
-    pub(super) fn grow(&mut self, slot: usize, tokens: usize) -> bool {
+    pub(crate) fn grow(&mut self, slot: usize, tokens: usize) -> bool {
         while self.tables[slot].pages.len() < tokens.div_ceil(self.page_tokens) {
             let Some(page) = self.take(self.tables[slot].pages.len()) else { return false };
             self.tables[slot].pages.push(page);
@@ -133,7 +133,7 @@ impl Pool {
     }
 
     /// Lets a table, which holds nothing yet, begin at `position`: earlier ones are never looked at.
-    pub(super) fn begin_at(&mut self, slot: usize, position: usize) {
+    pub(crate) fn begin_at(&mut self, slot: usize, position: usize) {
         let table = &mut self.tables[slot];
         table.from = table.from.max(position);
         while table.pages.len() < position / self.page_tokens {
@@ -143,7 +143,7 @@ impl Pool {
 
     /// Takes a page in the place of one that others share: the shared one, whose bytes are to be copied, and its own.
     /// `None` if there is none left.
-    pub(super) fn part_with(&mut self, slot: usize, place: usize) -> Option<(u32, u32)> {
+    pub(crate) fn part_with(&mut self, slot: usize, place: usize) -> Option<(u32, u32)> {
         let own = self.take(place)?;
         let shared = std::mem::replace(&mut self.tables[slot].pages[place], own);
         self.leave(shared, place >= self.tables[slot].first_live);
@@ -151,7 +151,7 @@ impl Pool {
     }
 
     /// A text has `len` tokens now: pages behind the window of the next row are live no longer, others are again.
-    pub(super) fn set_len(&mut self, slot: usize, len: usize) {
+    pub(crate) fn set_len(&mut self, slot: usize, len: usize) {
         let live_from = self.live_from(len) / self.page_tokens;
         let Table { pages, first_live, .. } = &self.tables[slot];
         let (old, new) = (*first_live, live_from.min(pages.len()));
@@ -173,7 +173,7 @@ impl Pool {
     }
 
     /// Takes pages that hold nothing of the first `len` positions out of a table.
-    pub(super) fn truncate(&mut self, slot: usize, len: usize) {
+    pub(crate) fn truncate(&mut self, slot: usize, len: usize) {
         let n_pages = len.div_ceil(self.page_tokens);
         while self.tables[slot].pages.len() > n_pages
             && let Some(page) = self.tables[slot].pages.pop()
@@ -192,7 +192,7 @@ impl Pool {
     }
 
     /// Puts the pages of the first `len` positions into another table, which is empty.
-    pub(super) fn fork(&mut self, from: usize, to: usize, len: usize) {
+    pub(crate) fn fork(&mut self, from: usize, to: usize, len: usize) {
         let n_pages = len.div_ceil(self.page_tokens);
         let first_live = (self.live_from(len) / self.page_tokens).min(n_pages);
         for place in 0..n_pages {
@@ -262,7 +262,7 @@ impl Pool {
 
     /// Counts made anew from the tables: pages in none, and pages that are live for none.
     #[cfg(test)]
-    pub(super) fn recounted(&self) -> (usize, usize) {
+    pub(crate) fn recounted(&self) -> (usize, usize) {
         let mut counts = vec![(0, 0); self.pages.len()];
         for table in &self.tables {
             for (place, page) in table.pages.iter().enumerate().filter(|(_, page)| **page != NONE) {
@@ -283,6 +283,6 @@ impl Pool {
 
 /// Numbers of a pool in which no sequence is open.
 #[cfg(test)]
-pub(super) fn is_empty(pool: &Pool) -> bool {
+pub(crate) fn is_empty(pool: &Pool) -> bool {
     pool.n_spare == 0 && pool.free.len() == pool.pages.len()
 }

@@ -1,0 +1,49 @@
+// Products with many input rows: a group makes 64 rows of the weight times 32 input rows, 32 columns at a time from
+// workgroup memory; a thread eight times four of them.
+const OUT_ROWS: u32 = 64u;
+const INPUT_ROWS: u32 = 32u;
+// Vectors from one row to the next: one more than there are, so that rows begin in different banks.
+const STRIDE: u32 = 9u;
+
+var<workgroup> w_tile: array<vec4<f32>, 576>;
+var<workgroup> x_tile: array<vec4<f32>, 288>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let first_row = group.x * OUT_ROWS;
+    let first_input = group.y * INPUT_ROWS;
+    let last_input = n_inputs() - 1u;
+    let own_row = thread % 8u;
+    let own_input = thread / 8u;
+    var sums: array<vec4<f32>, 8>;
+    for (var at = 0u; at < 8u; at++) { sums[at] = vec4<f32>(0.0); }
+    var w: array<vec4<f32>, 8>;
+    for (var unit = 0u; unit < p.units; unit++) {
+        read_unit(min(first_row + thread, p.n_out - 1u), p.units, unit, &w);
+        for (var four = 0u; four < 8u; four++) { w_tile[thread * STRIDE + four] = w[four]; }
+        for (var at = 0u; at < 4u; at++) {
+            let input = (at * 64u + thread) / 8u;
+            let four = thread % 8u;
+            x_tile[input * STRIDE + four] = read_x(min(first_input + input, last_input), unit * 8u + four);
+        }
+        workgroupBarrier();
+        for (var four = 0u; four < 8u; four++) {
+            let x0 = x_tile[own_input * STRIDE + four];
+            let x1 = x_tile[(own_input + 8u) * STRIDE + four];
+            let x2 = x_tile[(own_input + 16u) * STRIDE + four];
+            let x3 = x_tile[(own_input + 24u) * STRIDE + four];
+            for (var at = 0u; at < 8u; at++) {
+                let weights = w_tile[(own_row + 8u * at) * STRIDE + four];
+                sums[at] += vec4<f32>(dot(weights, x0), dot(weights, x1), dot(weights, x2), dot(weights, x3));
+            }
+        }
+        workgroupBarrier();
+    }
+    for (var at = 0u; at < 8u; at++) {
+        let row = first_row + own_row + 8u * at;
+        for (var part = 0u; part < 4u; part++) {
+            let input = first_input + own_input + 8u * part;
+            if (row < p.n_out && input <= last_input) { put(input, p.first + row, sums[at][part]); }
+        }
+    }
+}
