@@ -7,6 +7,8 @@ mod windows;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "wgpu")]
+use farpost::engine::DeviceState;
 use farpost::engine::{
     Backends, Engine, EngineOptions, Finish, GenerateOptions, Generated, Request, Sampling, Session, SessionOptions,
     Speculate,
@@ -14,6 +16,8 @@ use farpost::engine::{
 use farpost::{Model, ModelOptions};
 use farpost_firmware_tests::model;
 use farpost_kernels::backend::Batch;
+#[cfg(feature = "wgpu")]
+use farpost_kernels::backend::{Backend, DeviceError};
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::fault::{Fault, Faulty};
 use farpost_models::template::RenderInput;
@@ -88,6 +92,33 @@ fn eight_answers_outlive_their_device() {
         let states = engine.devices();
         assert!(states[1].is_used && states[0].failure.is_some(), "{what}: {states:?}");
     }
+}
+
+/// The same with a graphics processor that is pulled out.
+#[cfg(feature = "wgpu")]
+#[test]
+fn eight_answers_outlive_a_graphics_processor() {
+    use farpost_kernels::wgpu::{Adapters, Wgpu};
+    let graphics: Arc<dyn Backend> = match Wgpu::open(Adapters::Any) {
+        Ok(graphics) => Arc::new(graphics),
+        Err(error) => return println!("skipped: {error}; install a Vulkan driver"),
+    };
+    let model = Arc::new(Model::pocket().unwrap());
+    let prompts: Vec<Vec<u32>> = COMMANDS.iter().cycle().take(8).map(|text| command(&model, text)).collect();
+    let requests: Vec<Request> = prompts.into_iter().map(|prompt| Request::new(prompt, greedy(64))).collect();
+    let texts = |backends: Backends| -> (Vec<String>, Vec<DeviceState>) {
+        let engine = Engine::open(Arc::clone(&model), backends, &EngineOptions::default()).unwrap();
+        let texts = answers(&engine, &requests).into_iter().map(|choices| choices[0].text.clone()).collect();
+        (texts, engine.devices())
+    };
+    let (undisturbed, _) = texts(Backends::one(Arc::clone(&graphics)));
+    let lost = |_: usize, batch: &Batch| {
+        (batch.want.len() == 8).then(|| Fault::Midway(DeviceError::Lost("it was pulled out".to_owned())))
+    };
+    let device = Faulty::new(graphics, lost);
+    let (disturbed, states) = texts(Backends::from(Arc::new(device.clone())).or(Arc::new(Cpu::detect())));
+    assert_eq!(disturbed, undisturbed);
+    assert_eq!((device.n_faults(), states[0].info.backend, states[1].is_used), (1, "wgpu", true), "{states:?}");
 }
 
 #[test]

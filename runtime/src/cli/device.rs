@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use farpost::Model;
+#[cfg(feature = "server")]
+use farpost::engine::Backends;
 use farpost::engine::{Session, SessionOptions};
 use farpost_kernels::backend::Backend;
 use farpost_kernels::cpu::Cpu;
@@ -56,6 +58,15 @@ pub fn backend(choice: BackendChoice, console: &Console) -> Result<Arc<dyn Backe
             None => Ok(Arc::new(cpu()?)),
         },
     }
+}
+
+/// The devices to serve with: where a graphics processor fails, the processor goes on.
+#[cfg(feature = "server")]
+pub fn backends(choice: BackendChoice, console: &Console) -> Result<Backends, Failure> {
+    let first = backend(choice, console)?;
+    let is_cpu = first.describe().backend == "cpu";
+    let backends = Backends::one(first);
+    Ok(if is_cpu { backends } else { backends.or(Arc::new(cpu()?)) })
 }
 
 #[cfg(feature = "wgpu")]

@@ -157,13 +157,13 @@ impl ModelsArgs {
             memory_cap: config.memory_cap.or_else(|| device::memory_cap(&self.memory)),
             idle: config.idle.or(self.idle_unload.map(Duration::from_secs)),
         };
-        let (console, backend) = (console.clone(), device::backend(self.memory.backend, console)?);
+        let (console, backends) = (console.clone(), device::backends(self.memory.backend, console)?);
         let open = move |name: &str| match openings.get(name) {
             Some(opening) => opening.open(&console),
             // The server asks for names that are served only, so this is nobody's.
             None => Ok(Opened::new(Model::open(name.as_ref(), &ModelOptions::default())?, EngineOptions::default())),
         };
-        Ok((Models::new(Box::new(open), backend, options), served))
+        Ok((Models::new(Box::new(open), backends, options), served))
     }
 
     fn config(&self) -> Result<Config, Failure> {
