@@ -15,7 +15,7 @@ pub struct Console {
     is_json: bool,
     is_quiet: bool,
     is_verbose: bool,
-    /// What is said is read by programs, one JSON object a line.
+    /// What is said is a log: lines with their time, or one JSON object a line.
     is_log: bool,
     is_stderr_terminal: bool,
     is_stdout_terminal: bool,
@@ -51,10 +51,11 @@ impl Console {
         }
     }
 
-    /// The same, with notes as JSON objects where results are: for a program whose results are its log.
+    /// The same, with the time of each note, and as JSON objects where results are: for a program whose results are its
+    /// log.
     #[cfg(feature = "server")]
     pub fn for_log(&self) -> Self {
-        Self { is_log: self.is_json, ..self.clone() }
+        Self { is_log: true, ..self.clone() }
     }
 
     /// Results are wanted as JSON.
@@ -140,12 +141,21 @@ impl Console {
 
     /// Says `text`, to people as it is `shown`.
     fn tell(&self, text: &str, shown: &str) {
-        if self.is_log {
+        if self.is_log && self.is_json {
             let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             Self::complain(&serde_json::json!({ "time": time, "message": text }).to_string());
         } else {
-            Self::complain(shown);
+            Self::complain(&format!("{}{shown}", self.time()));
         }
+    }
+
+    /// What a line begins with.
+    fn time(&self) -> String {
+        #[cfg(feature = "server")]
+        if self.is_log {
+            return farpost::server::log_time() + " ";
+        }
+        String::new()
     }
 
     fn complain(text: &str) {

@@ -22,7 +22,7 @@ use super::metrics::Metrics;
 use super::options::{EngineOptions, Sizes};
 use super::owner::choice::{Choice, Job};
 use super::owner::prefixes::Hashing;
-use super::owner::{Board, Clock, Order, Owner};
+use super::owner::{Board, Clock, Load, Order, Owner};
 use super::pooling::Pooled;
 use super::request::{MOST_CHOICES, Refusal, Request};
 use super::sampler::Sampler;
@@ -305,9 +305,14 @@ impl Inner {
         let load = self.board.load();
         if let Some(deadline) = request.deadline {
             let options = &request.options;
-            let estimate = load.estimate(request.priority, request.prompt.len(), options.max_tokens, request.n);
-            if let Some(estimate) = estimate.filter(|estimate| *estimate > deadline) {
-                return Err(Refusal::Deadline { deadline, estimate });
+            let of = |load: &Load| load.estimate(request.priority, request.prompt.len(), options.max_tokens, request.n);
+            if let Some(estimate) = of(&load).filter(|estimate| *estimate > deadline) {
+                let is_queue = of(&load.idle()).is_some_and(|alone| alone <= deadline);
+                return Err(Refusal::Deadline {
+                    deadline,
+                    estimate,
+                    retry_after: is_queue.then(|| estimate - deadline),
+                });
             }
         }
         let sent = self.board.n_sent.fetch_add(1, Ordering::SeqCst);

@@ -111,6 +111,8 @@ pub enum Refusal {
         deadline: Duration,
         /// What it would take with what runs and waits now, from measured times.
         estimate: Duration,
+        /// When enough of that should be done; `None` if it would take too long alone, too.
+        retry_after: Option<Duration>,
     },
     /// More memory than there is under the cap.
     #[error("{needed_bytes} bytes are needed for {what} of a prompt of {tokens} tokens, {allowed_bytes} are free")]

@@ -15,7 +15,7 @@ use super::app::App;
 use super::catalogue::Entry;
 use super::error::Problem;
 use super::health::json_response;
-use super::wire;
+use super::{log, wire};
 
 /// What all paths here begin with.
 pub(super) const PREFIX: &str = "/admin/";
@@ -73,7 +73,9 @@ async fn load(State(app): Shared, name: Name) -> Response {
 /// Unloads a model when what it does is done, or after the time that a server drains for.
 async fn unload(State(app): Shared, name: Name) -> Response {
     let work = |app: &App, entry: &Arc<Entry>| {
-        app.catalogue.unload(entry, app.options.drain_timeout);
+        if app.catalogue.unload(entry, app.options.drain_timeout) {
+            log::note(app, &format!("model {:?} was unloaded: that was asked for", entry.served.name));
+        }
         Ok(())
     };
     change(app, name, work).await

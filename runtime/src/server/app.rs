@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
+use farpost_models::template::CivilTime;
 use rustls::ServerConfig;
 use tokio::sync::Semaphore;
 
@@ -129,12 +130,15 @@ impl App {
         let body = super::wire::error(problem);
         let retry_after = problem.retry_after().map(|seconds| format!("retry-after: {seconds}\r\n"));
         let head = format!(
-            "HTTP/1.1 {} {}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             x-request-id: {id}\r\n{}content-length: {}\r\n\r\n",
+            "HTTP/1.1 {} {}\r\nconnection: close\r\ncontent-type: application/json\r\nx-request-id: {id}\r\n\
+             x-farpost-version: {}\r\nopenai-processing-ms: 0\r\n{}content-length: {}\r\ndate: {}\r\n\r\n",
             status.as_u16(),
             status.canonical_reason().unwrap_or_default(),
+            env!("CARGO_PKG_VERSION"),
             retry_after.unwrap_or_default(),
-            body.len()
+            body.len(),
+            // As HTTP writes it (RFC 9110, section 5.6.7).
+            CivilTime::now_utc().format("%a, %d %b %Y %H:%M:%S GMT"),
         );
         (head + &body).into_bytes()
     }

@@ -174,8 +174,12 @@ impl Entry {
 
     /// What who will not wait until it is loaded is told. Where nothing is known it takes as long again as it took so far.
     fn loading(&self, since: Instant) -> Problem {
+        Problem::Loading { retry_after: self.left(since) }
+    }
+
+    fn left(&self, since: Instant) -> Duration {
         let left = self.left_of(since).unwrap_or_else(|| since.elapsed());
-        Problem::Loading { retry_after: left.clamp(Duration::from_secs(1), MOST_RETRY) }
+        left.clamp(Duration::from_secs(1), MOST_RETRY)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -187,12 +191,39 @@ impl Entry {
         self.is_changed.notify_all();
     }
 
+    /// It is loaded no more. False if it was not shown to be.
+    fn forget(&self) -> bool {
+        let mut state = self.state();
+        let was_here = matches!(*state, State::Here(_));
+        if was_here {
+            *state = State::Away;
+        }
+        was_here
+    }
+
     /// The model if it is loaded.
     pub(super) fn hosted(&self) -> Option<Arc<Hosted>> {
         match &*self.state() {
             State::Here(hosted) => Some(Arc::clone(hosted)),
             _ => None,
         }
+    }
+
+    /// The same with a reason, where there is one to tell; `is_told`: why it can't be loaded, too.
+    pub(super) fn standing(&self, is_told: bool) -> (&'static str, Option<String>) {
+        let name = self.state_name();
+        let reason = match &*self.state() {
+            State::Failed(Problem::ModelFailed { cause, .. }, _) => {
+                Some(Problem::ModelFailed { cause: Arc::clone(cause), is_told }.to_string())
+            }
+            State::Failed(problem, _) => Some(problem.to_string()),
+            &State::Loading(since) => Some(match self.left_of(since) {
+                Some(left) => format!("it is being loaded, which should take {} s more", left.as_secs_f64().ceil()),
+                None => "it is being loaded".to_owned(),
+            }),
+            State::Away | State::Here(_) => None,
+        };
+        (name, reason)
     }
 
     /// "away", "loading", "loaded" or "failed".
@@ -254,6 +285,15 @@ impl Catalogue {
             Standing { info, is_used, failure }
         };
         self.models.devices().into_iter().enumerate().map(standing).collect()
+    }
+
+    /// Time until all that are being loaded are there, as whoever asks for them is told; a second or more.
+    pub(super) fn loading(&self) -> Duration {
+        let left = self.entries.iter().filter_map(|entry| match *entry.state() {
+            State::Loading(since) => Some(entry.left(since)),
+            _ => None,
+        });
+        left.fold(Duration::from_secs(1), Duration::max)
     }
 
     /// Those that are loaded.
@@ -330,12 +370,14 @@ impl Catalogue {
             }
             ready();
             while !app.is_draining() {
-                if let Ok(entry) = self.wanted.1.recv_timeout(ROUND)
-                    && let Ok(hosted) = self.load(app, &entry)
-                {
-                    hash(hosted);
+                if let Ok(entry) = self.wanted.1.recv_timeout(ROUND) {
+                    match self.load(app, &entry) {
+                        Ok(hosted) => hash(hosted),
+                        // At the start it ends the server, and is said at the end.
+                        Err(error) => log::warn(app, &error.to_string()),
+                    }
                 }
-                self.let_go();
+                self.let_go(app);
             }
             Ok(())
         })
@@ -349,7 +391,7 @@ impl Catalogue {
         let loaded = loaded.unwrap_or_else(|_| Err(panicked()));
         app.metrics.count_load(name, loaded.is_ok());
         // What has made room is seen to be gone by whoever sees the new one.
-        self.forget_unloaded();
+        self.tell_gone(app);
         match &loaded {
             Ok(hosted) => {
                 app.metrics.of(name, "");
@@ -360,7 +402,6 @@ impl Catalogue {
                 entry.set(State::Here(Arc::clone(hosted)));
             }
             Err(error) => {
-                log::warn(app, &error.to_string());
                 entry.set(State::Failed(problem(error), Instant::now()));
             }
         }
@@ -382,17 +423,23 @@ impl Catalogue {
     }
 
     /// Unloads what idles, and lets go of what was unloaded to make room.
-    fn let_go(&self) {
-        self.models.unload_idle();
-        self.forget_unloaded();
+    fn let_go(&self, app: &App) {
+        for name in self.models.unload_idle() {
+            log::note(app, &format!("model {name:?} was unloaded: nobody asked for it"));
+            if let Some(entry) = self.entry(&name) {
+                entry.forget();
+            }
+        }
+        self.tell_gone(app);
     }
 
-    fn forget_unloaded(&self) {
+    /// Lets go of what was unloaded to make room.
+    fn tell_gone(&self, app: &App) {
         let loaded = self.models.loaded();
-        for entry in &self.entries {
-            let mut state = entry.state();
-            if matches!(*state, State::Here(_)) && !loaded.iter().any(|loaded| loaded.name == entry.served.name) {
-                *state = State::Away;
+        let is_loaded = |entry: &Entry| loaded.iter().any(|loaded| loaded.name == entry.served.name);
+        for entry in self.entries.iter().filter(|entry| !is_loaded(entry)) {
+            if entry.forget() {
+                log::note(app, &format!("model {:?} was unloaded: another one needed the room", entry.served.name));
             }
         }
     }

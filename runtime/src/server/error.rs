@@ -113,6 +113,8 @@ pub(super) enum Problem {
     Unreachable {
         deadline: Duration,
         estimate: Duration,
+        /// `None` where waiting is of no use.
+        retry_after: Option<Duration>,
     },
     /// The deadline passed, with so many tokens written.
     Deadline {
@@ -219,13 +221,10 @@ impl Problem {
             | Self::Rate { retry_after, .. }
             | Self::Quota { retry_after, .. }
             | Self::Loading { retry_after }
+            | Self::Unreachable { retry_after: Some(retry_after), .. }
             | Self::Memory { retry_after: Some(retry_after), .. }
             | Self::ModelMemory { retry_after: Some(retry_after), .. } => {
                 Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
-            }
-            // What is before it now is done by then.
-            Self::Unreachable { deadline, estimate } => {
-                Some(estimate.saturating_sub(*deadline).as_secs_f64().ceil().max(1.0) as u64)
             }
             Self::Draining | Self::TooManyConnections => Some(1),
             Self::ModelFailed { .. } => Some(PAUSE.as_secs()),
@@ -294,7 +293,9 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::QueueFull { waiting, retry_after } => Self::QueueFull { waiting, retry_after },
-            Refusal::Deadline { deadline, estimate } => Self::Unreachable { deadline, estimate },
+            Refusal::Deadline { deadline, estimate, retry_after } => {
+                Self::Unreachable { deadline, estimate, retry_after }
+            }
             Refusal::Memory { needed_bytes, allowed_bytes, retry_after, .. } => {
                 Self::Memory { needed_bytes, allowed_bytes, retry_after }
             }
@@ -344,7 +345,7 @@ impl fmt::Display for Problem {
             Self::Superseded => f.write_str("a newer request with the same supersede_key took its place"),
             Self::Loading { .. } => f.write_str("the model is being loaded"),
             Self::Draining => f.write_str("the server is shutting down"),
-            Self::Unreachable { deadline, estimate } => write!(
+            Self::Unreachable { deadline, estimate, .. } => write!(
                 f,
                 "the deadline is in {} ms, the answer would take {} ms",
                 deadline.as_millis(),

@@ -12,7 +12,7 @@ use super::catalogue::Hosted;
 use super::error::Problem;
 use super::guard::Visit;
 use super::metrics::{KeyMetrics, Outcome, Phase};
-use super::otlp::Span;
+use super::otlp::{Counts, Kind, Span};
 use super::quota::Running;
 use crate::engine::{Finish, Logprobs, Refusal, Request, Stream, StreamEvent, Timings};
 
@@ -69,7 +69,9 @@ pub(super) struct Following {
     last_tokens: Vec<Option<Instant>>,
     /// Its place in the account of its key.
     running: Option<Running>,
-    /// What telemetry is told at the end.
+    /// What a collector is told, where there is one.
+    told: Option<(Kind, Arc<Counts>)>,
+    /// What it is told at the end.
     started: SystemTime,
     first_token: Option<Duration>,
     finish_reasons: Vec<&'static str>,
@@ -114,6 +116,13 @@ impl Following {
         }
         let streams = streams?.into_iter().enumerate().collect();
         let n_open = n * n_prompts;
+        visit.about.set_phase(Phase::Queue);
+        let told = app.otlp.as_ref().map(|otlp| {
+            let caller = visit.caller.metrics_id().to_owned();
+            let kind = Kind { model: hosted.name.clone(), caller, operation: visit.operation, error: None };
+            let counts = otlp.counts(&kind);
+            (kind, counts)
+        });
         Ok(Self {
             app: Arc::clone(app),
             visit: visit.clone(),
@@ -132,6 +141,7 @@ impl Following {
             last_tokens: vec![None; n_open],
             running,
             hosted,
+            told,
             started: SystemTime::now(),
             first_token: None,
             finish_reasons: Vec::new(),
@@ -238,7 +248,7 @@ impl Following {
             StreamEvent::Queued { .. } => None,
             StreamEvent::Prefill { .. } => {
                 if self.phase == Phase::Queue {
-                    self.phase = Phase::Prefill;
+                    self.enter(Phase::Prefill);
                 }
                 None
             }
@@ -268,6 +278,11 @@ impl Following {
         }
     }
 
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.visit.about.set_phase(phase);
+    }
+
     fn broken(&mut self, problem: Problem) -> Said {
         self.error = Some(problem.reason());
         self.end(Outcome::Failed);
@@ -280,12 +295,18 @@ impl Following {
         let now = Instant::now();
         self.n_unfinished[choice] += 1;
         if self.phase != Phase::Decode {
-            self.phase = Phase::Decode;
+            self.enter(Phase::Decode);
             self.first_token = Some(now - self.submitted);
             self.metrics.first_token.add(now - self.submitted);
+            if let Some((_, counts)) = &self.told {
+                counts.first_token.add(now - self.submitted);
+            }
         }
         if let Some(last) = self.last_tokens[choice].replace(now) {
             self.metrics.inter_token.add(now - last);
+            if let Some((_, counts)) = &self.told {
+                counts.inter_token.add(now - last);
+            }
         }
     }
 
@@ -313,8 +334,8 @@ impl Following {
             }
             self.metrics.count(outcome);
             self.metrics.whole.add(self.submitted.elapsed());
-            if let Some(otlp) = &self.app.otlp {
-                otlp.tell(&self.span(outcome), self.visit.parent);
+            if let (Some(otlp), Some((kind, _))) = (&self.app.otlp, &self.told) {
+                otlp.end_of(kind, &self.span(outcome), self.visit.parent);
             }
         }
     }

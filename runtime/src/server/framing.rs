@@ -153,6 +153,10 @@ fn body(head: &[u8]) -> Result<Part, Refused> {
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
             is_chunked = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
+            // Even twice the same: others on the way may have taken one of them away, and not the other.
+            if length.is_some() {
+                return Err(Refused(400));
+            }
             length = Some(std::str::from_utf8(value).ok().and_then(|value| value.parse::<u64>().ok()));
         }
     }
@@ -200,7 +204,8 @@ mod tests {
         let both = "POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
         let turned = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n";
         let first = "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc";
-        for bad in [both, turned, &[first, both].concat(), &[first, turned].concat()] {
+        let twice = "POST / HTTP/1.1\r\nContent-Length: 5\r\ncontent-length: 5\r\n\r\n";
+        for bad in [both, turned, twice, &[first, both].concat(), &[first, turned].concat(), &[first, twice].concat()] {
             assert_eq!(pass(bad), Err(Refused(400)), "{bad}");
         }
         // In a body they are text.

@@ -2,24 +2,27 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use axum::http::{Method, StatusCode, Version};
+use axum::http::{Method, Version};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use super::app::{App, unix_seconds};
 use super::catalogue::Hosted;
 use super::error::{Invalid, MALFORMED_HEAD, Problem};
 use super::keys::{Key, Keys, Scope};
 use super::live::Live;
+use super::log::{Record, Recorded};
+use super::metrics::{PHASES, Phase};
 use super::otlp::Parent;
 use super::quota::{Account, Running, Standing};
-use super::{admin, page, wire};
+use super::{admin, cors, page, wire};
 
 /// Both ends of a connection.
 #[derive(Clone, Debug)]
@@ -39,6 +42,10 @@ pub(super) struct Caller {
     account: Option<Arc<Account>>,
     /// Its certificate; `None` where none are asked for.
     certificate: Option<Arc<str>>,
+    /// It is on this machine.
+    is_near: bool,
+    /// Keys are asked for, and it has shown none: what it asks for needs none.
+    lacks_key: bool,
 }
 
 impl Caller {
@@ -71,6 +78,19 @@ impl Caller {
         headers.flatten().collect()
     }
 
+    /// Whether it may use the admin routes.
+    pub(super) fn is_operator(&self) -> bool {
+        match &self.key {
+            Some(key) => key.may(Scope::Admin),
+            None => self.is_near && !self.lacks_key,
+        }
+    }
+
+    /// Whether it may know that there is a model of this name.
+    pub(super) fn may_know(&self, model: &str) -> bool {
+        self.may_ask(model) && (!self.lacks_key || self.is_near)
+    }
+
     pub(super) fn may_ask(&self, model: &str) -> bool {
         self.key.as_ref().is_none_or(|key| key.may_ask(model))
     }
@@ -91,13 +111,17 @@ pub(super) struct Visit {
     pub(super) about: Arc<About>,
 }
 
-/// The model that a request is about.
+/// What a request is about, and how far it is.
 #[derive(Debug, Default)]
 pub(super) struct About {
     /// Its name, one of those that are served.
     name: OnceLock<String>,
     /// What tells its version.
     print: OnceLock<String>,
+    /// 1 and the place of its phase; 0 before it is with an engine.
+    phase: AtomicUsize,
+    /// Why its answer broke off, though it had been begun.
+    broken: OnceLock<Problem>,
 }
 
 impl About {
@@ -107,6 +131,24 @@ impl About {
 
     pub(super) fn set_model(&self, hosted: &Hosted) {
         self.print.get_or_init(|| hosted.print.clone());
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.store(1 + phase as usize, Ordering::Relaxed);
+    }
+
+    /// How far it is; `None` before it is with an engine.
+    pub(super) fn phase(&self) -> Option<&'static str> {
+        let place = self.phase.load(Ordering::Relaxed).checked_sub(1)?;
+        PHASES.get(place).map(|phase| phase.name())
+    }
+
+    pub(super) fn set_broken(&self, problem: &Problem) {
+        self.broken.get_or_init(|| problem.clone());
+    }
+
+    pub(super) fn broken(&self) -> Option<&Problem> {
+        self.broken.get()
     }
 
     /// Empty where none is known.
@@ -120,15 +162,17 @@ impl About {
 pub(super) struct Blame(pub(super) Problem);
 
 pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let start = Instant::now();
     let id = request_id(request.headers()).unwrap_or_else(|| format!("req_{}", app.fresh_id()).into());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = request.headers().get(header::ORIGIN).cloned();
     let is_http1 = request.version() <= Version::HTTP_11;
     let about = Arc::<About>::default();
+    let mut record = Record::new(&app, &id, &method, &path, &about);
     let mut caller = Caller::default();
-    let mut response = match enter(&app, &request, &mut caller) {
-        Ok(()) if method == Method::OPTIONS && origin.is_some() => preflight(),
+    let entered = enter(&app, &request, &mut caller);
+    caller.id().clone_into(&mut record.key);
+    let mut response = match entered {
+        Ok(()) if method == Method::OPTIONS && origin.is_some() => cors::preflight(&app, request.headers()),
         Ok(()) => {
             let prefix_scope = if app.options.shares_prefixes { "" } else { caller.id() };
             let parent = request.headers().get("traceparent").and_then(|value| Parent::parse(value.to_str().ok()?));
@@ -152,7 +196,7 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
         }
     };
     set("x-request-id", &id);
-    set("openai-processing-ms", &start.elapsed().as_millis().to_string());
+    set("openai-processing-ms", &record.start().elapsed().as_millis().to_string());
     let model = about.print.get().map(|print| format!(" model={print}")).unwrap_or_default();
     set("x-farpost-version", &format!("{}{model}", env!("CARGO_PKG_VERSION")));
     for (name, value) in caller.rate_headers() {
@@ -160,12 +204,12 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
             headers.insert(name, value);
         }
     }
-    // Only origins that were let in get here with a response worth reading.
-    if let Some(origin) = origin.filter(|_| response.status() != StatusCode::FORBIDDEN) {
-        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
-    }
     let blame = response.extensions().get::<Blame>().map(|Blame(problem)| problem.clone());
+    // Pages that were not let in read nothing, not even why.
+    let is_stranger = matches!(blame, Some(Problem::Host(_) | Problem::Origin(_)));
+    if let Some(origin) = origin.filter(|_| !is_stranger) {
+        cors::show(&app, origin, response.headers_mut());
+    }
     if let Some(problem) = &blame {
         app.metrics.count_refusal(problem.reason(), about.name(), caller.metrics_id());
     }
@@ -173,19 +217,21 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     if is_last && is_http1 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    super::log::request(&app, &id, &method, &path, caller.id(), response.status(), start.elapsed(), blame.as_ref());
-    response
+    record.status = Some(response.status());
+    record.problem = blame;
+    response.map(|body| Body::new(Recorded::new(body, record)))
 }
 
 /// Finds out who asks, and whether it may. What is found out is left in `caller`, though it may not.
 fn enter(app: &App, request: &Request, caller: &mut Caller) -> Result<(), Problem> {
     let ends = request.extensions().get::<Ends>();
-    check_head(request.headers())?;
+    check_head(request)?;
     check_host(app, request, ends)?;
     check_origin(app, request)?;
     let path = request.uri().path();
     caller.certificate = ends.and_then(|ends| ends.certificate.clone());
     let is_near = ends.is_some_and(|ends| ends.peer.ip().to_canonical().is_loopback());
+    caller.is_near = is_near;
     let is_admin = path.starts_with(admin::PREFIX);
     let Some(keys) = app.keys.as_ref().map(Live::get) else {
         return if is_admin && !is_near { Err(Problem::Scope(Scope::Admin.name())) } else { Ok(()) };
@@ -193,6 +239,11 @@ fn enter(app: &App, request: &Request, caller: &mut Caller) -> Result<(), Proble
     // Whether it lives is no secret, nor is a page that has nothing to tell. Preflights carry no keys.
     let is_free = matches!(path, "/healthz" | "/readyz") || page::has(path) || (path == "/version" && is_near);
     if is_free || (request.method() == Method::OPTIONS && request.headers().contains_key(header::ORIGIN)) {
+        // Who shows one where it need not is told more.
+        match identify(&keys, request.headers()) {
+            Ok(key) if path == "/readyz" => caller.key = Some(key.clone()),
+            _ => caller.lacks_key = true,
+        }
         return Ok(());
     }
     let scope = match path {
@@ -224,10 +275,15 @@ fn identify<'k>(keys: &'k Keys, headers: &HeaderMap) -> Result<&'k Key, Problem>
 }
 
 /// What others on the way may read in another way than this server does.
-fn check_head(headers: &HeaderMap) -> Result<(), Problem> {
-    let n_hosts = headers.get_all(header::HOST).iter().count();
-    if n_hosts > 1 {
-        return Err(Invalid::head(format!("the request has {n_hosts} Host headers, expected one")).into());
+fn check_head(request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    match headers.get_all(header::HOST).iter().count() {
+        // In HTTP/2 the target has it; HTTP/1.0 knows none (RFC 9112, section 3.2).
+        0 if request.version() == Version::HTTP_11 => {
+            return Err(Invalid::head("the request has no Host header, expected one".to_owned()).into());
+        }
+        0 | 1 => {}
+        n => return Err(Invalid::head(format!("the request has {n} Host headers, expected one")).into()),
     }
     let codings: Vec<_> = headers.get_all(header::TRANSFER_ENCODING).iter().collect();
     match codings[..] {
@@ -283,18 +339,7 @@ fn check_origin(app: &App, request: &Request) -> Result<(), Problem> {
     let [target, header] = hosts(request);
     let host = target.or(header).unwrap_or("");
     let is_same = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(host);
-    let is_listed = app.options.origins.iter().any(|known| known == origin);
-    if is_same || is_listed { Ok(()) } else { Err(Problem::Origin(origin.to_owned())) }
-}
-
-/// A browser asks whether it may ask.
-fn preflight() -> Response {
-    let headers = [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, api-key, content-type, x-request-id"),
-        (header::ACCESS_CONTROL_MAX_AGE, "600"),
-    ];
-    (StatusCode::NO_CONTENT, headers, Body::empty()).into_response()
+    if is_same || cors::is_listed(app, origin) { Ok(()) } else { Err(Problem::Origin(origin.to_owned())) }
 }
 
 /// A time as OpenAI's headers have it, such as `1m30s`, `2.5s` or `40ms`.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -13,7 +13,8 @@ use farpost_models::gguf::File;
 use serde_json::{Value as Json, json};
 
 use super::app::App;
-use super::catalogue::Standing;
+use super::catalogue::{Entry, Standing};
+use super::guard::Visit;
 
 /// Text as Prometheus reads it.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,20 +38,49 @@ pub(super) fn json_text(status: StatusCode, json: String) -> Response {
 }
 
 /// 200 if all models of the start have answered once, queues move, and requests are taken. `degraded` tells of devices that
-/// failed, while others do their work.
-async fn readyz(State(app): State<Arc<App>>) -> Response {
+/// failed, while others do their work. If it is not ready, what is wrong is told of each part.
+async fn readyz(State(app): State<Arc<App>>, Extension(visit): Extension<Visit>) -> Response {
     let state = app.readiness();
     let status = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let degraded: Vec<String> = app.catalogue.backends().iter().filter_map(Standing::trouble).collect();
+    let backends = app.catalogue.backends();
+    let degraded: Vec<String> = backends.iter().filter_map(Standing::trouble).collect();
     let mut body = json!({ "status": state });
     if !degraded.is_empty() {
         body["degraded"] = degraded.into();
     }
+    if state != "ready" {
+        let reason = match state {
+            "draining" => "it is shutting down",
+            "loading" => "models of the start are not loaded yet",
+            _ => "there is work and no step",
+        };
+        body["server"] = json!({ "state": state, "reason": reason });
+        body["models"] = app.catalogue.entries().map(|entry| model(&app, &visit, entry)).collect();
+        body["backends"] = backends.iter().map(Standing::json).collect();
+    }
     let mut response = json_response(status, &body);
-    if state == "draining" {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    let retry_after = match state {
+        "draining" => Some(1),
+        "loading" => Some(app.catalogue.loading().as_secs_f64().ceil() as u64),
+        _ => None,
+    };
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
+}
+
+/// How a model is. Its name is told to who may know it, and why it can't be loaded to who runs the server.
+fn model(app: &App, visit: &Visit, entry: &Entry) -> Json {
+    let (mut state, mut reason) = entry.standing(visit.caller.is_operator());
+    if entry.hosted().is_some_and(|hosted| hosted.is_stalled(app.options.stall_timeout)) {
+        (state, reason) = ("stalled", Some("there is work and no step".to_owned()));
+    }
+    let mut json = json!({ "state": state, "reason": reason });
+    if visit.caller.may_know(&entry.served.name) {
+        json["name"] = entry.served.name.as_str().into();
+    }
+    json
 }
 
 async fn version(State(app): State<Arc<App>>) -> Response {

@@ -205,9 +205,10 @@ impl Fields {
         match value.as_i64().filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
             None => {
+                // Where there is no other bound, that of 64 bits is told to who comes to it.
+                let is_huge = value.as_f64().is_some_and(|number| number >= i64::MAX as f64);
                 let range = match (least, most) {
-                    (i64::MIN, i64::MAX) => "one of 64 bits".to_owned(),
-                    (least, i64::MAX) => format!("{least} or more"),
+                    (least, i64::MAX) if !is_huge && least > i64::MIN => format!("{least} or more"),
                     (least, most) => format!("{least} to {most}"),
                 };
                 let found = if value.is_number() { value.to_string() } else { kind(&value).to_owned() };
@@ -246,7 +247,9 @@ impl Fields {
         // Null is the same as not given, even where nobody knows the name.
         let Some((field, _)) = self.fields.iter().find(|(_, value)| !value.is_null()) else { return Ok(()) };
         let distance = |known: &&&'static str| edits(field, known);
-        let nearest = self.known.iter().min_by_key(distance).filter(|known| edits(field, known) <= 1 + field.len() / 4);
+        // Most of the name must be there: any letter is one edit from any other.
+        let most = (1 + field.len() / 4).min(field.len() / 2);
+        let nearest = self.known.iter().min_by_key(distance).filter(|known| edits(field, known) <= most);
         let hint = nearest.map(|known| format!(", did you mean {known}?")).unwrap_or_default();
         Err(Invalid::unknown(&self.name(field), format!("is no field that is known here{hint}")).into())
     }
@@ -338,6 +341,15 @@ mod tests {
         read.finish().unwrap();
         let refused = |body: &str| fields(body).whole("a", 1, 4).unwrap_err().to_string();
         assert_eq!(refused(r#"{"a": 5}"#), "a is 5, expected a whole number, 1 to 4");
+        let refused_up = |n: &str, least: i64| {
+            fields(&format!("{{\"a\": {n}}}")).whole("a", least, i64::MAX).unwrap_err().to_string()
+        };
+        let all = "expected a whole number, -9223372036854775808 to 9223372036854775807";
+        assert_eq!(refused_up("9223372036854775808", i64::MIN), format!("a is 9223372036854775808, {all}"));
+        assert_eq!(refused_up("1.5", i64::MIN), format!("a is 1.5, {all}"));
+        assert_eq!(refused_up("0", 1), "a is 0, expected a whole number, 1 or more");
+        let huge = refused_up("1180591620717411303424", 1);
+        assert!(huge.ends_with(", expected a whole number, 1 to 9223372036854775807"), "{huge}");
         assert_eq!(refused(r#"{"a": 1.5}"#), "a is 1.5, expected a whole number, 1 to 4");
         assert_eq!(refused(r#"{"a": "1"}"#), "a is a string, expected a whole number, 1 to 4");
         let refused = fields(r#"{"p": 0}"#).number("p", Range::Above(0.0, 1.0)).unwrap_err().to_string();
@@ -351,6 +363,13 @@ mod tests {
         read.string("user").unwrap();
         let refused = read.finish().unwrap_err().to_string();
         assert_eq!(refused, "temprature is no field that is known here, did you mean temperature?");
+        // No letter is near another.
+        let mut read = fields(r#"{"x": 1}"#);
+        read.count("n", 1, 64).unwrap();
+        assert_eq!(read.finish().unwrap_err().to_string(), "x is no field that is known here");
+        let mut read = fields(r#"{"sed": 1}"#);
+        read.count("seed", 1, 64).unwrap();
+        assert!(read.finish().unwrap_err().to_string().ends_with("did you mean seed?"));
         let read = Fields::of("messages[1]".to_owned(), serde_json::json!({ "zzz": 1 })).unwrap();
         assert_eq!(read.finish().unwrap_err().to_string(), "messages[1].zzz is no field that is known here");
     }

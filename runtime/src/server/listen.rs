@@ -352,7 +352,7 @@ impl Connection {
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
                 self.serve(stream, Ends { local, peer, certificate }, is_http2).await;
             }
-            Some(Ok(Err(error))) => self.app.log_handshake(peer, &error.to_string()),
+            Some(Ok(Err(error))) => self.app.log_handshake(peer, &tls::why(&error.to_string())),
             Some(Err(_)) => self.app.log_handshake(peer, "it took too long"),
             None => {}
         }

@@ -66,8 +66,18 @@ pub(super) enum Phase {
     Decode,
 }
 
-/// Names of [`Phase`]s.
-const PHASES: [&str; 3] = ["queue", "prefill", "decode"];
+/// All [`Phase`]s, in their order.
+pub(super) const PHASES: [Phase; 3] = [Phase::Queue, Phase::Prefill, Phase::Decode];
+
+impl Phase {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
 
 /// What is counted for one model and key.
 #[derive(Debug, Default)]

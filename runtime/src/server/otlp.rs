@@ -5,6 +5,7 @@
 //! fit or can't be delivered is dropped and counted. Formats: opentelemetry-proto 1.x, JSON encoding.
 
 mod client;
+mod counts;
 mod encode;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use super::app::App;
 use super::endpoint::Endpoint;
 use crate::engine::fresh_seed;
 use client::Failure;
+use counts::AllCounts;
+pub(super) use counts::{Counts, Kind};
 
 /// Spans that wait for a collector, at most.
 const MOST_WAITING: usize = 2048;
@@ -65,7 +68,7 @@ impl Parent {
 /// What is told of one request.
 #[derive(Clone, Debug)]
 pub(super) struct Span {
-    /// "chat" or "text_completion".
+    /// "chat", "text_completion" or "embeddings".
     pub(super) operation: &'static str,
     pub(super) model: String,
     pub(super) request_id: Arc<str>,
@@ -86,6 +89,7 @@ pub(super) struct Span {
 pub(super) struct Otlp {
     options: OtlpOptions,
     waiting: Mutex<Vec<Json>>,
+    counts: AllCounts,
     /// Much waits, or it is over.
     wake: Notify,
     is_over: AtomicBool,
@@ -99,6 +103,7 @@ impl Otlp {
         Self {
             options,
             waiting: Mutex::default(),
+            counts: AllCounts::default(),
             wake: Notify::new(),
             is_over: AtomicBool::new(false),
             exported: AtomicU64::new(0),
@@ -107,8 +112,19 @@ impl Otlp {
         }
     }
 
+    /// What is counted of requests of a kind while they run.
+    pub(super) fn counts(&self, kind: &Kind) -> Arc<Counts> {
+        self.counts.of(kind)
+    }
+
+    /// A request has ended: counts it, and takes its span.
+    pub(super) fn end_of(&self, kind: &Kind, span: &Span, parent: Option<Parent>) {
+        self.counts.count(kind, span);
+        self.tell(span, parent);
+    }
+
     /// Takes a span, if there is room for it and its trace is wanted.
-    pub(super) fn tell(&self, span: &Span, parent: Option<Parent>) {
+    fn tell(&self, span: &Span, parent: Option<Parent>) {
         if parent.is_some_and(|parent| !parent.is_sampled) {
             return;
         }
@@ -186,7 +202,9 @@ impl Otlp {
     }
 
     async fn send_metrics(&self, app: &App) {
-        let Some(body) = encode::metrics(&self.options.service_name, app) else { return };
+        let Some(body) = encode::metrics(&self.options.service_name, app.started_at, &self.counts.all()) else {
+            return;
+        };
         if client::post(&self.options, "/v1/metrics", body).await.is_err() {
             // They are sums: the next message has all of it.
             self.failures.fetch_add(1, Ordering::Relaxed);

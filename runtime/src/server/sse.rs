@@ -71,7 +71,7 @@ impl<N: Narrator> Events<N> {
                 Poll::Ready(Some(said)) => {
                     if let Said::Broken(problem) = &said {
                         let (app, visit) = self.following.context();
-                        super::log::broken(app, &visit.id, problem);
+                        visit.about.set_broken(problem);
                         let key = visit.caller.metrics_id();
                         app.metrics.count_refusal(problem.reason(), visit.about.name(), key);
                         self.state = State::Broken;

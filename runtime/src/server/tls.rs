@@ -81,6 +81,15 @@ fn certificates(path: &Path, expected: &'static str) -> Result<Vec<CertificateDe
     }
 }
 
+/// Why a handshake failed, in words.
+pub(super) fn why(error: &str) -> String {
+    // What `openssl req -x509` and `openssl x509 -req` make without extensions is of version 1.
+    match error.contains("UnsupportedCertVersion") {
+        true => "the client's certificate is not of version 3, expected one with extensions".to_owned(),
+        false => error.to_owned(),
+    }
+}
+
 /// What logs call whoever has this certificate: the beginning of its SHA-256.
 pub(super) fn caller_id(certificate: &CertificateDer<'_>) -> Arc<str> {
     let hash = Sha256::digest(certificate.as_ref());

@@ -83,6 +83,47 @@ fn a_page_that_calls_itself_otherwise_is_refused() {
 }
 
 #[test]
+fn pages_of_listed_origins_send_what_official_clients_send_and_read_what_these_read() {
+    const PAGE: &str = "https://example.org";
+    let keys = TempFile::new("page-keys.json", KEYS);
+    let server = serve(&["--allow-origin", PAGE, "--keys", keys.path()]);
+    let own = format!("http://localhost:{}", server.address.port());
+    let host = format!("Host: localhost:{}\r\n", server.address.port());
+    let ask = |method: &str, path: &str, origin: &str, more: &str| {
+        let request = head(method, path, &format!("Origin: {origin}\r\n{more}")).replace("Host: localhost\r\n", &host);
+        raw(server.address, request.as_bytes())
+    };
+    let allowed = |origin: &str, wanted: &str| {
+        let more = format!("Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: {wanted}\r\n");
+        let reply = ask("OPTIONS", PATH, origin, &more);
+        assert_eq!((reply.status, reply.header("access-control-allow-origin")), (204, Some(origin)));
+        reply.header("access-control-allow-headers").unwrap().to_owned()
+    };
+    let plain = "authorization, api-key, content-type, x-request-id";
+    let wanted = "authorization,content-type,openai-organization,traceparent,x-stainless-os,x-stainless-retry-count";
+    assert_eq!(allowed(PAGE, wanted), wanted.replace(',', ", "));
+    // What is no list of names is not echoed, nor is anything to others.
+    let long = format!("a{}", ",a".repeat(64));
+    for (origin, wanted) in [(PAGE, "a b"), (PAGE, &*long), (PAGE, "a,,b"), (&*own, wanted)] {
+        assert_eq!(allowed(origin, wanted), plain, "{origin} {wanted}");
+    }
+    let shown = |reply: &crate::http::Reply| reply.header("access-control-expose-headers").map(str::to_owned);
+    // Refusals, too: why a key may not do something is for the page to tell.
+    let key = format!("Authorization: Bearer {KITCHEN}\r\n");
+    for (path, key, status) in [("/v1/models", &*key, 200), ("/v1/models", "", 401), ("/metrics", &*key, 403)] {
+        let reply = ask("GET", path, PAGE, key);
+        assert_eq!((reply.status, reply.header("access-control-allow-origin")), (status, Some(PAGE)), "{path}");
+        let shown = shown(&reply).unwrap();
+        for name in ["x-request-id", "retry-after", "openai-processing-ms", "x-ratelimit-remaining-tokens"] {
+            assert!(shown.split(", ").any(|shown| shown == name), "{name}: {shown}");
+        }
+    }
+    assert_eq!(shown(&ask("GET", "/healthz", &own, "")), None);
+    let refused = ask("GET", "/healthz", "https://evil.example", "");
+    assert_eq!((refused.status, shown(&refused), refused.header("access-control-allow-origin")), (403, None, None));
+}
+
+#[test]
 fn other_machines_need_keys() {
     let refused = |args: &[&str]| {
         let output = command(args).output().unwrap();

@@ -150,7 +150,17 @@ fn every_field_has_its_range() {
     refused(&server, json!({ "regex": "a", "grammar": "start: \"a\"" }), "grammar");
     refused(&server, json!({ "max_tokens": 3, "max_completion_tokens": 4 }), "max_tokens");
     let message = refused(&server, json!({ "seed": 1_u64 << 63 }), "seed");
-    assert_eq!(message, "seed is 9223372036854775808, expected a whole number, one of 64 bits");
+    assert_eq!(
+        message,
+        "seed is 9223372036854775808, expected a whole number, -9223372036854775808 to 9223372036854775807"
+    );
+    // 2^70 has no other bound.
+    let message = refused(&server, json!({ "max_tokens": 1_180_591_620_717_411_303_424_f64 }), "max_tokens");
+    assert!(message.ends_with(", expected a whole number, 1 to 9223372036854775807"), "{message}");
+    let assistant = json!({ "messages": [{ "role": "assistant", "content": "a", "tool_calls": [] }] });
+    let message = refused(&server, assistant, "messages[0].tool_calls");
+    assert_eq!(message, "messages[0].tool_calls is empty, expected an array of a call or more");
+    assert_eq!(refused(&server, json!({ "x": 1 }), "x"), "x is no field that is known here");
     let message = refused(&server, json!({ "temprature": 1 }), "temprature");
     assert_eq!(message, "temprature is no field that is known here, did you mean temperature?");
 }

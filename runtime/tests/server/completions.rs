@@ -47,6 +47,10 @@ fn prompts_are_texts_or_ids_one_or_many() {
         (json!([[1.5]]), "prompt[0]"),
         (json!([99_999_999]), "prompt"),
         (json!({}), "prompt"),
+        (json!([]), "prompt"),
+        (json!(""), "prompt"),
+        (json!([""]), "prompt[0]"),
+        (json!(["x", [1], [], "y"]), "prompt[2]"),
     ] {
         let error = post(server.address, PATH, &ask(wrong.clone(), json!({}))).error(400);
         assert_eq!(error["param"], param, "{wrong}: {error}");

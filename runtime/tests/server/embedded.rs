@@ -144,7 +144,13 @@ fn who_asks_while_a_model_is_loaded_is_held_or_told_when_to_come() {
         assert!(reply.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
     };
     let held = || std::thread::spawn(move || ask(false));
-    assert_eq!(get(address, "/readyz").json(503)["status"], "loading");
+    let ready = get(address, "/readyz");
+    let told = ready.json(503);
+    assert_eq!((&told["status"], &told["server"]["state"]), (&"loading".into(), &"loading".into()));
+    let expected = json!([{ "state": "loading", "reason": "it is being loaded", "name": "t" }]);
+    assert_eq!(told["models"], expected);
+    assert_eq!((&told["backends"][0]["state"], &told["degraded"]), (&"ok".into(), &json!(null)));
+    assert!(ready.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
     assert_eq!(get(address, "/healthz").status, 200);
     refused();
     let waiting = held();

@@ -44,7 +44,9 @@ fn what_runs_is_finished_and_nothing_new_is_taken() {
     idle.write_all(keep.as_bytes()).unwrap();
     idle.read_to_end(&mut bytes).unwrap();
     let ready = parse(&bytes);
-    assert_eq!((ready.status, ready.body.as_str()), (503, r#"{"status":"draining"}"#));
+    let told = ready.json(503);
+    assert_eq!((&told["status"], &told["server"]["reason"]), (&"draining".into(), &"it is shutting down".into()));
+    assert_eq!(told["models"], json!([{ "state": "loaded", "reason": null, "name": "g" }]));
     let request = json!({ "model": "g", "prompt": "and then", "max_tokens": 4 }).to_string();
     let refused = crate::http::raw(server.address, post_request(PATH, &request, "").as_bytes());
     assert_eq!(refused.error(503)["code"], "draining");
@@ -97,6 +99,26 @@ fn a_full_queue_says_when_to_come_again() {
     let reply = crate::http::raw(server.address, post_request(PATH, &request, "").as_bytes());
     let error = reply.error(429);
     assert_eq!((&error["type"], &error["code"]), (&"rate_limit_error".into(), &"queue_full".into()));
+    assert!(reply.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
+}
+
+#[test]
+fn a_deadline_that_no_waiting_helps_does_not_say_when_to_come_again() {
+    let server = slow(&["--parallel", "1"]);
+    let ask = |max_tokens: usize, deadline_ms: u64| {
+        let request = json!({ "model": "g", "prompt": "Once", "max_tokens": max_tokens, "ignore_eos": true, "deadline_ms": deadline_ms });
+        crate::http::raw(server.address, post_request(PATH, &request.to_string(), "").as_bytes())
+    };
+    // How long steps take is known from then on.
+    ask(8, 60_000).json(200);
+    let reply = ask(1900, 1);
+    assert_eq!(reply.error(503)["code"], "deadline_unreachable");
+    assert_eq!(reply.header("retry-after"), None);
+    // Behind a long answer a short one is late for that alone.
+    let (_running, _) = begin(&server, 1900);
+    wait_until(|| get(server.address, "/metrics").body.contains("farpost_running{model=\"g\"} 1\n"));
+    let reply = ask(1, 1500);
+    assert_eq!(reply.error(503)["code"], "deadline_unreachable");
     assert!(reply.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
 }
 

@@ -35,7 +35,10 @@ fn what_can_be_read_in_two_ways_is_refused_and_ends_the_connection() {
         post("Transfer-Encoding: gzip, chunked\r\n", &chunked),
         post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", &chunked),
         post(&format!("{length}Host: localhost\r\n"), &body),
+        post(&format!("{length}{length}"), &body),
         head("GET", "/healthz", "Host: evil.com\r\n"),
+        head("GET", "/healthz", "").replace("Host: localhost\r\n", ""),
+        head("GET", "http://localhost/healthz", "").replace("Host: localhost\r\n", ""),
     ] {
         let (reply, is_closed) = kept(&server, &bad);
         let error = reply.error(400);
@@ -45,7 +48,9 @@ fn what_can_be_read_in_two_ways_is_refused_and_ends_the_connection() {
             "{bad}"
         );
         assert!(is_closed && reply.header("connection") == Some("close"), "{bad}");
-        assert!(reply.header("x-request-id").is_some(), "{bad}");
+        for name in ["x-request-id", "x-farpost-version", "openai-processing-ms", "date"] {
+            assert!(reply.header(name).is_some(), "{name}: {bad}");
+        }
     }
     for good in [post("Transfer-Encoding: chunked\r\n", &chunked), post(&length, &body), head("GET", "/healthz", "")] {
         let (reply, is_closed) = kept(&server, &good);
@@ -53,6 +58,28 @@ fn what_can_be_read_in_two_ways_is_refused_and_ends_the_connection() {
     }
     let gzip = post(&format!("{length}Content-Encoding: gzip\r\n"), &body);
     assert_eq!(raw(server.address, gzip.as_bytes()).error(415)["code"], "unsupported_media_type");
+}
+
+#[test]
+fn answers_from_below_the_routes_have_the_fields_of_all_answers() {
+    let server = serve(&[]);
+    let usual = get(server.address, "/healthz");
+    let long = "x".repeat(17_000);
+    for (bad, status) in [
+        ("GET\r\n\r\n".to_owned(), 400),
+        (head("GET", &format!("/{long}"), ""), 414),
+        (head("GET", "/", &format!("X: {long}\r\n")), 431),
+    ] {
+        let reply = raw(server.address, bad.as_bytes());
+        reply.error(status);
+        let named = |name: &str| reply.header(name).unwrap_or_else(|| panic!("{name}: {status}"));
+        assert_eq!(named("x-farpost-version"), usual.header("x-farpost-version").unwrap());
+        assert_eq!(named("openai-processing-ms"), "0");
+        // The same form: `Sun, 06 Nov 1994 08:49:37 GMT`.
+        let date = named("date");
+        assert!(date.len() == 29 && date.ends_with(" GMT") && &date[3..5] == ", ", "{date}");
+        assert_eq!(date[8..16], usual.header("date").unwrap()[8..16], "{date}");
+    }
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn arrivals_and_traces_are_sent_when_they_are_due_and_with_a_key() {
     let server = serve(&["--keys", keys.path()]);
     let url = format!("http://{}/v1", server.address);
     let (code, _, err) = load(&["--url", &url]);
-    assert!(code == Some(1) && err.contains("gives no answer: 401: no API key was given"), "{err}");
+    assert!(code == Some(1) && err.contains("refuses what it is asked: 401: no API key was given"), "{err}");
     let with = |args: &[&str]| report(&server, &[&["--key", "LOAD_KEY", "--answer-tokens", "4"], args].concat());
     let arrived = with(&["--rate", "100", "-n", "8", "--prompt-tokens", "30", "--shared-prefix", "20"]);
     assert_eq!((&arrived["done"], &arrived["load"]), (&json!(8), &json!("100 requests/s")), "{arrived}");
@@ -161,8 +161,12 @@ fn what_cannot_be_measured_is_told_with_the_option() {
         let (code, out, err) = load(args);
         assert!(code != Some(0) && out.is_empty() && err.contains(expected), "{args:?}: {err}");
     }
+    // A file that is wrong is wrong usage.
+    assert_eq!(load(&["--trace", trace.path()]).0, Some(2));
     let server = serve(&[]);
     let url = format!("http://{}", server.address);
+    let (code, _, err) = load(&["--url", &url, "--model", "other"]);
+    assert!(code == Some(1) && err.contains("refuses what it is asked: 404: "), "{err}");
     let (code, _, err) = load(&["--url", &url, "--prompt-tokens", "1000"]);
     assert!(code == Some(1) && err.contains("context_length_exceeded") && err.contains("hint: smaller"), "{err}");
 }

@@ -17,6 +17,7 @@ mod http;
 mod http2;
 mod keys;
 mod load;
+mod logs;
 mod models;
 mod program;
 mod service;

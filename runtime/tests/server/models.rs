@@ -184,6 +184,14 @@ fn only_who_runs_the_server_loads_and_unloads() {
 }
 
 #[test]
+fn what_ends_a_server_at_its_start_is_said_once() {
+    let output = command(&["--memory-cap", "1M"]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    let why = err.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or_else(|| panic!("{err}"));
+    assert!(output.status.code() == Some(4) && err.matches(why).count() == 1, "{err}");
+}
+
+#[test]
 fn models_that_can_not_be_told_apart_are_refused() {
     let path = model("tiny-llama.gguf");
     let refused = |args: &[&str], expected: &str| {
@@ -200,6 +208,8 @@ fn models_that_can_not_be_told_apart_are_refused() {
     refused(&["--config", config.path()], "did you mean model?");
     let config = TempFile::new("list.json", "[]");
     refused(&["--config", config.path()], "the file is an array, expected a JSON object");
+    let config = TempFile::new("twice.json", r#"{"models": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}"#);
+    refused(&["--config", config.path()], &format!("{}: models[2].name: \"a\" is the name of an ea", config.path()));
     for (args, expected) in [
         (["--alias", "a/b"], "\"a/b\" is no name for a model"),
         (["--queue", "0"], "1 or more"),

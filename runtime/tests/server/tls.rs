@@ -89,6 +89,36 @@ pub fn client(authority: &Authority, own: Option<&Pair>) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
+/// A client that shows a certificate as X.509 had them before there were extensions.
+fn showing_version_1(authority: &Authority) -> Arc<ClientConfig> {
+    // Content and what follows it, of a sequence of less than 64 KiB.
+    let open = |der: &[u8]| {
+        let (head, n) = match der[1] {
+            0x81 => (3, usize::from(der[2])),
+            0x82 => (4, usize::from(der[2]) << 8 | usize::from(der[3])),
+            n => (2, n.into()),
+        };
+        (der[head..head + n].to_vec(), der[head + n..].to_vec())
+    };
+    let close = |content: &[u8]| {
+        let n = u16::try_from(content.len()).unwrap().to_be_bytes();
+        let head = if n[0] == 0 { vec![0x30, 0x81, n[1]] } else { vec![0x30, 0x82, n[0], n[1]] };
+        [head, content.to_vec()].concat()
+    };
+    let pair = authority.signs_well();
+    let (whole, _) = open(CertificateDer::from_pem_slice(pair.cert.as_bytes()).unwrap().as_ref());
+    let (signed, signature) = open(&whole);
+    // It begins with its version, which the first one leaves out.
+    let rest = signed.strip_prefix(&[0xa0, 3, 2, 1, 2]).unwrap();
+    let der = close(&[close(rest), signature].concat());
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    let key = ring::sign::any_supported_type(&key).unwrap();
+    let mut config = ClientConfig::clone(&client(authority, None));
+    let shown = rustls::sign::CertifiedKey::new(vec![der.into()], key);
+    config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(shown));
+    Arc::new(config)
+}
+
 /// A connection whose handshake is done, as far as the client can tell.
 fn open(address: SocketAddr, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
     let name = "localhost".try_into().unwrap();
@@ -148,6 +178,8 @@ fn clients_without_a_right_certificate_are_not_served() {
     for own in [None, Some(&expired), Some(&other.signs_well())] {
         assert!(health(address, &client(&authority, own)).is_err());
     }
+    assert!(health(address, &showing_version_1(&authority)).is_err());
+    server.wait_for("the TLS handshake failed: the client's certificate is not of version 3, expected one with");
     let known = client(&authority, Some(&authority.signs_well()));
     let request = post_request(PATH, &ask(json!({})).to_string(), "X-Request-Id: with-certificate\r\n");
     assert_eq!(ask_on(open(address, &known).unwrap(), &request).unwrap().status, 200);

@@ -136,6 +136,10 @@ impl ModelsArgs {
                 None => model::check_built_in().map(|()| None)?,
             };
             let name = wanted.name.clone().unwrap_or_else(|| named.short_name());
+            if self.config.is_some() && openings.contains_key(&name) {
+                let twice = format_args!("{name:?} is the name of an earlier model, expected one of its own");
+                return Err(of_file("name", Failure::usage(twice)));
+            }
             // The built-in model writes commands: it takes the best, as everywhere.
             let sampling = if named.is_built_in() { Sampling::greedy() } else { Sampling::default() };
             let (is_on_demand, is_pinned) = (wanted.is_on_demand, wanted.is_pinned);

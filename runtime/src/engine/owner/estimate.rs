@@ -44,6 +44,18 @@ pub(in crate::engine) struct Load {
     /// Milliseconds that a position adds to a step of answers.
     pub(super) answer_position_ms: f64,
     pub(super) mean_answer: f64,
+    /// What steps would take if nothing else ran.
+    pub(super) idle: Idle,
+}
+
+/// Milliseconds of steps of one request alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in crate::engine) struct Idle {
+    /// As those of [`Load`].
+    pub(super) prompt_row_ms: Option<f64>,
+    pub(super) prompt_position_ms: f64,
+    pub(super) answer_step_ms: f64,
+    pub(super) answer_position_ms: f64,
 }
 
 impl Load {
@@ -75,6 +87,13 @@ impl Load {
         };
         let own_ms = answer * n_rounds as f64 * step_ms;
         Some(Duration::from_secs_f64((prompts_ms + wait_ms + own_ms) / 1e3))
+    }
+
+    /// How things would stand with nothing to do.
+    pub(in crate::engine) fn idle(&self) -> Self {
+        let Idle { prompt_row_ms, prompt_position_ms, answer_step_ms, answer_position_ms } = self.idle;
+        let backlog = Default::default();
+        Self { backlog, prompt_row_ms, prompt_position_ms, answer_step_ms, answer_position_ms, ..*self }
     }
 
     /// Time until a place in the queue is free; `None` before anything was measured.
@@ -124,6 +143,12 @@ impl Owner {
             load.prompt_row_ms = costs.step_ms_at(n_answers + rows, positions).map(|ms| ms / rows as f64);
             load.prompt_position_ms = costs.attention(n_answers + rows).0;
         }
+        load.idle = Idle {
+            prompt_row_ms: costs.step_ms_at(max_rows, 0.0).map(|ms| ms / max_rows as f64),
+            prompt_position_ms: costs.attention(max_rows).0,
+            answer_step_ms: costs.step_ms_at(1, 0.0).unwrap_or(0.0),
+            answer_position_ms: costs.attention(1).0,
+        };
         load
     }
 }

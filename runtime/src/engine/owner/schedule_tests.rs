@@ -9,7 +9,7 @@ use crate::engine::stream::Stream;
 
 fn refused(bench: &Bench, request: &Request) -> Option<(Duration, Duration)> {
     match bench.engine.submit(request) {
-        Err(Refusal::Deadline { deadline, estimate }) => Some((deadline, estimate)),
+        Err(Refusal::Deadline { deadline, estimate, .. }) => Some((deadline, estimate)),
         Ok(_) => None,
         Err(other) => panic!("refused: {other}"),
     }
@@ -45,6 +45,17 @@ fn a_request_that_cannot_make_its_deadline_is_refused_at_once_with_how_long_it_w
     bench.turns(5);
     let (_, behind) = refused(&bench, &impossible).expect("it is refused");
     assert!(behind > estimate + Duration::from_millis(5), "{behind:?}");
+    // Coming again helps where others are the cause, not where it would take too long alone.
+    let retry = |deadline: Duration| {
+        let request = Request { deadline: Some(deadline), ..impossible.clone() };
+        match bench.engine.submit(&request).map(drop) {
+            Err(Refusal::Deadline { retry_after, .. }) => retry_after,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(retry(Duration::from_millis(1)), None);
+    let possible = estimate + Duration::from_millis(1);
+    assert_eq!(retry(possible), Some(behind - possible));
     let high = Request { priority: Priority::High, ..within(150, greedy(&prompt, 100)) };
     let stream = bench.submit(&high);
     bench.settle();

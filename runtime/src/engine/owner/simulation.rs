@@ -207,7 +207,7 @@ fn simulate_on(
                         assert!(waiting >= options.max_waiting);
                         n_refused += 1;
                     }
-                    Err(Refusal::Deadline { deadline, estimate }) => {
+                    Err(Refusal::Deadline { deadline, estimate, .. }) => {
                         assert!(estimate > deadline);
                         n_refused += 1;
                     }

@@ -57,7 +57,7 @@ fn requests(out: &mut Page, metrics: &Metrics) {
     out.head("farpost_cancelled_total", "counter", "Requests whose client went away, by how far they were.");
     for (labels, key) in &counts {
         for (phase, n) in PHASES.iter().zip(&key.cancelled) {
-            out.line("farpost_cancelled_total", &format!("{labels},phase=\"{phase}\""), read(n));
+            out.line("farpost_cancelled_total", &format!("{labels},phase=\"{}\"", phase.name()), read(n));
         }
     }
     type Count = fn(&KeyMetrics) -> &AtomicU64;

@@ -1,12 +1,14 @@
 //! Spans and metrics as OTLP's JSON: numbers of 64 bits are strings, ids are hexadecimal.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value as Json, json};
 
-use super::Span;
-use crate::server::app::App;
-use crate::server::metrics::{Histogram, KeyMetrics};
+use super::counts::Sizes;
+use super::{Counts, Kind, Span};
+use crate::server::metrics::Histogram;
 
 /// SPAN_KIND_SERVER
 const SERVER: u8 = 2;
@@ -76,41 +78,57 @@ pub(super) fn traces(service_name: &str, spans: &[Json]) -> String {
     json!({ "resourceSpans": [{ "resource": resource(service_name), "scopeSpans": scoped }] }).to_string()
 }
 
-/// A message with all sums so far; `None` if nothing was counted yet.
-pub(super) fn metrics(service_name: &str, app: &App) -> Option<String> {
-    let counts = app.metrics.all();
-    let (start, now) = (app.started_at, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
-    let times = || [("startTimeUnixNano", nanos(Duration::from_secs(start))), ("timeUnixNano", nanos(now))];
-    let point = |model: &str, key: &str, more: &[(&str, Json)]| {
-        let mut attributes = vec![text("gen_ai.request.model", model), text("gen_ai.provider.name", "farpost")];
-        if !key.is_empty() {
-            attributes.push(text("farpost.caller", key));
+/// A message with all sums so far, since `start` in seconds since 1970; `None` if nothing was counted yet.
+pub(super) fn metrics(service_name: &str, start: u64, counts: &BTreeMap<Kind, Arc<Counts>>) -> Option<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let point = |kind: &Kind, more: Option<Json>, histogram: [(&str, Json); 4]| {
+        let mut attributes = vec![
+            text("gen_ai.operation.name", kind.operation),
+            text("gen_ai.provider.name", "farpost"),
+            text("gen_ai.request.model", &kind.model),
+            text("gen_ai.response.model", &kind.model),
+        ];
+        if !kind.caller.is_empty() {
+            attributes.push(text("farpost.caller", &kind.caller));
         }
+        attributes.extend(kind.error.map(|error| text("error.type", error)));
+        attributes.extend(more);
         let mut point = json!({ "attributes": attributes });
-        for (name, value) in times() {
-            point[name] = value.into();
-        }
-        for (name, value) in more {
-            point[*name] = value.clone();
+        point["startTimeUnixNano"] = nanos(Duration::from_secs(start)).into();
+        point["timeUnixNano"] = nanos(now).into();
+        for (name, value) in histogram {
+            point[name] = value;
         }
         point
     };
-    type Which = fn(&KeyMetrics) -> &Histogram;
-    let histograms: [(&str, Which); 3] = [
+    type Which<T> = fn(&Counts) -> &T;
+    let times: [(&str, Which<Histogram>); 3] = [
         ("gen_ai.server.request.duration", |of| &of.whole),
         ("gen_ai.server.time_to_first_token", |of| &of.first_token),
         ("gen_ai.server.time_per_output_token", |of| &of.inter_token),
     ];
-    let mut metrics: Vec<Json> = Vec::new();
-    for (name, which) in histograms {
-        let used = counts.iter().filter(|(_, counts)| which(counts).n() > 0);
-        let points: Vec<Json> =
-            used.map(|((model, key), counts)| point(model, key, &histogram(which(counts)))).collect();
-        if !points.is_empty() {
+    let times = times.into_iter().map(|(name, which)| {
+        let used = counts.iter().map(|(kind, counts)| (kind, which(counts))).filter(|(_, times)| times.n() > 0);
+        let points = used.map(|(kind, of)| point(kind, None, histogram(of.buckets(), of.n(), of.seconds())));
+        (name, "s", points.collect::<Vec<_>>())
+    });
+    let sizes: [(&str, Which<Sizes>); 2] = [("input", |of| &of.input), ("output", |of| &of.output)];
+    let tokens = sizes.into_iter().flat_map(|(kind_of_token, which)| {
+        let used = counts.iter().map(move |(kind, counts)| (kind, which(counts))).filter(|(_, sizes)| sizes.n() > 0);
+        used.map(move |(kind, of)| {
+            let kind_of_token = text("gen_ai.token.type", kind_of_token);
+            point(kind, Some(kind_of_token), histogram(of.buckets(), of.n(), of.sum()))
+        })
+    });
+    let tokens = ("gen_ai.client.token.usage", "{token}", tokens.collect::<Vec<_>>());
+    let metrics: Vec<Json> = times
+        .chain([tokens])
+        .filter(|(.., points)| !points.is_empty())
+        .map(|(name, unit, points)| {
             let histogram = json!({ "aggregationTemporality": CUMULATIVE, "dataPoints": points });
-            metrics.push(json!({ "name": name, "unit": "s", "histogram": histogram }));
-        }
-    }
+            json!({ "name": name, "unit": unit, "histogram": histogram })
+        })
+        .collect();
     if metrics.is_empty() {
         return None;
     }
@@ -118,17 +136,17 @@ pub(super) fn metrics(service_name: &str, app: &App) -> Option<String> {
     Some(json!({ "resourceMetrics": [{ "resource": resource(service_name), "scopeMetrics": scoped }] }).to_string())
 }
 
-/// The fields of a histogram's data point.
-fn histogram(of: &Histogram) -> [(&'static str, Json); 4] {
-    let (bounds, mut counts): (Vec<f64>, Vec<u64>) = of.buckets().unzip();
+/// The fields of a histogram's data point, of `n` values of this sum.
+fn histogram(buckets: impl Iterator<Item = (f64, u64)>, n: u64, sum: f64) -> [(&'static str, Json); 4] {
+    let (bounds, mut counts): (Vec<f64>, Vec<u64>) = buckets.unzip();
     let within: u64 = counts.iter().sum();
     // Counts are read one after the other while others count.
-    let n = of.n().max(within);
+    let n = n.max(within);
     counts.push(n - within);
     let counts: Vec<String> = counts.iter().map(u64::to_string).collect();
     [
         ("count", n.to_string().into()),
-        ("sum", of.seconds().into()),
+        ("sum", sum.into()),
         ("bucketCounts", counts.into()),
         ("explicitBounds", bounds.into()),
     ]

@@ -252,7 +252,8 @@ async fn measure(
         // Nobody talks to a server that is not who it says.
         let is_reached = !matches!(&*failed.kind, "connect" | "tls");
         let exit = if is_reached { Exit::Failed } else { Exit::Unreachable };
-        Failure::new(exit, format_args!("the server at {} gives no answer: {}", args.url.authority(), failed.message))
+        let what = if failed.kind.starts_with("http_") { "refuses what it is asked" } else { "gives no answer" };
+        Failure::new(exit, format_args!("the server at {} {what}: {}", args.url.authority(), failed.message))
     };
     let timeout = Duration::from_secs_f64(args.timeout);
     let model = match &args.model {

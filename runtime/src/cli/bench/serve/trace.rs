@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value as Json};
 
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::text;
 
 /// A longer answer is asked of no server.
@@ -33,7 +33,7 @@ pub struct Entry {
 
 /// The requests of a file, in the order of their times.
 pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
-    let wrong = |why: String| Failure::new(Exit::Failed, format_args!("--trace: {}: {why}", path.display()));
+    let wrong = |why: String| Failure::usage(format_args!("--trace: {}: {why}", path.display()));
     parse(&text::of_file(path)?).map_err(wrong)
 }
 

@@ -40,11 +40,13 @@ fn prompts(fields: &mut Fields, hosted: &Hosted, _asked: &mut Asked) -> Result<V
         check_length("prompt", text.len(), hosted)?;
         Ok::<_, Problem>(tokenizer.encode_prompt(text, Special::AsText))
     };
+    let mut is_list = false;
     let prompts = match fields.take("prompt") {
         None => return refuse("is missing, expected a string, token ids, or an array of either".to_owned()),
         Some(Json::String(text)) => vec![encode(&text)?],
         Some(Json::Array(items)) if items.first().is_some_and(Json::is_number) => vec![ids("prompt", &items)?],
         Some(Json::Array(items)) if items.len() <= MOST_PROMPTS => {
+            is_list = true;
             let mut prompts = Vec::with_capacity(items.len());
             for (place, item) in items.iter().enumerate() {
                 prompts.push(match item {
@@ -60,10 +62,10 @@ fn prompts(fields: &mut Fields, hosted: &Hosted, _asked: &mut Asked) -> Result<V
         }
         Some(other) => return refuse(format!("is {}, expected a string or an array", kind(&other))),
     };
-    if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
-        return refuse("is empty, expected a token or more".to_owned());
-    }
-    Ok(prompts)
+    let empty = prompts.iter().position(Vec::is_empty).or(prompts.is_empty().then_some(0));
+    let Some(place) = empty else { return Ok(prompts) };
+    let param = if is_list && !prompts.is_empty() { format!("prompt[{place}]") } else { "prompt".to_owned() };
+    Err(Invalid::of(&param, "is empty, expected a token or more").into())
 }
 
 /// Token ids; the engine checks that they are of its vocabulary.

@@ -66,7 +66,8 @@ fn assistant(fields: &mut Fields, calls: &mut Vec<(String, String)>) -> Result<J
         None => Vec::new(),
         Some(Json::Array(list)) if !list.is_empty() => list,
         Some(other) => {
-            return Err(Invalid::of(&name, format!("is {}, expected an array of a call or more", kind(&other))).into());
+            let found = if other.is_array() { "empty" } else { kind(&other) };
+            return Err(Invalid::of(&name, format!("is {found}, expected an array of a call or more")).into());
         }
     };
     // Templates put the text together with others: no text is an empty one.
