@@ -443,5 +443,6 @@ fn a_deadline_tells_what_was_done_and_is_counted() {
     assert!(metrics.contains(line), "{metrics}");
     let reply = ask(json!({ "deadline_ms": 1, "max_tokens": 4000 }));
     assert_eq!(reply.error(503)["code"], "deadline_unreachable");
-    assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
+    // Nothing else runs: waiting is of no use.
+    assert_eq!(reply.header("retry-after"), None);
 }

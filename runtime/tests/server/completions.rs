@@ -41,7 +41,7 @@ fn prompts_are_texts_or_ids_one_or_many() {
     for (wrong, param) in [
         (json!(null), "prompt"),
         (json!([]), "prompt"),
-        (json!([[]]), "prompt"),
+        (json!([[]]), "prompt[0]"),
         (json!([1, "x"]), "prompt"),
         (json!(["x", 1]), "prompt"),
         (json!([[1.5]]), "prompt[0]"),

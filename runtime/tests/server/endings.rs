@@ -117,6 +117,12 @@ fn a_deadline_that_no_waiting_helps_does_not_say_when_to_come_again() {
     // Behind a long answer a short one is late for that alone.
     let (_running, _) = begin(&server, 1900);
     wait_until(|| get(server.address, "/metrics").body.contains("farpost_running{model=\"g\"} 1\n"));
+    // One that is longer than answers are on average is expected to go on to its end.
+    wait_until(|| {
+        let page = get(server.address, "/metrics").body;
+        let count = "farpost_inter_token_seconds_count{model=\"g\",key=\"\"} ";
+        page.lines().any(|line| line.strip_prefix(count).is_some_and(|n| n.parse::<u64>().is_ok_and(|n| n > 30)))
+    });
     let reply = ask(1, 1500);
     assert_eq!(reply.error(503)["code"], "deadline_unreachable");
     assert!(reply.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok()) >= Some(1));
