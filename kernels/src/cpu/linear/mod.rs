@@ -179,15 +179,11 @@ pub(crate) fn panel_rows(isa: Isa) -> usize {
     if isa == Isa::Amx { 4 * input_tiles::TILE_ROWS } else { job::PANEL_ROWS }
 }
 
-/// Most input rows for which weights are used as they come; more are worth unpacking a panel first.
-fn max_flat_rows(isa: Isa, dtype: DType, order: Order) -> usize {
-    match order {
-        // Little is left to be won.
-        Order::Sixteens => 32,
-        // AVX2 unpacks row by row; AVX-512 sixteen rows at a time.
-        Order::Rows if isa == Isa::Avx2 && dtype.is_quantized() => 4,
-        Order::Rows => 16,
-    }
+/// Most input rows for which weights are used as they come; more are worth unpacking a panel first. It is the same in
+/// whatever order weights lie, so that a packed file changes no bit of a result.
+fn max_flat_rows(isa: Isa, dtype: DType) -> usize {
+    // AVX2 unpacks row by row; AVX-512 sixteen rows at a time.
+    if isa == Isa::Avx2 && dtype.is_quantized() { 4 } else { 16 }
 }
 
 /// The order of blocks that products are fastest with.
@@ -231,7 +227,7 @@ pub unsafe fn multiply(
         tiles_kernel(weight.dtype)
     } else {
         // Counted in rows of the step, whatever they become: for so many, results do not depend on how many there are.
-        let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype, weight.order);
+        let is_tall = input_rows.len() > max_flat_rows(isa, weight.dtype);
         kernel(isa, weight.dtype, is_tall)
     };
     let job = Job { weight: *weight, row_bytes, rows, input, input_rows, panel: scratch, out };

@@ -306,7 +306,7 @@ fn results_are_the_same_to_the_bit_for_one_row_and_for_sixteen() {
     for isa in Isa::available().into_iter().filter(|isa| matches!(isa, Isa::Avx512 | Isa::Amx)) {
         for dtype in DType::all().filter(|dtype| dtype.is_quantized()) {
             for kind in [InputKind::Q8x32, InputKind::Q16x32] {
-                let n_rows = max_flat_rows(isa, dtype, Order::Rows);
+                let n_rows = max_flat_rows(isa, dtype);
                 let case = Case { kind, ..Case::new(dtype, 53, 768, n_rows, Bits::Random, 11) };
                 let together = case.multiply(isa, 0, 53);
                 for (values, together) in case.values.chunks_exact(case.cols).zip(together.chunks_exact(case.rows)) {
