@@ -228,8 +228,9 @@ mod tests {
             for isa in Isa::available() {
                 for (function, (found, expected)) in all(isa, &a, &b).iter().zip(&truth).enumerate() {
                     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
-                        // The exponential of -x is off by its rounding times the size of x (at most 90 matter).
-                        let allowed = expected.abs() * 1.2e-5 + 1e-37;
+                        // The exponential of -x is off by the rounding of x times its size (at most 90 matter), and that of
+                        // the gated unit is a sum of products: a few roundings.
+                        let allowed = expected.abs() * 3e-5 + 1e-37;
                         prop_assert!((found - expected).abs() <= allowed, "{isa} {function} {at}: {found} {expected}");
                     }
                 }
