@@ -397,12 +397,16 @@ class Load(unittest.TestCase):
         self.addCleanup(self.server.close)
 
     def begin(self, server=None):
-        """A stream that is running; its further choices fill the queue."""
-        stream = client(server or self.server).chat.completions.create(
-            model="pocket", messages=SAY, stream=True, n=64, extra_body={"ignore_eos": True}
-        )
+        """A stream that is running."""
+        stream = self.ask(server)
         next(iter(stream))
         return stream
+
+    def ask(self, server=None):
+        """A stream that takes long, and may have to wait."""
+        return client(server or self.server).chat.completions.create(
+            model="pocket", messages=SAY, stream=True, n=64, extra_body={"ignore_eos": True}
+        )
 
     def test_a_stream_that_is_closed_is_not_worked_for(self):
         stream = self.begin()
@@ -411,12 +415,13 @@ class Load(unittest.TestCase):
         self.assertEqual(metric(self.server, "farpost_cancelled_total"), 1)
 
     def test_a_full_queue_and_retries(self):
-        stream = self.begin()
+        stream, waiting = self.begin(), self.ask()
         with self.assertRaises(openai.RateLimitError) as caught:
             client(self.server).chat.completions.create(model="pocket", messages=SAY)
         self.assertGreaterEqual(int(caught.exception.response.headers["retry-after"]), 1)
         self.assertEqual(caught.exception.code, "queue_full")
         stream.close()
+        waiting.close()
         answer = client(self.server, max_retries=8).chat.completions.create(model="pocket", messages=SAY)
         self.assertEqual(answer.choices[0].finish_reason, "stop")
 
