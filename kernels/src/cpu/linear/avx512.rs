@@ -152,10 +152,10 @@ impl Engine for Avx512 {
             // The word of each, counted in two vectors of codes; then its byte.
             let of_block = _mm256_setr_epi32(0, 8, 16, 24, 0, 8, 16, 24);
             let words = _mm512_castsi256_si512(_mm256_add_epi32(_mm256_srli_epi32::<2>(places), of_block));
-            let [first, last] = [0, 2].map(|part| {
-                _mm512_castsi512_si256(_mm512_permutex2var_epi32(weights.codes[part], words, weights.codes[part + 1]))
-            });
-            let words = _mm256_blend_epi32::<0xF0>(first, last);
+            // No closure: that would not be compiled with the instructions.
+            let first = _mm512_permutex2var_epi32(weights.codes[0], words, weights.codes[1]);
+            let last = _mm512_permutex2var_epi32(weights.codes[2], words, weights.codes[3]);
+            let words = _mm256_blend_epi32::<0xF0>(_mm512_castsi512_si256(first), _mm512_castsi512_si256(last));
             let shifts = _mm256_slli_epi32::<3>(_mm256_and_si256(places, _mm256_set1_epi32(3)));
             let codes = _mm256_and_si256(_mm256_srlv_epi32(words, shifts), _mm256_set1_epi32(0xFF));
             let codes = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(i32::from(F::OFFSET))));
