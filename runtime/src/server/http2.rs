@@ -226,7 +226,13 @@ impl Held {
     fn new(body: Body, open: Open, place: Option<OwnedSemaphorePermit>) -> Self {
         let streams = Arc::clone(&open.streams);
         let answer = Arc::new(Mutex::new(Answer { all: Some((body, open, place)), waits: Some(Instant::now()) }));
-        streams.answers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&answer));
+        let mut answers = streams.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= 2 * MOST_STREAMS as usize {
+            // Most are gone: no more streams are open at once.
+            answers.retain(|answer| answer.strong_count() > 0);
+        }
+        answers.push(Arc::downgrade(&answer));
+        drop(answers);
         Self(answer)
     }
 }

@@ -170,7 +170,7 @@ impl Owner {
         load.full_step_ms = costs.step_ms(self.max_running).unwrap_or(0.0);
         let prompt_rows = match n_answers {
             0 => Some(max_rows),
-            n => self.prompt_rows(n),
+            n => self.prompt_rows(n, 1),
         };
         if let Some(rows) = prompt_rows {
             load.prompt_row_ms = costs.step_ms_at(n_answers + rows, positions).map(|ms| ms / rows as f64);
@@ -189,33 +189,46 @@ impl Owner {
     /// Milliseconds until a place in the queue is free: then the first request of which nothing has begun is begun. Before
     /// it come further choices of those that have, and whoever has lost a place.
     fn place_ms(&self, load: &Load) -> Option<f64> {
-        let row_ms = load.prompt_row_ms?;
+        load.prompt_row_ms?;
         let has_queue = self.waiting.iter().any(|choice| choice.begun.is_none() && choice.index == 0);
         if !has_queue || self.running.is_empty() {
             return Some(load.full_step_ms);
         }
-        let n_running = self.running.len() as f64;
-        let rate = self.ends.rate();
+        let n_answers = self.running.iter().filter(|choice| choice.is_decoding()).count();
+        let n_prompts = self.running.len() - n_answers;
+        let rows = match n_answers {
+            0 => self.sizes.limits.max_rows,
+            n => self.prompt_rows(n, n_prompts.max(1))?,
+        };
+        // Steps are longer for as long as there are prompts.
+        let mixed_ms = self.costs.step_ms(n_answers + rows)?.max(f64::MIN_POSITIVE);
+        let row_ms = mixed_ms / rows as f64;
         let step_ms = load.answer_step_ms.max(f64::MIN_POSITIVE);
-        let is_read = |choice: &&Choice| !choice.is_decoding();
-        let prompts_ms: f64 =
-            self.running.iter().filter(is_read).map(|choice| choice.n_missing() as f64 * row_ms).sum();
+        let steps_ms = |n_tokens: f64, prompts_ms: f64| match n_tokens * mixed_ms {
+            ms if ms <= prompts_ms => ms,
+            _ => prompts_ms + (n_tokens - prompts_ms / mixed_ms) * step_ms,
+        };
         let left = |choice: &Choice| choice.most_tokens(self.sizes.context).saturating_sub(choice.tokens.len()) as f64;
-        let certain = self.running.iter().map(|choice| {
-            let prompt_ms = if is_read(&choice) { prompts_ms } else { 0.0 };
-            prompt_ms + left(choice) * step_ms
+        let prompt_ms = |choice: &Choice| if choice.is_decoding() { 0.0 } else { choice.n_missing() as f64 * row_ms };
+        let all_prompts_ms: f64 = self.running.iter().map(prompt_ms).sum();
+        // One prompt is read after the other.
+        let ends = self.running.iter().scan(0.0, |read_ms, choice| {
+            *read_ms += prompt_ms(choice);
+            let begins_ms = if choice.is_decoding() { 0.0 } else { *read_ms };
+            Some(begins_ms + steps_ms(left(choice), all_prompts_ms - begins_ms))
         });
-        let n_answers = self.running.iter().filter(|choice| choice.is_decoding()).count() as f64;
-        let first_ms = mean_until(rate * n_answers / step_ms, certain.fold(f64::INFINITY, f64::min));
+        let rate = self.ends.rate();
+        let first_ms = mean_until(rate * n_answers as f64 / step_ms, ends.fold(f64::INFINITY, f64::min));
         let nested = self.running.iter().flat_map(|choice| &choice.siblings);
         let before = self.waiting.iter().filter(|choice| choice.begun.is_some() || choice.index > 0).chain(nested);
         let before_ms: f64 = before
             .map(|choice| {
+                // What lost its place is read again; further choices share their prompt.
                 let n_missing = if choice.begun.is_some() { choice.n_missing() as f64 } else { 0.0 };
                 n_missing * row_ms + mean_until(rate, left(choice)) * step_ms
             })
             .sum();
-        Some(first_ms + before_ms / n_running)
+        Some(first_ms + before_ms / self.running.len() as f64)
     }
 }
 
