@@ -23,9 +23,9 @@ mod spread;
 use super::error::EngineError;
 
 #[cfg(feature = "grammar")]
-pub(crate) use enforced::{Constraint, MOST_BYTES, Vocabulary};
+pub(crate) use enforced::{Constraint, MOST_BYTES, TOKEN_BYTES, Vocabulary};
 #[cfg(not(feature = "grammar"))]
-pub(crate) use refused::{Constraint, MOST_BYTES, Vocabulary};
+pub(crate) use refused::{Constraint, MOST_BYTES, TOKEN_BYTES, Vocabulary};
 
 /// The form that a text must have.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use super::error::Problem;
 use super::log;
 use super::options::ServerError;
 use crate::engine::{
-    DeviceState, Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate,
+    DeviceState, Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate, after,
 };
 use crate::model::Model;
 
@@ -308,7 +308,7 @@ impl Catalogue {
     /// A model that is loaded; if it is not, that is begun and waited for, but no longer than `most`, and not at all where
     /// it should take longer.
     pub(super) fn ask(&self, entry: &Arc<Entry>, most: Duration) -> Result<Arc<Hosted>, Problem> {
-        let end = Instant::now() + most;
+        let end = after(Instant::now(), most);
         let mut state = entry.state();
         loop {
             match &*state {
@@ -465,7 +465,7 @@ fn trial(engine: &Engine) -> Result<(), String> {
 /// What whoever asks for a model that can't be loaded is told.
 fn problem(error: &ServerError) -> Problem {
     let failed = || Problem::ModelFailed { cause: error.to_string().into(), is_told: false };
-    let ServerError::Load { source, name } = error else { return failed() };
+    let ServerError::Load { source, .. } = error else { return failed() };
     let (needed_bytes, allowed_bytes, retry_after) = match &**source {
         // Where others hold the rest of the cap they may be done by then, and idle ones give way.
         LoadError::Memory { needed_bytes, free_bytes, cap_bytes, .. } => {
@@ -476,7 +476,7 @@ fn problem(error: &ServerError) -> Problem {
         }
         _ => return failed(),
     };
-    Problem::ModelMemory { model: name.as_str().into(), needed_bytes, allowed_bytes, retry_after }
+    Problem::ModelMemory { needed_bytes, allowed_bytes, retry_after }
 }
 
 /// What tells a model from others without reading all of it: where its weights lie, the beginnings of some of them, and its

@@ -126,9 +126,9 @@ pub(super) enum Problem {
         allowed_bytes: u64,
         retry_after: Option<Duration>,
     },
-    /// The model does not fit beside those that may not give way.
+    /// The model does not fit beside those that may not give way. Like all problems it names no model but one that was asked for
+    /// by its name: others may not be known to who is told.
     ModelMemory {
-        model: Arc<str>,
         needed_bytes: u64,
         allowed_bytes: u64,
         retry_after: Option<Duration>,
@@ -360,10 +360,9 @@ impl fmt::Display for Problem {
             Self::Memory { needed_bytes, allowed_bytes, retry_after: Some(_) } => {
                 write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are free now")
             }
-            Self::ModelMemory { model, needed_bytes, allowed_bytes, .. } => write!(
-                f,
-                "the model {model:?} needs {needed_bytes} bytes of memory beside its file, {allowed_bytes} can be had"
-            ),
+            Self::ModelMemory { needed_bytes, allowed_bytes, .. } => {
+                write!(f, "the model needs {needed_bytes} bytes of memory beside its file, {allowed_bytes} can be had")
+            }
             Self::ModelFailed { cause, is_told: true } => write!(f, "the model can't be loaded: {cause}"),
             Self::ModelFailed { .. } => {
                 f.write_str("the model can't be loaded; the log and the admin routes have the cause")
