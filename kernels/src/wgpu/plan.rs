@@ -10,10 +10,8 @@ use std::sync::Arc;
 use ::wgpu::BufferUsages;
 
 use super::cache::Cache;
-use super::fuse::fuse;
 use super::gpu::Gpu;
 use super::lower::{Angles, Drafts, ExpertRoom, Lowering, MAX_HEAD, Rooms};
-use super::places::{Places, stride};
 use super::stage::{Counts, Stage, finish};
 use super::upload::Uploads;
 use crate::backend::{
@@ -22,6 +20,8 @@ use crate::backend::{
 use crate::checks::{Bounds, check_batch, check_limits, refuse};
 use crate::cpu::choose::Chooser;
 use crate::cpu::isa::Isa;
+use crate::device::fuse::fuse;
+use crate::device::places::{Places, stride};
 use crate::graph::Graph;
 
 /// Rows of a submission, at most.

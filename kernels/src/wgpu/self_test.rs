@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use super::gpu::Gpu;
-use super::layout::Layout;
 use super::plan;
 use crate::backend::Backend;
 use crate::backend::{Answer, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Want, WantKind};
+use crate::device::layout::Layout;
 use crate::graph::{Activation, Graph, GraphBuilder, GraphError, KvLayer, Moe, Rope, RopeStyle, Value};
 use crate::reference::Reference;
 use crate::tensor::{DType, Weight, WeightError};

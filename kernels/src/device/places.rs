@@ -4,19 +4,19 @@ use super::fuse::Work;
 use crate::graph::{Graph, Value};
 
 /// Floats of a row, so that each row begins on a vector of four.
-pub(super) fn stride(width: usize) -> usize {
+pub(crate) fn stride(width: usize) -> usize {
     width.next_multiple_of(4)
 }
 
 /// The place of each value, and how long a row of each place is.
-pub(super) struct Places {
-    pub(super) of_value: Vec<usize>,
-    pub(super) strides: Vec<usize>,
+pub(crate) struct Places {
+    pub(crate) of_value: Vec<usize>,
+    pub(crate) strides: Vec<usize>,
 }
 
 impl Places {
     /// A result never shares a place with what it is made of: nothing is worked on in place.
-    pub(super) fn new(graph: &Graph, works: &[Work<'_>]) -> Self {
+    pub(crate) fn new(graph: &Graph, works: &[Work<'_>]) -> Self {
         let mut last_use = vec![0; graph.widths().len()];
         for (number, work) in works.iter().enumerate() {
             let (reads, out) = work.uses();
@@ -50,9 +50,9 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::fuse::fuse;
     use crate::graph::{Activation, GraphBuilder};
     use crate::tensor::Weight;
-    use crate::wgpu::fuse::fuse;
 
     #[test]
     fn a_result_shares_no_place_with_what_is_read_then_or_later() {

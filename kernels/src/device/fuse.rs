@@ -4,7 +4,7 @@ use crate::graph::{Graph, Op, Value};
 use crate::tensor::Weight;
 
 /// What is run at once.
-pub(super) enum Work<'g> {
+pub(crate) enum Work<'g> {
     /// An op by itself.
     Op(&'g Op),
     /// `x * weightᵀ + bias + other`.
@@ -13,7 +13,7 @@ pub(super) enum Work<'g> {
 
 impl Work<'_> {
     /// What it reads, and what it writes.
-    pub(super) fn uses(&self) -> (Vec<Value>, Option<Value>) {
+    pub(crate) fn uses(&self) -> (Vec<Value>, Option<Value>) {
         match self {
             Self::Op(op) => uses(op),
             Self::ProductAndSum { x, other, out, .. } => (vec![*x, *other], Some(*out)),
@@ -22,7 +22,7 @@ impl Work<'_> {
 }
 
 /// All ops of a graph in order.
-pub(super) fn fuse(graph: &Graph) -> Vec<Work<'_>> {
+pub(crate) fn fuse(graph: &Graph) -> Vec<Work<'_>> {
     let mut n_reads = vec![0; graph.widths().len()];
     for value in graph.ops().iter().flat_map(|op| uses(op).0) {
         n_reads[value.0] += 1;
