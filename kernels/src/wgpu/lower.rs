@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::cache::Cache;
+use super::fuse::Work;
 use super::pipelines::{Shader, StoredAs};
+use super::places::{Places, stride};
 use super::stage::{Draft, DraftStage, Groups, Inputs};
 use super::upload::{Part, Uploaded, Uploads};
 use crate::backend::{DeviceError, KvType};
-use crate::device::fuse::Work;
-use crate::device::places::{Places, stride};
 use crate::graph::{Activation, Graph, KvLayer, Moe, Op, Rope, RopeStyle, Value};
 use crate::tensor::Weight;
 

@@ -7,9 +7,11 @@
 
 mod cache;
 mod device;
+mod fuse;
 mod gpu;
 mod lower;
 mod pipelines;
+mod places;
 mod plan;
 mod self_test;
 mod stage;
