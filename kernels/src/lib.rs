@@ -10,6 +10,8 @@
 pub mod backend;
 mod checks;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod device;
 pub mod fault;

@@ -92,7 +92,7 @@ impl Gpu {
 
     /// Waits until all is done.
     pub(super) fn wait(&self) -> Result<(), DeviceError> {
-        self.ask(Driver::wait)
+        self.ask(|driver| driver.wait())
     }
 
     /// Runs kernels one after the other.

@@ -58,9 +58,7 @@ impl Module {
     /// The whole text.
     pub(super) fn source(&self) -> Source {
         let (name, files): (_, &[(&str, &str)]) = match self {
-            Self::Products { .. } => {
-                ("products", files!("base", "activation", "quantized", "weights", "products"))
-            }
+            Self::Products { .. } => ("products", files!("base", "activation", "quantized", "weights", "products")),
             Self::Pointwise { .. } => ("pointwise", files!("base", "activation", "quantized", "pointwise")),
             Self::Attention { .. } => ("attention", files!("base", "attention")),
         };

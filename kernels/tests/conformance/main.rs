@@ -3,7 +3,12 @@
 //! A device passes when its logits are those of `reference` up to the rounding its number formats bring: for weights
 //! of plain numbers a normalised squared error of 1e-9, for quantized ones (activations are quantized too) of 2e-3.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod drive;
+#[cfg(feature = "cuda")]
+#[path = "../emulator/mod.rs"]
+mod emulator;
 mod models;
 #[cfg(feature = "wgpu")]
 mod wgpu;
