@@ -16,6 +16,8 @@ mod gpu;
 mod lower;
 mod nvidia;
 mod plan;
+#[cfg(test)]
+mod report;
 mod rooms;
 mod sources;
 mod stage;

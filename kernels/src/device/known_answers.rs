@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Answer, Backend, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Want, WantKind};
+use crate::backend::{
+    Activations, Answer, Backend, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Want, WantKind,
+};
 use crate::device::layout::Layout;
 use crate::graph::{Activation, Graph, GraphBuilder, GraphError, KvLayer, Moe, Rope, RopeStyle, Value};
 use crate::reference::Reference;
@@ -24,26 +26,30 @@ fn unmade(error: impl std::fmt::Display) -> DeviceError {
     DeviceError::Wrong(format!("the self-test cannot be made: {error}"))
 }
 
-/// Compares what a device computes with what is known; quantized weights may have a squared error of `most_error`.
-///
-/// `compile` is the device's.
+/// Compares what a device computes with what is known. `compile` is the device's; each way to round activations may have so
+/// much squared error.
 pub(crate) fn check(
     compile: &dyn Fn(&Graph, &Limits) -> Result<Box<dyn Plan>, DeviceError>,
-    most_error: f64,
+    most_errors: &[(Activations, f64)],
 ) -> Result<(), DeviceError> {
     let graph = graph().map_err(unmade)?;
-    for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
-        let sizes = Limits { max_rows: 16, kv_tokens: 32, page_tokens: 4, ..Limits::default() };
-        let limits = Limits { kv_type, ..sizes };
-        let expected = results(&mut *Reference.compile(&graph, &limits)?)?;
-        let found = results(&mut *compile(&graph, &limits)?)?;
-        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-        let norm = square(&mut expected.iter().map(|value| f64::from(*value)));
-        let error = square(&mut expected.iter().zip(&found).map(|(a, b)| f64::from(*a) - f64::from(*b)));
-        let most = if kv_type == KvType::F32 { most_error } else { most_error.max(MOST_ROUNDED) };
-        if error.is_nan() || error > norm * most {
-            let name = kv_type.name();
-            return Err(DeviceError::Wrong(format!("self-test with a cache of {name}: error {:.1e}", error / norm)));
+    for &(activations, most_error) in most_errors {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            let sizes = Limits { max_rows: 16, kv_tokens: 32, page_tokens: 4, ..Limits::default() };
+            let limits = Limits { kv_type, activations, ..sizes };
+            let expected = results(&mut *Reference.compile(&graph, &limits)?)?;
+            let found = results(&mut *compile(&graph, &limits)?)?;
+            let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+            let norm = square(&mut expected.iter().map(|value| f64::from(*value)));
+            let error = square(&mut expected.iter().zip(&found).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+            let most = if kv_type == KvType::F32 { most_error } else { most_error.max(MOST_ROUNDED) };
+            if error.is_nan() || error > norm * most {
+                let name = kv_type.name();
+                return Err(DeviceError::Wrong(format!(
+                    "self-test with a cache of {name}: error {:.1e}",
+                    error / norm
+                )));
+            }
         }
     }
     Ok(())

@@ -51,6 +51,7 @@ fn page_bytes(kv_type: KvType, page_tokens: usize, n_heads: usize, dim: usize) -
 }
 
 /// Bytes of the largest page of any layer.
+#[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "for devices that copy through a buffer"))]
 pub(crate) fn largest_page_bytes(layers: &[KvLayer], limits: &Limits) -> u64 {
     let of = |layer: &KvLayer| {
         let dim = layer.key_dim.max(layer.value_dim);

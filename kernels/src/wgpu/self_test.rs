@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use super::gpu::Gpu;
 use super::plan;
-use crate::backend::DeviceError;
+use crate::backend::{Activations, DeviceError, Plan};
 use crate::device::known_answers;
 
 /// Squared error over the square of what is expected: sums in another order, and functions of the device.
 const MOST_ERROR: f64 = 1e-7;
 
 pub(super) fn run(gpu: &Arc<Gpu>) -> Result<(), DeviceError> {
-    known_answers::check(&|graph, limits| Ok(Box::new(plan::compile(gpu, graph, limits)?)), MOST_ERROR)
+    let compile = |graph: &_, limits: &_| -> Result<Box<dyn Plan>, DeviceError> {
+        Ok(Box::new(plan::compile(gpu, graph, limits)?))
+    };
+    known_answers::check(&compile, &[(Activations::Auto, MOST_ERROR)])
 }
 
 #[cfg(test)]
