@@ -17,3 +17,5 @@ mod self_test;
 mod vector;
 
 pub use device::Cpu;
+#[cfg(feature = "cuda")]
+pub(crate) use plan::are_fine;
