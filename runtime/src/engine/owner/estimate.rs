@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn an_answer_without_end_takes_as_long_as_can_be() {
-        let load = Load { max_running: 2, prompt_row_ms: Some(0.5), answer_step_ms: 10.0, ..Load::default() };
+        let load = Load { max_running: 2, prompt_row_ms: Some(0.5), answer_step_ms: 1e7, ..Load::default() };
         assert_eq!(load.estimate(Priority::Normal, 1, Some(usize::MAX), 1), Some(Duration::MAX));
     }
 
