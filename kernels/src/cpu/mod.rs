@@ -9,7 +9,7 @@ pub mod isa;
 pub(crate) mod kv;
 pub mod linear;
 pub(crate) mod memory;
-mod plan;
+pub(crate) mod plan;
 mod pointwise;
 mod pool;
 pub mod roof;

@@ -14,8 +14,9 @@ mod lower;
 mod pipelines;
 mod places;
 mod plan;
+mod product;
 mod self_test;
 mod stage;
 mod upload;
 
-pub use device::{Adapters, Wgpu};
+pub use device::{Adapters, Options, Wgpu};

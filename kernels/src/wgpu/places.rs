@@ -1,47 +1,69 @@
 //! Which buffers hold the values of a step: values that are never alive together share one.
 
 use super::fuse::Work;
-use crate::graph::{Graph, Value};
+use crate::graph::Graph;
 
 /// Floats of a row, so that each row begins on a vector of four.
 pub(super) fn stride(width: usize) -> usize {
     width.next_multiple_of(4)
 }
 
-/// The place of each value, and how long a row of each place is.
+/// Where a value lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub(super) place: usize,
+    /// Floats before it in each row: of results side by side.
+    pub(super) offset: usize,
+    /// Floats from one row to the next.
+    pub(super) stride: usize,
+}
+
+/// The spot of each value, and how long a row of each place is at most.
 pub(super) struct Places {
-    pub(super) of_value: Vec<usize>,
+    pub(super) of_value: Vec<Spot>,
     pub(super) strides: Vec<usize>,
 }
 
 impl Places {
     /// A result never shares a place with what it is made of: nothing is worked on in place.
     pub(super) fn new(graph: &Graph, works: &[Work<'_>]) -> Self {
-        let mut last_use = vec![0; graph.widths().len()];
+        let n_values = graph.widths().len();
+        let mut last_use = vec![0; n_values];
         for (number, work) in works.iter().enumerate() {
-            let (reads, out) = work.uses();
-            for value in reads.into_iter().chain(out) {
+            let (reads, outs) = work.uses();
+            for value in reads.into_iter().chain(outs) {
                 last_use[value.0] = number;
             }
         }
-        let mut places = Self { of_value: vec![0; graph.widths().len()], strides: Vec::new() };
-        // What each place holds.
-        let mut held: Vec<Option<Value>> = Vec::new();
+        let mut places = Self { of_value: vec![Spot::default(); n_values], strides: Vec::new() };
+        // Until when each place is in use.
+        let mut held: Vec<Option<usize>> = Vec::new();
+        if let Some(given) = graph.given() {
+            let stride = stride(graph.widths()[given.0]);
+            places.of_value[given.0] = Spot { place: 0, offset: 0, stride };
+            places.strides.push(stride);
+            held.push(Some(last_use[given.0]));
+        }
         for (number, work) in works.iter().enumerate() {
-            let (_, Some(out)) = work.uses() else { continue };
-            for value in &mut held {
-                *value = value.filter(|value| last_use[value.0] >= number);
+            let (_, outs) = work.uses();
+            let Some(last) = outs.iter().map(|out| last_use[out.0]).max() else { continue };
+            let needed = stride(outs.iter().map(|out| graph.widths()[out.0]).sum());
+            for until in &mut held {
+                *until = until.filter(|until| *until >= number);
             }
-            let needed = stride(graph.widths()[out.0]);
             let free = (0..held.len()).filter(|place| held[*place].is_none());
             let place = free.min_by_key(|place| places.strides[*place].abs_diff(needed)).unwrap_or_else(|| {
                 held.push(None);
                 places.strides.push(0);
                 held.len() - 1
             });
-            held[place] = Some(out);
+            held[place] = Some(last);
             places.strides[place] = places.strides[place].max(needed);
-            places.of_value[out.0] = place;
+            let mut offset = 0;
+            for out in outs {
+                places.of_value[out.0] = Spot { place, offset, stride: needed };
+                offset += graph.widths()[out.0];
+            }
         }
         places
     }
@@ -50,7 +72,7 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Activation, GraphBuilder};
+    use crate::graph::{Activation, GraphBuilder, KvLayer, Value};
     use crate::tensor::Weight;
     use crate::wgpu::fuse::fuse;
 
@@ -67,12 +89,27 @@ mod tests {
         let last = graph.add(doubled, sum).unwrap();
         let graph = graph.head(last, weight(9, 6), None, 1.0, None, 10).unwrap();
         let places = Places::new(&graph, &fuse(&graph));
-        let of = |value: Value| places.of_value[value.0];
+        let of = |value: Value| places.of_value[value.0].place;
         assert_ne!(of(wide), of(x));
         assert!(of(unit) != of(wide) && of(unit) != of(x));
         assert!(of(sum) != of(unit) && of(sum) != of(x), "the product has no place of its own");
         assert!(of(doubled) != of(sum) && of(last) != of(sum) && of(last) != of(doubled));
         assert_eq!(places.strides.len(), 3);
         assert!(places.strides.iter().all(|stride| stride.is_multiple_of(4)));
+    }
+
+    #[test]
+    fn results_of_one_product_lie_side_by_side() {
+        let weight = |rows: usize| Weight::from_f32("w", rows, 4, &vec![0.0; rows * 4]).unwrap();
+        let mut graph = GraphBuilder::new();
+        let x = graph.embed(weight(9), 1.0);
+        let [q, k, v] = [6, 3, 2].map(|rows| graph.linear(x, weight(rows), None).unwrap());
+        let kv = KvLayer { n_kv_heads: 1, key_dim: 3, value_dim: 2, window: None };
+        let out = graph.attention((q, k, v), kv, 2, 1.0, None).unwrap();
+        let graph = graph.head(out, weight(9), None, 1.0, None, 10).unwrap();
+        let places = Places::new(&graph, &fuse(&graph));
+        let spot = |offset: usize| Spot { place: 1, offset, stride: 12 };
+        assert_eq!([q, k, v].map(|value| places.of_value[value.0]), [spot(0), spot(6), spot(9)]);
+        assert_eq!(places.of_value[out.0], Spot { place: 0, offset: 0, stride: 4 });
     }
 }

@@ -7,7 +7,7 @@ use super::gpu::Gpu;
 use super::layout::Layout;
 use super::plan;
 use crate::backend::Backend;
-use crate::backend::{Answer, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Want, WantKind};
+use crate::backend::{Activations, Answer, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Want, WantKind};
 use crate::graph::{Activation, Graph, GraphBuilder, GraphError, KvLayer, Moe, Rope, RopeStyle, Value};
 use crate::reference::Reference;
 use crate::tensor::{DType, Weight, WeightError};
@@ -22,8 +22,9 @@ const STEPS: [usize; 3] = [11, 1, 3];
 /// Squared error over the square of what is expected: sums in another order, and functions of the device.
 const MOST_ERROR: f64 = 1e-7;
 
-/// The same with keys and values rounded.
+/// The same with keys and values rounded, and with the inputs of products rounded, one behind the other.
 const MOST_ROUNDED: f64 = 1e-3;
+const MOST_COARSE: f64 = 1e-2;
 
 /// Why the test could not be made: not the device's fault.
 fn unmade(error: impl std::fmt::Display) -> DeviceError {
@@ -32,18 +33,22 @@ fn unmade(error: impl std::fmt::Display) -> DeviceError {
 
 pub(super) fn run(gpu: &Arc<Gpu>) -> Result<(), DeviceError> {
     let graph = graph().map_err(unmade)?;
-    for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
+    let of_caches = [(KvType::F32, MOST_ERROR), (KvType::F16, MOST_ROUNDED), (KvType::Q8_0, MOST_ROUNDED)];
+    let exact = of_caches.map(|(kv_type, most)| (kv_type, Activations::Int16, most));
+    for (kv_type, activations, most) in exact.into_iter().chain([(KvType::F32, Activations::Int8, MOST_COARSE)]) {
         let sizes = Limits { max_rows: 16, kv_tokens: 32, page_tokens: 4, ..Limits::default() };
-        let limits = Limits { kv_type, ..sizes };
+        let limits = Limits { kv_type, activations, ..sizes };
         let expected = results(&mut *Reference.compile(&graph, &limits)?)?;
         let found = results(&mut plan::compile(gpu, &graph, &limits)?)?;
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
         let norm = square(&mut expected.iter().map(|value| f64::from(*value)));
         let error = square(&mut expected.iter().zip(&found).map(|(a, b)| f64::from(*a) - f64::from(*b)));
-        let most = if kv_type == KvType::F32 { MOST_ERROR } else { MOST_ROUNDED };
         if error.is_nan() || error > norm * most {
-            let name = kv_type.name();
-            return Err(DeviceError::Wrong(format!("self-test with a cache of {name}: error {:.1e}", error / norm)));
+            let (cache, activations) = (kv_type.name(), activations.name());
+            let error = error / norm;
+            return Err(DeviceError::Wrong(format!(
+                "self-test with a cache of {cache}, {activations}: error {error:.1e}"
+            )));
         }
     }
     Ok(())
@@ -135,6 +140,11 @@ fn graph() -> Result<Graph, Unmade> {
         let unit = graph.glu(gate, x, activation)?;
         let scaled = graph.scale(unit, 0.7);
         x = graph.add(x, scaled)?;
+        let mut matrix = |rows: usize, cols: usize| random.floats(rows, cols, 0.0);
+        let (gate, up) = (graph.linear(x, matrix(90, WIDTH)?, None)?, graph.linear(x, matrix(90, WIDTH)?, None)?);
+        let unit = graph.glu(gate, up, activation)?;
+        let down = graph.linear(unit, matrix(WIDTH, 90)?, None)?;
+        x = graph.add(x, down)?;
         x = graph.norm(x, random.floats(1, WIDTH, 1.0)?, 1e-5)?;
     }
     let mut matrix = |rows: usize, cols: usize| random.floats(rows, cols, 0.0);

@@ -3,26 +3,34 @@
 //! Weights are met with activations in f32, so the bound is the same for every type. Without any adapter the tests say so
 //! and pass: install a driver (`mesa-vulkan-drivers`) to run them.
 
+use std::sync::Arc;
+
 use farpost_kernels::backend::{
-    Activations, Answer, Backend, Batch, DeviceError, Interrupt, KvType, Limits, Output, Plan, Row, Sequence, Want,
-    WantKind,
+    Activations, Answer, Backend, Batch, DeviceError, Interrupt, KvType, Limits, Output, Placement, Plan, Row,
+    Sequence, Want, WantKind,
 };
 use farpost_kernels::cpu::Cpu;
-use farpost_kernels::graph::{Graph, GraphBuilder};
+use farpost_kernels::graph::{Activation, Graph, GraphBuilder, KvLayer, RopeStyle};
+use farpost_kernels::placed::{Layers, Placed};
 use farpost_kernels::quant;
 use farpost_kernels::reference::Reference;
 use farpost_kernels::tensor::{DType, Weight};
-use farpost_kernels::wgpu::{Adapters, Wgpu};
+use farpost_kernels::wgpu::{Adapters, Options, Wgpu};
 
 use crate::drive::{error, limits, results};
-use crate::models::{FAMILIES, Family, Random, Shape, VOCABULARY, model, shape};
+use crate::models::{FAMILIES, Family, N_LAYERS, Random, Shape, VOCABULARY, model, rope, shape};
 
 /// Sums in another order and functions of the device: of squared errors over squares.
 const EXACT: f64 = 1e-9;
 
 /// The device, where there is one.
 fn device() -> Option<Wgpu> {
-    Wgpu::open(Adapters::Any).map_err(|error| println!("skipped: {error}; install a Vulkan driver")).ok()
+    device_with(Options::default())
+}
+
+fn device_with(options: Options) -> Option<Wgpu> {
+    let options = Options { adapters: Adapters::Any, ..options };
+    Wgpu::open_with(options).map_err(|error| println!("skipped: {error}; install a Vulkan driver")).ok()
 }
 
 fn check(device: &Wgpu, shape: Shape, kv_type: KvType, bound: f64) {
@@ -42,6 +50,175 @@ fn every_family_computes_what_its_ops_say_on_a_graphics_processor() {
         let odd = Shape { width: 75, n_heads: 3, n_kv_heads: 3, head_dim: 20, ff: 37, ..shape(DType::F32, family) };
         check(&device, odd, KvType::F32, EXACT);
     }
+}
+
+#[test]
+fn a_token_takes_few_dispatches() {
+    let Some(device) = device() else { return };
+    // Three layers; one for the embedding, one that brings rows with results together, the head and the arg-max.
+    let per_layer = |family| match family {
+        Family::Llama | Family::Parallel => 6,
+        // A norm with a sum behind attention and behind the unit.
+        Family::Gemma => 8,
+        // The router, the choice, units, their mixture.
+        Family::Moe => 8,
+        Family::Odd => 0,
+    };
+    for family in FAMILIES.into_iter().filter(|family| *family != Family::Odd) {
+        let graph = model(shape(DType::F32, family), 5);
+        let plan = device.compile(&graph, &limits(KvType::F16, 1, Activations::Auto)).unwrap();
+        assert_eq!(plan.n_dispatches(), Some(3 * per_layer(family) + 4), "{family:?}");
+    }
+}
+
+#[test]
+fn every_variant_of_shaders_computes_the_same() {
+    for (subgroups, halves, packed) in
+        [(false, false, false), (true, false, false), (false, true, false), (false, false, true), (true, true, true)]
+    {
+        let options = Options { subgroups, halves, packed, ..Options::default() };
+        let Some(device) = device_with(options) else { return };
+        println!("{:?}", device.describe().features);
+        for family in [Family::Llama, Family::Gemma, Family::Moe] {
+            check(&device, shape(DType::F32, family), KvType::F32, EXACT);
+        }
+        // With one scale for 32 weights, with minima, with sixteen levels of a table, with one for 16, with bytes.
+        for dtype in [DType::Q4_0, DType::Q4_1, DType::IQ4_NL, DType::Q6_K, DType::Q4_K, DType::Q8_0] {
+            let len = dtype.block_len();
+            let wide = Shape { width: len.max(96), head_dim: 32, ff: len.max(160), ..shape(dtype, Family::Llama) };
+            let wide = Shape { n_heads: wide.width / 32, n_kv_heads: wide.width / 32, ..wide };
+            let graph = model(wide, 5);
+            for (activations, bound) in [(Activations::Int16, EXACT), (Activations::Int8, 1e-4)] {
+                let limits = limits(KvType::F32, 1, activations);
+                let error = error(&results(&Reference, &graph, &limits), &results(&device, &graph, &limits));
+                println!("{dtype} {activations:?}: error {error:.1e}");
+                assert!(error <= bound, "{dtype} {activations:?} {subgroups} {halves} {packed}: error {error:.2e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_on_two_devices_are_those_of_one() {
+    let Some(device) = device() else { return };
+    let device: Arc<dyn Backend> = Arc::new(device);
+    let place = |layers| Placed::new(Arc::clone(&device), Arc::new(Cpu::detect()), layers);
+    // The first layer with a window or the last one on the processor, or all but one.
+    for (family, n_layers) in [(Family::Gemma, 1), (Family::Gemma, 2), (Family::Moe, 1), (Family::Llama, 9)] {
+        let (graph, limits) = (model(shape(DType::F32, family), 5), limits(KvType::F32, 1, Activations::Auto));
+        let placed = place(Layers::Last(n_layers));
+        let plan = placed.compile(&graph, &limits).unwrap();
+        let expected = (n_layers < N_LAYERS).then_some(Placement { n_layers, of: N_LAYERS });
+        assert_eq!(plan.placement(), expected);
+        let error = error(&results(&Reference, &graph, &limits), &results(&placed, &graph, &limits));
+        assert!(error <= EXACT, "{family:?} {n_layers}: error {error:.2e}");
+    }
+    // What is kept can be taken to another device, and on.
+    let graph = model(shape(DType::F32, Family::Gemma), 5);
+    let limits = limits(KvType::F16, 1, Activations::Auto);
+    let (cpu, two) = (Cpu::detect(), place(Layers::Last(2)));
+    let mut images = Vec::new();
+    for backend in [&cpu as &dyn Backend, &two] {
+        let mut plan = backend.compile(&graph, &limits).unwrap();
+        let sequence = plan.kv().open().unwrap();
+        assert!(plan.kv().reserve(sequence, 20));
+        plan.step(&batch(sequence, 0..19, WantKind::Greedy), &mut Output::default()).unwrap();
+        let mut bytes = vec![0; plan.kv().image().bytes(19, 0..19) as usize];
+        assert!(plan.kv().read(sequence, 19, 0..19, &mut bytes));
+        let second = plan.kv().open().unwrap();
+        assert!(plan.kv().reserve(second, 20) && plan.kv().append(second, 19, 19, &bytes));
+        let mut again = vec![0; bytes.len()];
+        assert!(plan.kv().read(second, 19, 0..19, &mut again));
+        assert!(bytes == again);
+        images.push(bytes);
+    }
+    assert_eq!(images[0].len(), images[1].len());
+    // Halves, of numbers that differ in their last bits.
+    let halves = |bytes: &[u8]| -> Vec<Vec<f32>> {
+        vec![bytes.as_chunks::<2>().0.iter().map(|half| half::f16::from_le_bytes(*half).to_f32()).collect()]
+    };
+    let error = error(&halves(&images[0]), &halves(&images[1]));
+    assert!(error <= 1e-6, "error {error:.2e}");
+}
+
+#[test]
+fn a_device_takes_as_many_layers_as_it_has_room_for() {
+    let Some(device) = device() else { return };
+    let device: Arc<dyn Backend> = Arc::new(device);
+    // Its memory is that of the processor, so that copies of weights count.
+    assert!(device.shares_memory());
+    let graph = model(shape(DType::F32, Family::Llama), 5);
+    let limits = limits(KvType::F16, 1, Activations::Auto);
+    let whole = device.compile(&graph, &limits).unwrap().memory();
+    let all = whole.weights_copied + whole.kv + whole.scratch;
+    let placed = Placed::new(Arc::clone(&device), Arc::new(Cpu::detect()), Layers::Auto);
+    let with = |cap: u64| placed.compile(&graph, &Limits { memory_cap: Some(cap), ..limits.clone() });
+    assert_eq!(with(2 * all).unwrap().placement(), None);
+    let plan = with(all - all / 5).unwrap();
+    assert!(matches!(plan.placement(), Some(Placement { n_layers: 1 | 2, of: 3 })), "{:?}", plan.placement());
+    let memory = plan.memory();
+    assert!(memory.weights_copied + memory.kv + memory.scratch <= all - all / 5, "{memory:?}");
+    let error = with(1000).err();
+    assert!(matches!(error, Some(DeviceError::OutOfMemory { what: "scratch", .. })), "{error:?}");
+}
+
+#[test]
+fn long_contexts_are_attended_to_in_parts() {
+    let Some(device) = device() else { return };
+    let sizes = Limits { max_rows: 600, max_sequences: 2, max_windows: 2, kv_tokens: 1400, ..Limits::default() };
+    let limits = Limits { kv_type: KvType::F32, ..sizes };
+    // With a window and without; three heads of twenty elements; more than one tile for each of some parts.
+    for family in [Family::Gemma, Family::Parallel] {
+        let small = Shape { width: 60, n_heads: 3, n_kv_heads: 3, head_dim: 20, ff: 32, ..shape(DType::F32, family) };
+        let graph = model(small, 5);
+        let run = |backend: &dyn Backend| {
+            let mut plan = backend.compile(&graph, &limits).unwrap();
+            let (first, second) = (plan.kv().open().unwrap(), plan.kv().open().unwrap());
+            assert!(plan.kv().reserve(first, 630) && plan.kv().reserve(second, 630));
+            let mut output = Output::default();
+            plan.step(&batch(first, 0..511, WantKind::Greedy), &mut output).unwrap();
+            let mut rows = Vec::new();
+            // One row with 512 keys, some with more, then with rows of a sequence that is short.
+            for positions in [511..512, 512..515, 515..620] {
+                plan.step(&batch(first, positions, WantKind::Logits), &mut output).unwrap();
+                rows.extend(output.results.drain(..).map(logits));
+            }
+            let mut mixed = batch(first, 620..621, WantKind::Logits);
+            let short = batch(second, 0..2, WantKind::Logits);
+            mixed.rows.extend(short.rows);
+            mixed.want.extend((1..3).map(|row| Want { row, kind: WantKind::Logits }));
+            plan.step(&mixed, &mut output).unwrap();
+            rows.extend(output.results.drain(..).map(logits));
+            rows
+        };
+        let error = error(&run(&Reference), &run(&device));
+        assert!(error <= EXACT, "{family:?}: error {error:.2e}");
+    }
+}
+
+#[test]
+fn what_neighbours_share_is_left_alone() {
+    let Some(device) = device() else { return };
+    let mut random = Random(3);
+    let mut graph = GraphBuilder::new();
+    let mut weight = |rows: usize, cols: usize| random.weight(DType::F32, rows, cols);
+    let x = graph.embed(weight(VOCABULARY, 64), 1.0);
+    // Queries are keys too, after a rotation; values are added to something; the gate is both sides of its unit.
+    let q = graph.linear(x, weight(64, 64), None).unwrap();
+    let q = graph.rope(q, 32, &rope(RopeStyle::HalfSplit, 12, 1.0)).unwrap();
+    let v = graph.linear(x, weight(64, 64), None).unwrap();
+    let kv = KvLayer { n_kv_heads: 2, key_dim: 32, value_dim: 32, window: None };
+    let attended = graph.attention((q, q, v), kv, 2, 0.2, None).unwrap();
+    let x = graph.add(attended, v).unwrap();
+    let gate = graph.linear(x, weight(96, 64), None).unwrap();
+    let unit = graph.glu(gate, gate, Activation::GeluTanh).unwrap();
+    let x = graph.linear(unit, weight(64, 96), None).unwrap();
+    let head = weight(31, 64);
+    let graph = graph.head(x, head, None, 1.0, None, 100).unwrap();
+    let steps = [1, 2, 9, 37, 5, 1];
+    let error = error(&all_logits(&Reference, &graph, &steps), &all_logits(&device, &graph, &steps));
+    // Keys and values are halves.
+    assert!(error <= 1e-5, "error {error:.2e}");
 }
 
 #[test]
@@ -138,9 +315,8 @@ fn products_of_every_type_are_exact_whatever_the_rows() {
 
 #[test]
 fn matrices_larger_than_a_binding_are_cut_by_rows() {
-    let Some(device) = device() else { return };
     // Of a few rows each, in the midst of experts too.
-    let device = device.with_binding_at_most(10_000).unwrap();
+    let Some(device) = device_with(Options { most_bound_bytes: Some(10_000), ..Options::default() }) else { return };
     for family in [Family::Moe, Family::Parallel] {
         let narrow = Shape { width: 64, n_heads: 2, n_kv_heads: 2, ff: 96, ..shape(DType::Q8_0, family) };
         let sizes = Limits { max_rows: 64, max_sequences: 4, max_windows: 4, kv_tokens: 16, ..Limits::default() };
