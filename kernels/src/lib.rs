@@ -18,6 +18,7 @@ mod paging;
 pub mod placed;
 pub mod quant;
 pub mod reference;
+pub mod select;
 pub mod tensor;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
