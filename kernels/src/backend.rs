@@ -226,6 +226,15 @@ pub struct MemoryUse {
     pub scratch: u64,
 }
 
+/// Where the layers of a model are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Layers on the device: the last ones.
+    pub n_layers: usize,
+    /// All layers.
+    pub of: usize,
+}
+
 /// A device as shown to people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -333,6 +342,12 @@ impl ImageShape {
         Self { layers: merged }
     }
 
+    /// These layers, and those of another shape.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self::new(self.layers.into_iter().chain(other.layers))
+    }
+
     /// The first position of a text of `n_tokens` that a layer with this window has.
     pub fn first_kept(window: Option<usize>, n_tokens: usize) -> usize {
         window.map_or(0, |window| n_tokens.saturating_sub(window))
@@ -398,6 +413,10 @@ pub trait Backend: Send + Sync {
     fn describe(&self) -> DeviceInfo;
     /// Known answers for every kernel a plan may use.
     fn self_test(&self) -> Result<(), DeviceError>;
+    /// Whether what it keeps lies in the memory that the program shares with all others.
+    fn shares_memory(&self) -> bool {
+        false
+    }
     /// Makes everything a step needs.
     fn compile(&self, graph: &Graph, limits: &Limits) -> Result<Box<dyn Plan>, DeviceError>;
 }
@@ -408,10 +427,26 @@ pub trait Plan: Send {
     ///
     /// Rows must be reserved in the KV store. On an error no position counts as written.
     fn step(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError>;
+    /// Runs the second part of a graph that was cut ([`Graph::cut`]): `rows` are what the first part's head read, row after
+    /// row of the batch, [`Graph::widths`] of [`Graph::given`] floats each.
+    ///
+    /// # Errors
+    /// As [`Plan::step`], and [`DeviceError::Refused`] where a device does not do that.
+    fn step_given(&mut self, _batch: &Batch, _rows: &[f32], _out: &mut Output) -> Result<(), DeviceError> {
+        Err(DeviceError::Refused("this device runs whole models only".to_owned()))
+    }
     /// The cache.
     fn kv(&mut self) -> &mut dyn KvStore;
     /// Bytes by kind.
     fn memory(&self) -> MemoryUse;
+    /// Dispatches to a device that a step of one row with [`WantKind::Greedy`] takes; `None` where steps have none.
+    fn n_dispatches(&self) -> Option<usize> {
+        None
+    }
+    /// Where layers are, if not all are on one device.
+    fn placement(&self) -> Option<Placement> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,16 @@ pub(crate) fn refuse<T>(message: String) -> Result<T, DeviceError> {
     Err(DeviceError::Refused(message))
 }
 
-/// Refuses limits out of range, and those that the graph does not fit.
+/// Refuses parts of a graph that was cut, limits out of range, and those that the graph does not fit.
 pub(crate) fn check_limits(graph: &Graph, limits: &Limits) -> Result<(), DeviceError> {
+    if graph.given().is_some() {
+        return refuse("this device runs whole models only".to_owned());
+    }
+    check_sizes(graph, limits)
+}
+
+/// Refuses limits out of range, and those that the graph does not fit.
+pub(crate) fn check_sizes(graph: &Graph, limits: &Limits) -> Result<(), DeviceError> {
     // With these bounds, sizes of what a step works in are numbers that 64 bits hold. The cache, which has more factors, sees
     // to itself.
     for (name, value, most) in [

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::backend::{Answer, Backend, Batch, DeviceError, DeviceInfo, KvStore, Limits, MemoryUse, Output, Plan, Row};
+use crate::backend::{
+    Answer, Backend, Batch, DeviceError, DeviceInfo, KvStore, Limits, MemoryUse, Output, Placement, Plan, Row,
+};
 use crate::graph::Graph;
 
 /// What happens in a step.
@@ -141,6 +143,14 @@ impl Plan for FaultyPlan {
 
     fn memory(&self) -> MemoryUse {
         self.plan.memory()
+    }
+
+    fn placement(&self) -> Option<Placement> {
+        self.plan.placement()
+    }
+
+    fn n_dispatches(&self) -> Option<usize> {
+        self.plan.n_dispatches()
     }
 }
 

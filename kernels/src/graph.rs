@@ -126,6 +126,40 @@ pub enum Op {
     Head { x: Value, weight: Weight, bias: Option<Weight>, scale: f32, softcap: Option<f32> },
 }
 
+impl Op {
+    /// The values it reads; one that it reads twice, twice.
+    pub fn reads(&self) -> Vec<Value> {
+        match self {
+            Self::Embed { .. } => vec![],
+            Self::Norm { x, .. }
+            | Self::Linear { x, .. }
+            | Self::Rope { x, .. }
+            | Self::Moe { x, .. }
+            | Self::Scale { x, .. }
+            | Self::Head { x, .. } => vec![*x],
+            Self::Attention { q, k, v, .. } => vec![*q, *k, *v],
+            Self::Glu { gate, up, .. } => vec![*gate, *up],
+            Self::Add { a, b, .. } => vec![*a, *b],
+        }
+    }
+
+    /// The value it makes; the head makes none.
+    pub fn result(&self) -> Option<Value> {
+        match self {
+            Self::Embed { out, .. }
+            | Self::Norm { out, .. }
+            | Self::Linear { out, .. }
+            | Self::Rope { out, .. }
+            | Self::Moe { out, .. }
+            | Self::Scale { out, .. }
+            | Self::Attention { out, .. }
+            | Self::Glu { out, .. }
+            | Self::Add { out, .. } => Some(*out),
+            Self::Head { .. } => None,
+        }
+    }
+}
+
 /// A checked list of ops.
 #[derive(Clone, Debug)]
 pub struct Graph {
@@ -135,6 +169,7 @@ pub struct Graph {
     n_vocab: usize,
     width: usize,
     max_context: usize,
+    given: Option<Value>,
 }
 
 impl Graph {
@@ -162,6 +197,50 @@ impl Graph {
     pub fn max_context(&self) -> usize {
         self.max_context
     }
+    /// The value whose rows come with each step instead of from an op: the second part of a graph that was cut has one.
+    pub fn given(&self) -> Option<Value> {
+        self.given
+    }
+
+    /// Cuts the graph before a layer: the first part's head reads the rows ([`crate::backend::WantKind::Hidden`]) that the
+    /// second part is given. `None` where more than one value goes across, or nothing is on one side.
+    pub fn cut(&self, layer: usize) -> Option<(Self, Self)> {
+        let attends = |op: &Op, of: usize| matches!(op, Op::Attention { layer, .. } if *layer == of);
+        let from = 1 + self.ops.iter().position(|op| attends(op, layer.checked_sub(1).unwrap_or(usize::MAX)))?;
+        let to = self.ops.iter().position(|op| attends(op, layer))?;
+        // The last place with one value across: what comes before the layer's first norm, not what is in its midst.
+        let (place, value) = (from..=to).rev().find_map(|place| Some((place, self.across(place)?)))?;
+        let Some(Op::Head { weight, bias, scale, softcap, .. }) = self.ops.last() else { return None };
+        let (before, behind) = self.ops.split_at(place);
+        let mut first = self.clone();
+        first.ops = before.to_vec();
+        // What rows are read by: its weight has a row for each token, as tokens are checked by that.
+        let width = self.widths[value.0];
+        if width != weight.cols() {
+            return None;
+        }
+        let (weight, bias, scale, softcap) = (weight.clone(), bias.clone(), *scale, *softcap);
+        first.ops.push(Op::Head { x: value, weight, bias, scale, softcap });
+        first.kv_layers.truncate(layer);
+        let mut second = Self { given: Some(value), ops: behind.to_vec(), ..self.clone() };
+        second.kv_layers.drain(..layer);
+        for op in &mut second.ops {
+            if let Op::Attention { layer: number, .. } = op {
+                *number -= layer;
+            }
+        }
+        Some((first, second))
+    }
+
+    /// The one value that is made before an op and read by it or later.
+    fn across(&self, place: usize) -> Option<Value> {
+        let (before, behind) = self.ops.split_at(place);
+        let is_made: std::collections::HashSet<Value> = before.iter().filter_map(Op::result).collect();
+        let mut across = behind.iter().flat_map(Op::reads).filter(|value| is_made.contains(value));
+        let value = across.next()?;
+        across.all(|other| other == value).then_some(value)
+    }
+
     /// Puts other weights of the same shape and type in place of those that `find` has one for: the same numbers in
     /// another place or order.
     ///
@@ -442,12 +521,58 @@ impl GraphBuilder {
         require(max_context > 0, "head", || "a context of 0 holds nothing".to_owned())?;
         let (n_vocab, width) = (weight.rows(), weight.cols());
         self.ops.push(Op::Head { x, weight, bias, scale, softcap });
-        Ok(Graph { widths: self.widths, ops: self.ops, kv_layers: self.kv_layers, n_vocab, width, max_context })
+        let (widths, ops, kv_layers) = (self.widths, self.ops, self.kv_layers);
+        Ok(Graph { widths, ops, kv_layers, n_vocab, width, max_context, given: None })
     }
 
     fn same_width(&mut self, op: &'static str, a: Value, b: Value) -> Result<Value, GraphError> {
         let (left, right) = (self.width(a), self.width(b));
         require(left == right, op, || format!("widths {left} and {right} differ"))?;
         Ok(self.value(left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(rows: usize) -> Weight {
+        Weight::from_f32("w", rows, 4, &vec![0.0; rows * 4]).unwrap()
+    }
+
+    #[test]
+    fn a_graph_is_cut_where_a_layer_begins() {
+        let mut graph = GraphBuilder::new();
+        let vector = || Weight::from_f32("v", 1, 4, &[1.0; 4]).unwrap();
+        let mut x = graph.embed(weight(9), 1.0);
+        let mut borders = vec![x];
+        for _ in 0..3 {
+            let normed = graph.norm(x, vector(), 1e-5).unwrap();
+            let [q, k, v] = [0; 3].map(|_| graph.linear(normed, weight(4), None).unwrap());
+            let kv = KvLayer { n_kv_heads: 1, key_dim: 4, value_dim: 4, window: None };
+            let attended = graph.attention((q, k, v), kv, 1, 1.0, None).unwrap();
+            x = graph.add(x, attended).unwrap();
+            let fed = graph.linear(x, weight(4), None).unwrap();
+            x = graph.add(x, fed).unwrap();
+            borders.push(x);
+        }
+        let graph = graph.head(x, weight(9), None, 1.0, None, 10).unwrap();
+        for layer in 1..3 {
+            let (first, second) = graph.cut(layer).unwrap();
+            assert_eq!((first.kv_layers().len(), second.kv_layers().len()), (layer, 3 - layer));
+            assert_eq!((first.given(), second.given()), (None, Some(borders[layer])));
+            assert_eq!(first.ops().len() + second.ops().len(), graph.ops().len() + 1);
+            assert!(matches!(first.ops().last(), Some(Op::Head { x, .. }) if *x == borders[layer]));
+            let layers: Vec<usize> = second
+                .ops()
+                .iter()
+                .filter_map(|op| match op {
+                    Op::Attention { layer, .. } => Some(*layer),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(layers, (0..3 - layer).collect::<Vec<_>>());
+        }
+        assert!([0, 3, 4].iter().all(|layer| graph.cut(*layer).is_none()));
     }
 }

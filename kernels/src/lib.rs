@@ -16,10 +16,13 @@ pub mod cuda;
 mod device;
 pub mod fault;
 pub mod graph;
+pub mod keep;
 pub mod order;
 mod paging;
+pub mod placed;
 pub mod quant;
 pub mod reference;
+pub mod select;
 pub mod tensor;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;

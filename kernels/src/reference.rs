@@ -9,6 +9,7 @@ use crate::backend::{
     Answer, Backend, Batch, DeviceError, DeviceInfo, ImageShape, KvStore, Limits, MemoryUse, Output, Plan, Row,
     Sequence, WantKind,
 };
+use crate::checks::check_limits;
 use crate::graph::{Activation, Graph, KvLayer, Moe, Op, Rope, RopeStyle, Value};
 use crate::order;
 use crate::tensor::Weight;
@@ -27,6 +28,7 @@ impl Backend for Reference {
     }
 
     fn compile(&self, graph: &Graph, limits: &Limits) -> Result<Box<dyn Plan>, DeviceError> {
+        check_limits(graph, limits)?;
         let store = Store { limits: limits.clone(), layers: graph.kv_layers().to_vec(), sequences: Vec::new() };
         Ok(Box::new(ReferencePlan { graph: graph.clone(), store }))
     }

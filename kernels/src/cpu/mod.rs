@@ -9,7 +9,7 @@ pub mod isa;
 pub(crate) mod kv;
 pub mod linear;
 pub(crate) mod memory;
-mod plan;
+pub(crate) mod plan;
 pub mod pointwise;
 mod pool;
 pub mod roof;
@@ -17,5 +17,3 @@ mod self_test;
 mod vector;
 
 pub use device::Cpu;
-#[cfg(feature = "cuda")]
-pub(crate) use plan::are_fine;

@@ -1,19 +1,19 @@
 //! Sources of kernels compiled by NVRTC, NVIDIA's compiler as a library, for one kind of device.
 //!
-//! What was compiled is kept in a folder, in files named after all that it depends on: the text, the kind of device, the
-//! compiler and the driver. A file that is not whole is not taken.
+//! What was compiled is kept by a name that hangs on all that it depends on: the text, the kind of device, the compiler and
+//! the driver.
 
 use std::ffi::{CString, c_char, c_int};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cudarc::nvrtc::{result, sys};
 
 use super::driver::Source;
 use crate::backend::DeviceError;
+use crate::keep::{self, Keep};
 
 /// Functions of the library that are called here.
-const FUNCTIONS: [&[u8]; 11] = [
+const FUNCTIONS: [&[u8]; 12] = [
     b"nvrtcVersion\0",
     b"nvrtcGetNumSupportedArchs\0",
     b"nvrtcGetSupportedArchs\0",
@@ -24,19 +24,16 @@ const FUNCTIONS: [&[u8]; 11] = [
     b"nvrtcGetProgramLog\0",
     b"nvrtcGetCUBINSize\0",
     b"nvrtcGetCUBIN\0",
+    b"nvrtcGetPTXSize\0",
     b"nvrtcGetPTX\0",
 ];
-
-/// Bytes behind what was compiled that say it is whole.
-const CHECK_BYTES: usize = 8;
 
 /// The compiler.
 pub(super) struct Compiler {
     pub(super) version: String,
     /// Kinds of devices that it compiles for, in ascending order: 90 is 9.0.
     kinds: Vec<u32>,
-    /// Where it keeps what it compiled.
-    folder: Option<PathBuf>,
+    keep: Arc<dyn Keep>,
 }
 
 /// What came of a source.
@@ -53,7 +50,7 @@ impl Compiler {
     ///
     /// # Errors
     /// [`DeviceError::Absent`] where there is none.
-    pub(super) fn open(folder: Option<&Path>) -> Result<Self, DeviceError> {
+    pub(super) fn open(keep: Arc<dyn Keep>) -> Result<Self, DeviceError> {
         let absent = |what: &str| {
             DeviceError::Absent(format!("{what}: install libnvrtc of CUDA 12, or say where it is by LD_LIBRARY_PATH"))
         };
@@ -81,29 +78,21 @@ impl Compiler {
         asked(unsafe { sys::nvrtcGetSupportedArchs(kinds.as_mut_ptr()) })?;
         let mut kinds: Vec<u32> = kinds.into_iter().map(|kind| kind as u32).collect();
         kinds.sort_unstable();
-        Ok(Self { version: format!("{major}.{minor}"), kinds, folder: folder.map(Path::to_owned) })
+        Ok(Self { version: format!("{major}.{minor}"), kinds, keep })
     }
 
     /// Compiles for devices of a compute capability, or takes what was compiled before. `driver` is that of the device.
     pub(super) fn compile(&self, source: &Source, capability: u32, driver: &str) -> Result<Compiled, DeviceError> {
-        let file = self.folder.as_ref().map(|folder| folder.join(self.name(source, capability, driver)));
-        if let Some(image) = file.as_ref().and_then(|file| read(file)) {
-            return Ok(Compiled { image, log: String::new() });
+        let kind = capability.to_le_bytes();
+        let parts = [source.text.as_bytes(), &kind, self.version.as_bytes(), driver.as_bytes()];
+        let name = keep::name("cuda", parts);
+        let kept = self.keep.load(&name);
+        if let Some(image) = kept.as_ref().and_then(|sealed| keep::opened(sealed)) {
+            return Ok(Compiled { image: image.to_vec(), log: String::new() });
         }
         let compiled = self.compile_anew(source, capability)?;
-        if let Some(file) = file {
-            // Without the file it is compiled again next time.
-            let _ = write(&file, &compiled.image);
-        }
+        self.keep.save(&name, &keep::sealed(&compiled.image));
         Ok(compiled)
-    }
-
-    fn name(&self, source: &Source, capability: u32, driver: &str) -> String {
-        let mut hasher = DefaultHasher::new();
-        (&source.text, capability, &self.version, driver).hash(&mut hasher);
-        let first = hasher.finish();
-        "more bits".hash(&mut hasher);
-        format!("{first:016x}{:016x}.bin", hasher.finish())
     }
 
     fn compile_anew(&self, source: &Source, capability: u32) -> Result<Compiled, DeviceError> {
@@ -157,48 +146,4 @@ fn image(program: sys::nvrtcProgram, is_of_device: bool) -> Result<Vec<u8>, resu
         unsafe { result::get_ptx(program)? }
     };
     Ok(bytes.into_iter().map(|byte| byte as u8).collect())
-}
-
-fn check(image: &[u8]) -> [u8; CHECK_BYTES] {
-    let mut hasher = DefaultHasher::new();
-    image.hash(&mut hasher);
-    hasher.finish().to_le_bytes()
-}
-
-fn read(file: &Path) -> Option<Vec<u8>> {
-    let mut bytes = std::fs::read(file).ok()?;
-    let image = bytes.len().checked_sub(CHECK_BYTES)?;
-    if bytes[image..] != check(&bytes[..image]) {
-        return None;
-    }
-    bytes.truncate(image);
-    Some(bytes)
-}
-
-/// Writes a file that is there whole or not at all.
-fn write(file: &Path, image: &[u8]) -> std::io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let new = file.with_extension(format!("new-{}", std::process::id()));
-    std::fs::write(&new, [image, &check(image)].concat())?;
-    std::fs::rename(&new, file)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_is_not_whole_is_not_taken() {
-        let file = std::env::temp_dir().join(format!("farpost-compiler-{}/image", std::process::id()));
-        write(&file, b"an image").unwrap();
-        assert_eq!(read(&file).as_deref(), Some(&b"an image"[..]));
-        for cut in [0, 3, 15] {
-            let bytes = std::fs::read(&file).unwrap();
-            std::fs::write(&file, &bytes[..cut]).unwrap();
-            assert_eq!(read(&file), None);
-            std::fs::write(&file, bytes).unwrap();
-        }
-        std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
-    }
 }

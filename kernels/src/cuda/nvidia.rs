@@ -6,10 +6,9 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::panic::catch_unwind;
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{result, sys};
@@ -17,6 +16,7 @@ use cudarc::driver::{result, sys};
 use super::compiler::Compiler;
 use super::driver::{Device, Driver, Kernel, Launch, Recording, Source};
 use crate::backend::DeviceError;
+use crate::keep::Keep;
 
 /// Functions of the driver that are called here.
 const FUNCTIONS: [&[u8]; 30] = [
@@ -36,7 +36,7 @@ const FUNCTIONS: [&[u8]; 30] = [
     b"cuStreamEndCapture\0",
     b"cuMemAlloc_v2\0",
     b"cuMemFree_v2\0",
-    b"cuMemAllocHost_v2\0",
+    b"cuMemHostAlloc\0",
     b"cuMemFreeHost\0",
     b"cuMemcpyHtoDAsync_v2\0",
     b"cuMemcpyDtoHAsync_v2\0",
@@ -104,14 +104,14 @@ fn lost(what: &str) -> impl Fn(result::DriverError) -> DeviceError {
 }
 
 impl Nvidia {
-    /// Opens the first device of the driver. What is compiled is kept in `folder`.
-    pub(super) fn open(folder: Option<&Path>) -> Result<Self, DeviceError> {
+    /// Opens the first device of the driver. What is compiled is kept by `keep`.
+    pub(super) fn open(keep: Arc<dyn Keep>) -> Result<Self, DeviceError> {
         // Nothing is left half done where the crate panics in spite of all.
-        let opened = catch_unwind(|| Self::open_first(folder));
+        let opened = catch_unwind(AssertUnwindSafe(|| Self::open_first(keep)));
         opened.unwrap_or_else(|_| absent("the driver can't be used: it lacks a function"))
     }
 
-    fn open_first(folder: Option<&Path>) -> Result<Self, DeviceError> {
+    fn open_first(keep: Arc<dyn Keep>) -> Result<Self, DeviceError> {
         // SAFETY: the library is NVIDIA's; opening it runs nothing else.
         if !unsafe { sys::is_culib_present() } {
             return absent("no driver library");
@@ -143,7 +143,7 @@ impl Nvidia {
         if capability < LEAST_CAPABILITY {
             return absent(format!("{name} is of compute capability {major}.{minor}, expected 7.2 or more"));
         }
-        let compiler = Compiler::open(folder)?;
+        let compiler = Compiler::open(keep)?;
         let mut version: c_int = 0;
         // SAFETY: it writes one number.
         unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed)?;

@@ -1,8 +1,9 @@
 //! A graph made ready for the device: weights and cache there, kernels with their arguments, and the step that runs them.
 //!
 //! A step runs in slices of rows, one submission each; most steps have one slice. What a step needs to know is one small
-//! buffer, written before each submission. Submissions of few rows are recorded once for each power of two of rows and
-//! results, and run as one from then on: kernels ask the step how many rows there really are.
+//! buffer, written before each submission. Submissions of few rows are recorded when one with the same powers of two of rows
+//! and results comes again, and run as one from then on: kernels ask the step how many rows there really are. The first time
+//! kernels run by themselves, for a driver may load one when it first runs, which it can't in a recording.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,10 +17,10 @@ use super::rooms::{Angles, Rooms, STEP_HEAD, STEP_ROW, Sizes};
 use super::stage::{Counts, DraftStage, Stage};
 use super::upload::Uploads;
 use crate::backend::{Answer, Batch, DeviceError, KvStore, Limits, MemoryUse, Output, Plan, Row, Sequence, WantKind};
-use crate::checks::{Bounds, check_batch, check_limits, refuse};
-use crate::cpu::are_fine;
+use crate::checks::{Bounds, check_batch, check_sizes, refuse};
 use crate::cpu::choose::Chooser;
 use crate::cpu::isa::Isa;
+use crate::cpu::plan::are_fine;
 use crate::device::answers::{NOT_FINITE, Part, choose, floats, interrupted, not_finite};
 use crate::device::fuse::fuse;
 use crate::device::pages::cache_bytes;
@@ -42,7 +43,7 @@ struct Parts {
 pub(super) struct CudaPlan {
     gpu: Arc<Gpu>,
     // Recordings go before the memory that they use.
-    recordings: HashMap<(Counts, Parts), Recording>,
+    recordings: HashMap<(Counts, Parts), Option<Recording>>,
     cache: Cache,
     bounds: Bounds,
     layers: Vec<Stage>,
@@ -56,6 +57,8 @@ pub(super) struct CudaPlan {
     _weights: Vec<Buffer>,
     /// Elements of a row as the head reads it.
     width: usize,
+    /// Where rows that are given with a step go, and their elements.
+    given: Option<(Buffer, usize)>,
     /// The words of a step, its launches and its results as they are made.
     words: Vec<u8>,
     launches: Vec<Launch>,
@@ -72,7 +75,7 @@ pub(super) struct CudaPlan {
 
 /// Makes the plan of `graph` within `limits`.
 pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<CudaPlan, DeviceError> {
-    check_limits(graph, limits)?;
+    check_sizes(graph, limits)?;
     for (number, layer) in graph.kv_layers().iter().enumerate() {
         let longest = layer.key_dim.max(layer.value_dim);
         if longest > MAX_HEAD {
@@ -100,6 +103,10 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
     }
     let cache = Cache::new(Memory(Arc::clone(gpu)), graph.kv_layers(), limits)?;
     let rooms = sizes.rooms(gpu)?;
+    let given = graph.given().map(|value| {
+        let place = places.of_value[value.0].place;
+        (rooms.places[place].clone(), graph.widths()[value.0])
+    });
     let angles = Angles::new(graph);
     let mut lowering = Lowering {
         graph,
@@ -136,6 +143,7 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
         rooms,
         _weights: weights,
         width: graph.width(),
+        given,
         words: Vec::with_capacity(sizes.step as usize),
         launches: Vec::new(),
         results: Vec::new(),
@@ -181,7 +189,7 @@ impl CudaPlan {
     }
 
     /// Runs all slices of a batch.
-    fn run(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError> {
+    fn run(&mut self, batch: &Batch, given: &[f32], out: &mut Output) -> Result<(), DeviceError> {
         let n_rows = batch.rows.len();
         for start in (0..n_rows).step_by(self.sizes.slice_rows) {
             let rows = start..n_rows.min(start + self.sizes.slice_rows);
@@ -189,6 +197,7 @@ impl CudaPlan {
             let want: Vec<_> = batch.want.iter().copied().enumerate().filter(is_here).collect();
             let mut parts = want.chunks(self.sizes.slice_wants);
             interrupted(batch.interrupt.as_ref())?;
+            self.write_given(given, rows.clone())?;
             self.submit(batch, rows.clone(), true, &Part::new(parts.next().unwrap_or(&[])), out)?;
             for part in parts {
                 interrupted(batch.interrupt.as_ref())?;
@@ -233,8 +242,9 @@ impl CudaPlan {
         } else {
             counts
         };
-        if is_recorded && let Some(recording) = self.recordings.get(&(counts, parts)) {
-            // SAFETY: what the kernels use is the plan's: `Self::record` says which.
+        let key = (counts, parts);
+        if is_recorded && let Some(Some(recording)) = self.recordings.get(&key) {
+            // SAFETY: what the kernels use is the plan's, see below.
             return unsafe { recording.replay() };
         }
         self.launches.clear();
@@ -247,20 +257,24 @@ impl CudaPlan {
         for stage in lists.into_iter().filter(|(is_run, _)| *is_run).flat_map(|(_, stages)| stages) {
             stage.launches(counts, &mut self.launches);
         }
-        if is_recorded {
+        // SAFETY, of what follows: arguments were made by `lower.rs` of the structures that kernels declare, which tests
+        // compare in size; addresses are of rooms, weights and pages that are as large as `rooms.rs`, `upload.rs` and
+        // `device/pages.rs` say and live as long as the plan, as recordings do.
+        if is_recorded && self.recordings.contains_key(&key) {
             let launches: Vec<&Launch> = self.launches.iter().collect();
-            // SAFETY: arguments were made by `lower.rs` of the structures that kernels declare, which tests compare in
-            // size; addresses are of rooms, weights and pages that are as large as `rooms.rs`, `upload.rs` and
-            // `device/pages.rs` say and live as long as the plan, as recordings do.
+            // SAFETY: see above.
             let recording = unsafe { self.gpu.record(&launches)? };
-            // SAFETY: the same.
+            // SAFETY: see above.
             unsafe { recording.replay()? };
-            self.recordings.insert((counts, parts), recording);
+            self.recordings.insert(key, Some(recording));
             return Ok(());
         }
         for launch in &self.launches {
-            // SAFETY: the same.
+            // SAFETY: see above.
             unsafe { self.gpu.launch(launch)? };
+        }
+        if is_recorded {
+            self.recordings.insert(key, None);
         }
         Ok(())
     }
@@ -347,6 +361,17 @@ impl CudaPlan {
         }
         self.gpu.write(&self.rooms.step, 0, &self.words)
     }
+
+    /// Writes rows that come from another device.
+    fn write_given(&self, given: &[f32], rows: Range<usize>) -> Result<(), DeviceError> {
+        let Some((buffer, width)) = &self.given else { return Ok(()) };
+        let mut bytes = Vec::with_capacity(4 * rows.len() * stride(*width));
+        for row in given[rows.start * width..rows.end * width].chunks_exact(*width) {
+            bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+            bytes.resize(bytes.len() + 4 * (stride(*width) - width), 0);
+        }
+        self.gpu.write(buffer, 0, &bytes)
+    }
 }
 
 impl Drop for CudaPlan {
@@ -358,13 +383,21 @@ impl Drop for CudaPlan {
 
 impl Plan for CudaPlan {
     fn step(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError> {
+        self.step_given(batch, &[], out)
+    }
+
+    fn step_given(&mut self, batch: &Batch, rows: &[f32], out: &mut Output) -> Result<(), DeviceError> {
         if let Some(error) = &self.dead {
             return Err(error.clone());
         }
         self.gpu.check()?;
         self.prepare(batch)?;
+        let expected = self.given.as_ref().map_or(0, |(_, width)| width * batch.rows.len());
+        if rows.len() != expected {
+            return refuse(format!("{} elements of rows given, expected {expected}", rows.len()));
+        }
         out.results.resize(batch.want.len(), Answer::Greedy(0));
-        let result = self.run(batch, out);
+        let result = self.run(batch, rows, out);
         if let Err(error @ (DeviceError::Lost(_) | DeviceError::Hung(_))) = &result {
             self.dead = Some(error.clone());
         }
@@ -386,5 +419,12 @@ impl Plan for CudaPlan {
             scratch: self.scratch_bytes,
             ..MemoryUse::default()
         }
+    }
+
+    fn n_dispatches(&self) -> Option<usize> {
+        let mut launches = Vec::new();
+        let all = [&self.layers, &self.gather, &self.head, &self.arg_max];
+        all.into_iter().flatten().for_each(|stage| stage.launches(Counts { rows: 1, wants: 1 }, &mut launches));
+        Some(launches.len())
     }
 }

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::compiler::Compiler;
 use super::sources::Module;
 use crate::backend::KvType;
 use crate::device::layout::Layout;
+use crate::keep::Nowhere;
 use crate::tensor::DType;
 
 /// Kinds of devices: Xavier, Ampere, Orin, Hopper.
@@ -58,7 +59,7 @@ fn taken(log: &str) -> BTreeMap<String, (u32, u32, bool)> {
 
 #[test]
 fn every_kernel_compiles_for_every_kind_of_device_and_none_spills() {
-    let compiler = match Compiler::open(None) {
+    let compiler = match Compiler::open(Arc::new(Nowhere)) {
         Ok(compiler) => compiler,
         Err(error) => return println!("skipped: {error}; kernels/src/cuda/compile brings it"),
     };

@@ -88,7 +88,7 @@ impl Work<'_> {
     /// What it reads, and what it writes.
     pub(crate) fn uses(&self) -> (Vec<Value>, Vec<Value>) {
         match self {
-            Self::Op(op) => (reads(op), result(op).into_iter().collect()),
+            Self::Op(op) => (op.reads(), op.result().into_iter().collect()),
             Self::Product(Product { x, other, outs, .. }) => {
                 (std::iter::once(x.value).chain(*other).collect(), outs.clone())
             }
@@ -123,7 +123,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Work<'_>> {
 struct Fusing<'g> {
     graph: &'g Graph,
     /// Of each value, the op that makes it and those that read it.
-    made_by: Vec<usize>,
+    made_by: Vec<Option<usize>>,
     readers: Vec<Vec<usize>>,
     /// Of each value that is a norm taken by its readers: what it is of.
     norms: Vec<Option<(Value, Norm<'g>)>>,
@@ -134,28 +134,27 @@ struct Fusing<'g> {
 impl<'g> Fusing<'g> {
     fn new(graph: &'g Graph) -> Self {
         let n_values = graph.widths().len();
-        let (mut made_by, mut readers) = (vec![0; n_values], vec![Vec::new(); n_values]);
+        let (mut made_by, mut readers) = (vec![None; n_values], vec![Vec::new(); n_values]);
         for (place, op) in graph.ops().iter().enumerate() {
-            reads(op).into_iter().for_each(|value| readers[value.0].push(place));
-            result(op).into_iter().for_each(|value| made_by[value.0] = place);
+            op.reads().into_iter().for_each(|value| readers[value.0].push(place));
+            op.result().into_iter().for_each(|value| made_by[value.0] = Some(place));
         }
         let works = graph.ops().iter().map(|_| None).collect();
         Self { graph, made_by, readers, norms: vec![None; n_values], works }
     }
 
-    fn op(&self, value: Value) -> &'g Op {
-        &self.graph.ops()[self.made_by[value.0]]
-    }
-
     /// The op that makes a value, if it is run by itself so far and one op reads what it makes, once.
     fn sole(&self, value: Value) -> Option<&'g Op> {
-        let is_free = self.works[self.made_by[value.0]].is_none();
-        (is_free && self.readers[value.0].len() == 1).then(|| self.op(value))
+        let place = self.made_by[value.0]?;
+        let is_free = self.works[place].is_none();
+        (is_free && self.readers[value.0].len() == 1).then(|| &self.graph.ops()[place])
     }
 
     /// Makes the op that makes a value part of another one.
     fn join(&mut self, value: Value) {
-        self.works[self.made_by[value.0]] = Some(None);
+        if let Some(place) = self.made_by[value.0] {
+            self.works[place] = Some(None);
+        }
     }
 
     fn input(&self, value: Value) -> Input<'g> {
@@ -220,12 +219,12 @@ impl<'g> Fusing<'g> {
             if outs.len() < 2 {
                 continue;
             }
-            let weights = outs.iter().filter_map(|out| match self.op(*out) {
-                Op::Linear { weight, bias, .. } => Some((weight, bias.as_ref())),
+            let weights = outs.iter().filter_map(|out| match self.sole(*out) {
+                Some(Op::Linear { weight, bias, .. }) => Some((weight, bias.as_ref())),
                 _ => None,
             });
             let (weights, x) = (weights.collect(), self.input(*x));
-            let earliest = outs.iter().map(|out| self.made_by[out.0]).min().unwrap_or(0);
+            let Some(earliest) = outs.iter().filter_map(|out| self.made_by[out.0]).min() else { continue };
             outs.iter().for_each(|out| self.join(*out));
             self.works[earliest] = Some(Some(Work::Product(Product { x, weights, gated: None, other: None, outs })));
         }
@@ -285,36 +284,6 @@ impl<'g> Fusing<'g> {
         };
         let fused = works.into_iter().zip(self.graph.ops());
         fused.filter_map(|(work, op)| work.unwrap_or_else(|| Some(alone(op)))).collect()
-    }
-}
-
-fn reads(op: &Op) -> Vec<Value> {
-    match op {
-        Op::Embed { .. } => vec![],
-        Op::Norm { x, .. }
-        | Op::Linear { x, .. }
-        | Op::Rope { x, .. }
-        | Op::Moe { x, .. }
-        | Op::Scale { x, .. }
-        | Op::Head { x, .. } => vec![*x],
-        Op::Attention { q, k, v, .. } => vec![*q, *k, *v],
-        Op::Glu { gate, up, .. } => vec![*gate, *up],
-        Op::Add { a, b, .. } => vec![*a, *b],
-    }
-}
-
-fn result(op: &Op) -> Option<Value> {
-    match op {
-        Op::Embed { out, .. }
-        | Op::Norm { out, .. }
-        | Op::Linear { out, .. }
-        | Op::Rope { out, .. }
-        | Op::Moe { out, .. }
-        | Op::Scale { out, .. }
-        | Op::Attention { out, .. }
-        | Op::Glu { out, .. }
-        | Op::Add { out, .. } => Some(*out),
-        Op::Head { .. } => None,
     }
 }
 

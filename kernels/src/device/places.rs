@@ -38,6 +38,12 @@ impl Places {
         let mut places = Self { of_value: vec![Spot::default(); n_values], strides: Vec::new() };
         // Until when each place is in use.
         let mut held: Vec<Option<usize>> = Vec::new();
+        if let Some(given) = graph.given() {
+            let stride = stride(graph.widths()[given.0]);
+            places.of_value[given.0] = Spot { place: 0, offset: 0, stride };
+            places.strides.push(stride);
+            held.push(Some(last_use[given.0]));
+        }
         for (number, work) in works.iter().enumerate() {
             let (_, outs) = work.uses();
             let Some(last) = outs.iter().map(|out| last_use[out.0]).max() else { continue };

@@ -9,6 +9,7 @@ use super::gpu::{Gpu, block_on};
 use super::{plan, self_test};
 use crate::backend::{Backend, DeviceError, DeviceInfo, Limits, Plan};
 use crate::graph::Graph;
+use crate::keep::{Keep, Nowhere};
 
 /// Which adapters may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,30 @@ pub enum Adapters {
     Hardware,
     /// Those, or else a driver that computes on the processor: slower than the processor itself, but for tests.
     Any,
+}
+
+/// How a graphics processor is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// Which adapters may be taken.
+    pub adapters: Adapters,
+    /// Whether subgroups are used where they are offered.
+    pub subgroups: bool,
+    /// Whether halves are computed with where that is offered.
+    pub halves: bool,
+    /// Whether bytes are met four at a time, where the device has that.
+    pub packed: bool,
+    /// Bytes of a buffer that are bound at once, at most: as if the device could no more.
+    pub most_bound_bytes: Option<u64>,
+    /// Where compiled shaders are kept.
+    pub keep: Arc<dyn Keep>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (adapters, keep) = (Adapters::Hardware, Arc::new(Nowhere));
+        Self { adapters, subgroups: true, halves: true, packed: true, most_bound_bytes: None, keep }
+    }
 }
 
 /// How long a submission may take on a graphics processor.
@@ -32,6 +57,7 @@ const STORAGE_BUFFERS: u32 = 8;
 pub struct Wgpu {
     adapter: Adapter,
     info: AdapterInfo,
+    options: Options,
     gpu: Mutex<Arc<Gpu>>,
 }
 
@@ -41,6 +67,14 @@ impl Wgpu {
     /// # Errors
     /// [`DeviceError::Absent`] where there is none of those asked for, or none that has what plans need.
     pub fn open(which: Adapters) -> Result<Self, DeviceError> {
+        Self::open_with(Options { adapters: which, ..Options::default() })
+    }
+
+    /// The same, as `options` say.
+    ///
+    /// # Errors
+    /// As [`Wgpu::open`].
+    pub fn open_with(options: Options) -> Result<Self, DeviceError> {
         let instance = Instance::new(InstanceDescriptor {
             backends: Backends::VULKAN | Backends::METAL | Backends::DX12,
             flags: InstanceFlags::empty(),
@@ -56,7 +90,7 @@ impl Wgpu {
         found.sort_by_key(|(_, info)| (rank(info.device_type), info.backend == ::wgpu::Backend::Dx12));
         let mut refused = Vec::new();
         for (adapter, info) in found {
-            let why = match which {
+            let why = match options.adapters {
                 Adapters::Hardware if info.device_type == DeviceType::Cpu => {
                     Err("computes on the processor".to_owned())
                 }
@@ -64,8 +98,8 @@ impl Wgpu {
             };
             match why {
                 Ok(()) => {
-                    let gpu = Gpu::open(&adapter, patience(&info))?;
-                    return Ok(Self { adapter, info, gpu: Mutex::new(Arc::new(gpu)) });
+                    let gpu = Gpu::open(&adapter, &info, &options, patience(&info))?;
+                    return Ok(Self { adapter, info, options, gpu: Mutex::new(Arc::new(gpu)) });
                 }
                 Err(why) => refused.push(format!("{} {why}", info.name)),
             }
@@ -74,16 +108,6 @@ impl Wgpu {
             0 => "no graphics processor with a driver".to_owned(),
             _ => format!("no graphics processor: {}", refused.join(", ")),
         }))
-    }
-
-    /// The same, binding at most so many bytes of a buffer at once, as if it could no more.
-    ///
-    /// # Errors
-    /// Where the device can't be opened once more.
-    pub fn with_binding_at_most(self, n_bytes: u64) -> Result<Self, DeviceError> {
-        let mut gpu = Gpu::open(&self.adapter, patience(&self.info))?;
-        gpu.max_binding = gpu.max_binding.min(n_bytes);
-        Ok(Self { gpu: Mutex::new(Arc::new(gpu)), ..self })
     }
 
     /// Whether the processor plays the graphics processor.
@@ -95,7 +119,7 @@ impl Wgpu {
     fn gpu(&self) -> Result<Arc<Gpu>, DeviceError> {
         let mut gpu = self.gpu.lock().unwrap_or_else(PoisonError::into_inner);
         if gpu.check().is_err() {
-            *gpu = Arc::new(Gpu::open(&self.adapter, patience(&self.info))?);
+            *gpu = Arc::new(Gpu::open(&self.adapter, &self.info, &self.options, patience(&self.info))?);
         }
         Ok(Arc::clone(&gpu))
     }
@@ -138,6 +162,7 @@ fn suits(adapter: &Adapter) -> Result<(), String> {
 impl Backend for Wgpu {
     fn describe(&self) -> DeviceInfo {
         let info = &self.info;
+        let uses = self.gpu.lock().unwrap_or_else(PoisonError::into_inner).uses;
         let kind = match info.device_type {
             DeviceType::DiscreteGpu => "discrete",
             DeviceType::IntegratedGpu => "integrated",
@@ -150,8 +175,12 @@ impl Backend for Wgpu {
             name: info.name.clone(),
             driver: format!("{} {} {}", info.backend, info.driver, info.driver_info).trim().to_owned(),
             memory_bytes: None,
-            features: vec![kind.to_owned()],
+            features: std::iter::once(kind.to_owned()).chain(uses.names()).collect(),
         }
+    }
+
+    fn shares_memory(&self) -> bool {
+        matches!(self.info.device_type, DeviceType::IntegratedGpu | DeviceType::Cpu)
     }
 
     fn self_test(&self) -> Result<(), DeviceError> {
@@ -168,6 +197,7 @@ mod tests {
     use super::*;
     use crate::backend::{Batch, KvStore, Output, Row, Want, WantKind};
     use crate::graph::GraphBuilder;
+    use crate::keep::InMemory;
     use crate::tensor::Weight;
 
     fn graph() -> Graph {
@@ -215,7 +245,7 @@ mod tests {
     fn a_device_that_does_not_answer_in_time_hangs() {
         let Some(device) = device() else { return };
         let limits = Limits { max_rows: 256, ..Limits::default() };
-        let gpu = Arc::new(Gpu::open(&device.adapter, Duration::ZERO).unwrap());
+        let gpu = Arc::new(Gpu::open(&device.adapter, &device.info, &device.options, Duration::ZERO).unwrap());
         // Whether it is found when weights are uploaded or when a step runs: there is no time for either.
         let error = match plan::compile(&gpu, &graph(), &limits) {
             Ok(mut plan) => step(&mut plan).and_then(|()| step(&mut plan)),
@@ -231,5 +261,37 @@ mod tests {
         let error = gpu.buffer("a test", gpu.max_buffer + 1, ::wgpu::BufferUsages::COPY_DST).err();
         assert!(matches!(error, Some(DeviceError::OutOfMemory { what: "a test", .. })), "{error:?}");
         assert_eq!(gpu.check(), Ok(()));
+    }
+
+    #[test]
+    fn compiled_shaders_are_kept_and_broken_ones_made_anew() {
+        let keep = Arc::new(InMemory::default());
+        let run = || {
+            let options = Options { adapters: Adapters::Any, keep: Arc::clone(&keep) as _, ..Options::default() };
+            let device = Wgpu::open_with(options).ok()?;
+            let is_cached = device.adapter.features().contains(::wgpu::Features::PIPELINE_CACHE);
+            let mut plan = device.compile(&graph(), &Limits { max_rows: 256, ..Limits::default() }).unwrap();
+            assert_eq!(step(&mut *plan), Ok(()));
+            Some(is_cached)
+        };
+        let Some(is_cached) = run() else { return };
+        let names = || keep.0.lock().unwrap().keys().cloned().collect::<Vec<_>>();
+        let kept = names();
+        assert_eq!(kept.len(), usize::from(is_cached));
+        let Some(name) = kept.first() else { return };
+        assert!(name.starts_with("wgpu-pipelines-"), "{name}");
+        let whole = keep.load(name).unwrap();
+        let bytes = crate::keep::opened(&whole).unwrap().to_vec();
+        // A bit of the driver's, its seal made anew for the header of another device, nothing, half of it.
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        let mut foreign = bytes.clone();
+        foreign[16..24].fill(0x55);
+        for broken in [flipped, crate::keep::sealed(&foreign), Vec::new(), whole[..whole.len() / 2].to_vec()] {
+            keep.save(name, &broken);
+            assert!(run().is_some());
+            assert_eq!(keep.load(name).map(|kept| crate::keep::opened(&kept).is_some()), Some(true), "made anew");
+        }
+        assert_eq!(names(), kept);
     }
 }

@@ -3,17 +3,19 @@
 //! Nothing here panics on what the device does: errors that no scope catches and the loss of the device are noted by
 //! callbacks and found by [`Gpu::check`]; waiting has an end.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use ::wgpu::{BufferUsages, ErrorFilter, PollError, PollType, SubmissionIndex};
+use ::wgpu::{
+    Adapter, AdapterInfo, BufferUsages, DeviceType, ErrorFilter, Features, PollError, PollType, SubmissionIndex,
+};
 
-use super::pipelines::{Key, Pipeline};
+use super::device::Options;
+use super::pipelines::{Pipelines, Tile};
 use crate::backend::DeviceError;
 
 /// What callbacks of the device noted.
@@ -24,25 +26,82 @@ struct Fault {
     error: OnceLock<DeviceError>,
 }
 
+/// What is used of what an adapter offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Uses {
+    /// Threads of a subgroup at least, where sums are made with subgroups.
+    pub(super) subgroup: Option<u32>,
+    /// Whether there are halves as numbers.
+    pub(super) has_halves: bool,
+    /// Whether four bytes are met at once.
+    pub(super) has_packed: bool,
+}
+
+/// Vendor of processors whose graphics have no product of bytes: it would be made of many others.
+const APPLE: u32 = 0x106B;
+
+impl Uses {
+    fn new(offered: Features, info: &AdapterInfo, options: &Options) -> Self {
+        // Sums are over sixteen lanes: smaller subgroups do the last steps of them, larger ones all.
+        let least = info.subgroup_min_size.min(16);
+        let has_subgroups = options.subgroups && offered.contains(Features::SUBGROUP) && least >= 4;
+        Self {
+            subgroup: has_subgroups.then_some(least),
+            has_halves: options.halves && offered.contains(Features::SHADER_F16),
+            has_packed: options.packed && info.vendor != APPLE,
+        }
+    }
+
+    fn features(self) -> Features {
+        let mut features = Features::empty();
+        features.set(Features::SUBGROUP, self.subgroup.is_some());
+        features.set(Features::SHADER_F16, self.has_halves);
+        features
+    }
+
+    /// What many inputs are met as where they may be rounded.
+    pub(super) fn tile(self) -> Option<Tile> {
+        if self.has_packed { Some(Tile::Bytes) } else { self.has_halves.then_some(Tile::Halves) }
+    }
+
+    /// Names for people.
+    pub(super) fn names(self) -> impl Iterator<Item = String> {
+        let all = [(self.subgroup.is_some(), "subgroups"), (self.has_halves, "f16"), (self.has_packed, "int8")];
+        all.into_iter().filter(|(is_used, _)| *is_used).map(|(_, name)| name.to_owned())
+    }
+}
+
 /// An open device.
 pub(super) struct Gpu {
     pub(super) device: ::wgpu::Device,
     pub(super) queue: ::wgpu::Queue,
-    pub(super) pipelines: Mutex<HashMap<Key, Pipeline>>,
+    pub(super) pipelines: Pipelines,
+    /// What is used of what the adapter offers.
+    pub(super) uses: Uses,
     fault: Arc<Fault>,
     /// How long a submission may take.
     patience: Duration,
     /// Most bytes that a shader sees of a buffer.
     pub(super) max_binding: u64,
     pub(super) max_buffer: u64,
+    /// Whether its memory is that of the processor.
+    pub(super) shares_memory: bool,
 }
 
 impl Gpu {
-    /// Opens a device of `adapter` with all it allows.
-    pub(super) fn open(adapter: &::wgpu::Adapter, patience: Duration) -> Result<Self, DeviceError> {
+    /// Opens a device of `adapter` with all it allows and `options` ask for.
+    pub(super) fn open(
+        adapter: &Adapter,
+        info: &AdapterInfo,
+        options: &Options,
+        patience: Duration,
+    ) -> Result<Self, DeviceError> {
         let limits = adapter.limits();
+        let offered = adapter.features();
+        let uses = Uses::new(offered, info, options);
         let descriptor = ::wgpu::DeviceDescriptor {
             label: Some("farpost"),
+            required_features: uses.features() | (offered & Features::PIPELINE_CACHE),
             required_limits: limits.clone(),
             memory_hints: ::wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -58,8 +117,12 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |error| {
             let _ = noted.error.set(of_error(&error, "a command", 0));
         }));
-        let (max_binding, max_buffer) = (limits.max_storage_buffer_binding_size, limits.max_buffer_size);
-        Ok(Self { device, queue, pipelines: Mutex::default(), fault, patience, max_binding, max_buffer })
+        let bound = limits.max_storage_buffer_binding_size;
+        let max_binding = options.most_bound_bytes.map_or(bound, |most| most.min(bound));
+        let pipelines = Pipelines::new(&device, info, uses, Arc::clone(&options.keep));
+        let max_buffer = limits.max_buffer_size;
+        let shares_memory = matches!(info.device_type, DeviceType::IntegratedGpu | DeviceType::Cpu);
+        Ok(Self { device, queue, pipelines, uses, fault, patience, max_binding, max_buffer, shares_memory })
     }
 
     /// What went wrong so far, if anything did.
@@ -188,11 +251,6 @@ impl Gpu {
         };
         staging.unmap();
         Ok(taken)
-    }
-
-    /// What the pipelines made so far are kept in.
-    pub(super) fn pipelines(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Pipeline>> {
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,29 +3,27 @@
 use std::sync::Arc;
 
 use super::cache::Cache;
-use super::fuse::Work;
-use super::pipelines::{Shader, StoredAs};
-use super::places::{Places, stride};
+use super::pipelines::{Shader, StoredAs, Tile};
+use super::product::{Finish, Sum, Wiring, unit};
 use super::stage::{Draft, DraftStage, Groups, Inputs};
-use super::upload::{Part, Uploaded, Uploads};
+use super::upload::{Stack, Uploads};
 use crate::backend::{DeviceError, KvType};
-use crate::graph::{Activation, Graph, KvLayer, Moe, Op, Rope, RopeStyle, Value};
+use crate::device::fuse::{Attention, Heads, Input, Norm, Product, Work};
+use crate::device::places::{Places, Spot, stride};
+use crate::graph::{Graph, Moe, Op, Rope, RopeStyle, Value};
 use crate::tensor::Weight;
 
 /// Longest keys and values, in elements: what workgroups have room for.
 pub(super) const MAX_HEAD: usize = 1024;
 
-/// Rows of weights that a group of the product with few inputs makes, and inputs it meets them with.
-const FEW_ROWS: usize = 4;
-const FEW_INPUTS: u32 = 4;
-
 /// Room that the layers of experts share, of one row.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ExpertRoom {
     logits: usize,
-    slots: usize,
+    routes: usize,
     hidden: usize,
-    out: usize,
+    /// Of layers whose gate and what it is met with are of different types.
+    apart: usize,
 }
 
 impl ExpertRoom {
@@ -35,17 +33,21 @@ impl ExpertRoom {
             Op::Moe { moe, .. } => Some(moe),
             _ => None,
         });
-        moes.fold(Self::default(), |most, moe| Self {
-            logits: most.logits.max(stride(moe.n_experts())),
-            slots: most.slots.max(moe.n_used),
-            hidden: most.hidden.max(moe.n_used * stride(moe.ff())),
-            out: most.out.max(moe.n_used * stride(moe.router.cols())),
+        moes.fold(Self::default(), |most, moe| {
+            let hidden = moe.n_used * stride(moe.ff());
+            let is_one = moe.gate.dtype() == moe.up.dtype();
+            Self {
+                logits: most.logits.max(stride(moe.n_experts())),
+                routes: most.routes.max(2 * moe.n_used),
+                hidden: most.hidden.max(hidden),
+                apart: most.apart.max(if is_one { 0 } else { hidden }),
+            }
         })
     }
 
-    /// Words of a row, buffer by buffer: logits, choices, shares, gates, what they are met with, hidden, results.
-    pub(super) fn words(&self) -> [usize; 7] {
-        [self.logits, self.slots, self.slots, self.hidden, self.hidden, self.hidden, self.out]
+    /// Words of a row, buffer by buffer: logits, choices with shares, hidden, gates and what they are met with.
+    pub(super) fn words(&self) -> [usize; 5] {
+        [self.logits, self.routes, self.hidden, self.apart, self.apart]
     }
 }
 
@@ -54,6 +56,8 @@ pub(super) struct Rooms {
     pub(super) places: Vec<::wgpu::Buffer>,
     pub(super) experts: Vec<::wgpu::Buffer>,
     pub(super) angles: ::wgpu::Buffer,
+    /// What parts of keys come to.
+    pub(super) key_parts: ::wgpu::Buffer,
     pub(super) head_in: ::wgpu::Buffer,
     pub(super) logits: ::wgpu::Buffer,
     pub(super) ids: ::wgpu::Buffer,
@@ -94,18 +98,6 @@ impl Angles {
     }
 }
 
-/// What products write to, and which rows they read.
-struct Target<'b> {
-    x: &'b ::wgpu::Buffer,
-    out: &'b ::wgpu::Buffer,
-    out_stride: usize,
-    inputs: Inputs,
-    /// What is added to the product.
-    other: Option<&'b ::wgpu::Buffer>,
-    /// Of experts: who is chosen, rows of one, slots that read the same row.
-    experts: Option<(&'b ::wgpu::Buffer, usize, usize)>,
-}
-
 /// Makes drafts of ops.
 pub(super) struct Lowering<'a, 'g> {
     pub(super) graph: &'a Graph,
@@ -116,11 +108,17 @@ pub(super) struct Lowering<'a, 'g> {
     pub(super) uploads: Uploads<'g>,
     pub(super) kv_type: KvType,
     pub(super) page_tokens: usize,
+    /// What many inputs of products are met as, where they may be rounded.
+    pub(super) tile: Option<Tile>,
 }
 
 impl<'g> Lowering<'_, 'g> {
+    fn spot(&self, value: Value) -> Spot {
+        self.places.of_value[value.0]
+    }
+
     fn buffer(&self, value: Value) -> &::wgpu::Buffer {
-        &self.rooms.places[self.places.of_value[value.0]]
+        &self.rooms.places[self.spot(value).place]
     }
 
     fn width(&self, value: Value) -> usize {
@@ -128,35 +126,43 @@ impl<'g> Lowering<'_, 'g> {
     }
 
     fn stride(&self, value: Value) -> u32 {
-        stride(self.width(value)) as u32
+        self.spot(value).stride as u32
     }
 
-    /// All ops.
+    fn norm(&mut self, norm: Option<Norm<'_>>) -> Result<Option<(u32, f32)>, DeviceError> {
+        norm.map(|norm| Ok((self.uploads.vector(&[norm.weight])?, norm.eps))).transpose()
+    }
+
+    /// All works.
     pub(super) fn run(&mut self, works: &[Work<'_>]) -> Result<Drafts, DeviceError> {
         let mut drafts = Drafts { layers: vec![], gather: vec![], head: vec![], arg_max: vec![] };
+        let layers = &mut drafts.layers;
         for work in works {
-            match *work {
-                Work::Op(op) => self.op(op, &mut drafts)?,
-                Work::ProductAndSum { x, weight, bias, other, out } => {
-                    self.linear(x, weight, bias, Some(other), out, &mut drafts.layers)?;
+            match work {
+                Work::Op(op) => self.op(op, layers)?,
+                Work::Product(product) => self.product(product, layers)?,
+                Work::NormAndSum { x, norm, other, out } => layers.push(self.norm_op(*x, *norm, Some(*other), *out)?),
+                Work::Attention(attention) => self.attention(attention, layers)?,
+                Work::Experts { x, moe, other, out } => self.experts(*x, moe, *other, *out, layers)?,
+                Work::Head { x, weight, bias, scale, softcap } => {
+                    let bias = bias.map(|bias| self.uploads.vector(&[bias])).transpose()?;
+                    let finish = Finish { bias, factor: *scale, cap: *softcap, ..Finish::plain() };
+                    let stages = self.head(*x, weight, finish)?;
+                    (drafts.gather, drafts.head, drafts.arg_max) = stages;
+                    break;
                 }
             }
         }
+        self.uploads.finish()?;
         Ok(drafts)
     }
 
-    fn op(&mut self, op: &Op, drafts: &mut Drafts) -> Result<(), DeviceError> {
-        let graph = self.graph;
+    /// An op by itself.
+    fn op(&mut self, op: &Op, layers: &mut Vec<DraftStage>) -> Result<(), DeviceError> {
         match op {
-            Op::Embed { table, scale, out } => self.embed(table, *scale, *out, &mut drafts.layers)?,
+            Op::Embed { table, scale, out } => self.embed(table, *scale, *out, layers)?,
             Op::Norm { x, weight, eps, out } => {
-                let (len, width) = (weight.cols(), self.width(*x));
-                let buffers = vec![self.buffer(*x).clone(), self.uploads.vector(weight)?, self.buffer(*out).clone()];
-                let params = vec![len as u32, self.stride(*x), eps.to_bits()];
-                drafts.layers.push(each(Shader::Norm, buffers, params, (width / len) as u32));
-            }
-            Op::Linear { x, weight, bias, out } => {
-                self.linear(*x, weight, bias.as_ref(), None, *out, &mut drafts.layers)?;
+                layers.push(self.norm_op(*x, Norm { weight, eps: *eps }, None, *out)?);
             }
             Op::Rope { x, head_dim, rope, out } => {
                 let Some(at) = self.angles.at(rope) else { return Ok(()) };
@@ -166,54 +172,44 @@ impl<'g> Lowering<'_, 'g> {
                 let params = vec![*head_dim as u32, width as u32, self.stride(*x), n_pairs, at as u32];
                 let mut stage = each(Shader::Rope, buffers, params, width.div_ceil(64) as u32);
                 stage[0].constants = vec![flag("IS_SPLIT", rope.style == RopeStyle::HalfSplit)];
-                drafts.layers.push(stage);
-            }
-            Op::Attention { q, k, v, layer, n_heads, scale, softcap, out } => {
-                let of = &graph.kv_layers()[*layer];
-                drafts.layers.push(self.store(*k, *v, *layer));
-                let stage = self.attention((*q, *out), *layer, of, *n_heads, (*scale, *softcap));
-                drafts.layers.push(stage);
+                layers.push(stage);
             }
             Op::Glu { gate, up, activation, out } => {
                 let buffers = [*gate, *up, *out].map(|value| self.buffer(value).clone());
-                drafts.layers.push(elementwise(unit(*activation), buffers, self.stride(*out), 1, 1.0));
+                layers.push(elementwise(unit(*activation), buffers, self.stride(*out), 1, 1.0));
             }
-            Op::Moe { x, moe, out } => self.experts(*x, moe, *out, &mut drafts.layers)?,
             Op::Add { a, b, out } => {
                 let buffers = [*a, *b, *out].map(|value| self.buffer(value).clone());
-                drafts.layers.push(elementwise(0, buffers, self.stride(*out), 1, 1.0));
+                layers.push(elementwise(0, buffers, self.stride(*out), 1, 1.0));
             }
             Op::Scale { x, factor, out } => {
                 let buffers = [*x, *x, *out].map(|value| self.buffer(value).clone());
-                drafts.layers.push(elementwise(3, buffers, self.stride(*out), 1, *factor));
+                layers.push(elementwise(3, buffers, self.stride(*out), 1, *factor));
             }
-            Op::Head { x, weight, bias, scale, softcap } => {
-                self.head(*x, weight, bias.as_ref(), (*scale, *softcap), drafts)?;
+            Op::Linear { .. } | Op::Attention { .. } | Op::Moe { .. } | Op::Head { .. } => {
+                unreachable!("these are works of their own")
             }
         }
         Ok(())
     }
 
-    fn linear(
+    fn norm_op(
         &mut self,
         x: Value,
-        weight: &Weight,
-        bias: Option<&Weight>,
+        norm: Norm<'_>,
         other: Option<Value>,
         out: Value,
-        stages: &mut Vec<DraftStage>,
-    ) -> Result<(), DeviceError> {
-        let [x, out_buffer] = [x, out].map(|value| self.buffer(value).clone());
-        let other = other.map(|value| self.buffer(value).clone());
-        let target = Target {
-            x: &x,
-            out: &out_buffer,
-            out_stride: stride(self.width(out)),
-            inputs: Inputs::Rows,
-            other: other.as_ref(),
-            experts: None,
-        };
-        self.product(weight, bias, &target, stages)
+    ) -> Result<DraftStage, DeviceError> {
+        let (len, width) = (norm.weight.cols(), self.width(x));
+        let weight_at = self.uploads.vector(&[norm.weight])?;
+        let other_buffer = other.map_or(&self.uploads.nothing, |other| self.buffer(other)).clone();
+        let buffers =
+            vec![self.buffer(x).clone(), self.uploads.vectors.clone(), other_buffer, self.buffer(out).clone()];
+        let other_stride = other.map_or(0, |other| self.stride(other));
+        let params = vec![len as u32, self.stride(x), weight_at, other_stride, self.stride(out), norm.eps.to_bits()];
+        let mut stage = each(Shader::Norm, buffers, params, (width / len) as u32);
+        stage[0].constants = vec![flag("HAS_OTHER", other.is_some())];
+        Ok(stage)
     }
 
     fn embed(
@@ -223,7 +219,7 @@ impl<'g> Lowering<'_, 'g> {
         out: Value,
         stages: &mut Vec<DraftStage>,
     ) -> Result<(), DeviceError> {
-        let uploaded = self.uploads.matrix(table)?;
+        let uploaded = self.uploads.matrix(&Stack::one(table))?;
         let units = uploaded.units() as u32;
         for part in &uploaded.parts {
             let buffers = vec![part.codes.clone(), part.scales.clone(), self.buffer(out).clone()];
@@ -236,171 +232,200 @@ impl<'g> Lowering<'_, 'g> {
         Ok(())
     }
 
-    /// Products with the rows of a weight, part after part.
-    fn product(
-        &mut self,
-        weight: &Weight,
-        bias: Option<&Weight>,
-        target: &Target<'_>,
-        stages: &mut Vec<DraftStage>,
-    ) -> Result<(), DeviceError> {
-        let uploaded = self.uploads.matrix(weight)?;
-        let nothing = self.uploads.nothing.clone();
-        let bias = bias.map(|bias| self.uploads.vector(bias)).transpose()?;
-        for part in &uploaded.parts {
-            stages.push(forms(&uploaded, part, bias.as_ref(), &nothing, target));
-        }
+    fn product(&mut self, product: &Product<'_>, stages: &mut Vec<DraftStage>) -> Result<(), DeviceError> {
+        let Product { x, weights, gated, other, outs } = product;
+        let norm = self.norm(x.norm)?;
+        let rows = || weights.iter().map(|(weight, _)| *weight);
+        let stack = match (gated, &weights[..]) {
+            (Some(_), [(gate, _), (up, _)]) => Stack::gated(gate, up, 1),
+            _ => Stack::rows(rows().collect()),
+        };
+        let matrix = self.uploads.matrix(&stack)?;
+        let biases: Vec<&Weight> = weights.iter().filter_map(|(_, bias)| *bias).collect();
+        let bias = if biases.is_empty() { None } else { Some(self.uploads.vector(&biases)?) };
+        let sum = other.map_or(Sum::Nothing, |other| Sum::Rows(self.buffer(other)));
+        let wiring = Wiring {
+            x: self.buffer(x.value),
+            norm,
+            vectors: &self.uploads.vectors,
+            out: self.buffer(outs[0]),
+            out_stride: self.spot(outs[0]).stride,
+            inputs: Inputs::Rows,
+            experts: None,
+            tile: self.tile,
+            nothing: &self.uploads.nothing,
+        };
+        stages.extend(wiring.stages(&matrix, Finish { sum, bias, gated: *gated, ..Finish::plain() }));
         Ok(())
     }
 
-    fn store(&self, k: Value, v: Value, layer: usize) -> DraftStage {
-        let of = &self.graph.kv_layers()[layer];
-        let planes = self.cache.layer(layer);
-        let per_thread = if self.kv_type == KvType::Q8_0 { 32 } else { 4 };
-        let groups = |dim: usize| (of.n_kv_heads * dim.div_ceil(per_thread)).div_ceil(64);
+    /// What is done to heads: parameters of the norm and the rotation, and constants.
+    fn heads(&mut self, heads: &Heads<'_>) -> Result<([u32; 4], Vec<(&'static str, f64)>), DeviceError> {
+        let norm = self.norm(heads.norm)?;
+        let (norm_at, eps) = norm.unwrap_or((0, 0.0));
+        let rope = heads.rope.and_then(|rope| Some((rope, self.angles.at(rope)?)));
+        let (n_pairs, angles_at) = rope.map_or((0, 0), |(rope, at)| (rope.frequencies.len(), at));
+        let constants = vec![
+            flag("HAS_NORM", norm.is_some()),
+            flag("HAS_ROPE", rope.is_some()),
+            flag("IS_SPLIT", rope.is_some_and(|(rope, _)| rope.style == RopeStyle::HalfSplit)),
+        ];
+        Ok(([norm_at, eps.to_bits(), n_pairs as u32, angles_at as u32], constants))
+    }
+
+    fn attention(&mut self, attention: &Attention<'_>, stages: &mut Vec<DraftStage>) -> Result<(), DeviceError> {
+        let Attention { q, k, v, layer, n_heads, scale, softcap, out } = attention;
+        let of = &self.graph.kv_layers()[*layer];
+        let pool = self.cache.paging.pool_of(*layer);
+        let ((of_k, k_constants), (of_q, mut q_constants)) = (self.heads(k)?, self.heads(q)?);
+        let planes = self.cache.layer(*layer);
+        let (keys, values) = (planes.keys.buffer.clone(), planes.values.buffer.clone());
+        let (angles, vectors) = (self.rooms.angles.clone(), self.uploads.vectors.clone());
+        let [q_spot, k_spot, v_spot] = [q.value, k.value, *v].map(|value| self.spot(value));
+        let [q, k, v, out_buffer] = [q.value, k.value, *v, *out].map(|value| self.buffer(value).clone());
         let params = [
             of.n_kv_heads,
             self.page_tokens,
-            self.cache.paging.pool_of(layer),
-            groups(of.key_dim),
+            pool,
             of.key_dim,
-            stride(self.width(k)),
+            k_spot.stride,
+            k_spot.offset,
             of.value_dim,
-            stride(self.width(v)),
+            v_spot.stride,
+            v_spot.offset,
         ];
-        let [k, v] = [k, v].map(|value| self.buffer(value).clone());
-        let buffers = vec![k, v, planes.keys.buffer.clone(), planes.values.buffer.clone()];
-        let params = params.into_iter().map(|param| param as u32).collect();
-        let groups = (groups(of.key_dim) + groups(of.value_dim)) as u32;
-        each(Shader::Store(StoredAs::from(self.kv_type)), buffers, params, groups)
-    }
-
-    fn attention(
-        &self,
-        (q, out): (Value, Value),
-        layer: usize,
-        of: &KvLayer,
-        n_heads: usize,
-        (scale, softcap): (f32, Option<f32>),
-    ) -> DraftStage {
-        let planes = self.cache.layer(layer);
-        let buffers = vec![
-            self.buffer(q).clone(),
-            planes.keys.buffer.clone(),
-            planes.values.buffer.clone(),
-            self.buffer(out).clone(),
-        ];
+        let params = params.into_iter().map(|param| param as u32).chain(of_k).collect();
+        let stored_as = StoredAs::from(self.kv_type);
+        let buffers = vec![k, v, angles.clone(), vectors.clone(), keys.clone(), values.clone()];
+        let mut store = each(Shader::Store(stored_as), buffers, params, 2 * of.n_kv_heads as u32);
+        store[0].constants = k_constants;
+        stages.push(store);
         let lanes = of.value_dim.div_ceil(4).next_power_of_two().min(64);
         let params = [
             of.n_kv_heads,
             n_heads / of.n_kv_heads,
             of.key_dim,
             of.value_dim,
-            stride(self.width(q)),
-            stride(self.width(out)),
+            q_spot.stride,
+            self.spot(*out).stride,
             self.page_tokens,
-            self.cache.paging.pool_of(layer),
+            pool,
             // Windows longer than any context are none.
             of.window.filter(|window| *window < 1 << 31).unwrap_or(0),
             lanes,
         ];
-        let mut params: Vec<u32> = params.into_iter().map(|param| param as u32).collect();
-        params.extend([scale.to_bits(), softcap.unwrap_or(1.0).to_bits()]);
-        let mut stage = each(Shader::Attention(StoredAs::from(self.kv_type)), buffers, params, n_heads as u32);
-        stage[0].constants = vec![flag("HAS_CAP", softcap.is_some())];
-        stage
-    }
-
-    fn experts(&mut self, x: Value, moe: &Moe, out: Value, stages: &mut Vec<DraftStage>) -> Result<(), DeviceError> {
-        let [logits, chosen, shares, gate, up, hidden, parts] = std::array::from_fn(|n| self.rooms.experts[n].clone());
-        let x = self.buffer(x).clone();
-        let (ff, width, n_used) = (moe.ff(), moe.router.cols(), moe.n_used);
-        let router = Target {
-            x: &x,
-            out: &logits,
-            out_stride: stride(moe.n_experts()),
+        let more = [scale.to_bits(), softcap.unwrap_or(1.0).to_bits(), q_spot.offset as u32];
+        let params: Vec<u32> = params.into_iter().map(|param| param as u32).chain(more).chain(of_q).collect();
+        q_constants.push(flag("HAS_CAP", softcap.is_some()));
+        let draft = |out: &::wgpu::Buffer, has_parts| Draft {
+            shader: Shader::Attention(stored_as),
+            constants: q_constants.iter().copied().chain([flag("HAS_PARTS", has_parts)]).collect(),
+            buffers: [&q, &keys, &values, &angles, &vectors, out].map(Clone::clone).to_vec(),
+            params: Vec::clone(&params),
+            groups: Groups::Parts(*n_heads as u32),
             inputs: Inputs::Rows,
-            other: None,
-            experts: None,
         };
-        self.product(&moe.router, None, &router, stages)?;
-        stages.push(vec![Draft {
-            shader: Shader::Route,
-            constants: vec![flag("IS_RENORMALISED", moe.renormalise)],
-            buffers: vec![logits.clone(), chosen.clone(), shares.clone()],
-            params: vec![moe.n_experts() as u32, n_used as u32, stride(moe.n_experts()) as u32],
-            groups: Groups::Threads(1),
-            inputs: Inputs::Rows,
-        }]);
-        let slots = Inputs::Slots(n_used as u32);
-        for (weight, out) in [(&moe.gate, &gate), (&moe.up, &up)] {
-            let experts = Some((&chosen, ff, n_used));
-            let target = Target { x: &x, out, out_stride: stride(ff), inputs: slots, other: None, experts };
-            self.product(weight, None, &target, stages)?;
-        }
-        let buffers = [gate, up, hidden.clone()];
-        stages.push(elementwise(unit(moe.activation), buffers, stride(ff) as u32, n_used as u32, 1.0));
-        let experts = Some((&chosen, width, 1));
-        let down = Target { x: &hidden, out: &parts, out_stride: stride(width), inputs: slots, other: None, experts };
-        self.product(&moe.down, None, &down, stages)?;
-        let vectors = (stride(width) / 4) as u32;
-        let buffers = vec![parts, shares, self.buffer(out).clone()];
-        stages.push(each(Shader::Combine, buffers, vec![n_used as u32, vectors], vectors.div_ceil(64)));
+        let parts = &self.rooms.key_parts;
+        stages.push(vec![draft(&out_buffer, false), draft(parts, true)]);
+        let params = vec![of.value_dim as u32, self.spot(*out).stride as u32];
+        let mut merge = each(Shader::Merge, vec![parts.clone(), out_buffer], params, 0);
+        merge[0].groups = Groups::Merged(*n_heads as u32);
+        stages.push(merge);
         Ok(())
     }
 
+    fn experts(
+        &mut self,
+        x: Input<'_>,
+        moe: &Moe,
+        other: Option<Value>,
+        out: Value,
+        stages: &mut Vec<DraftStage>,
+    ) -> Result<(), DeviceError> {
+        let norm = self.norm(x.norm)?;
+        let [logits, routes, hidden, gates, ups] = std::array::from_fn(|n| self.rooms.experts[n].clone());
+        let (ff, n_used, n_experts) = (moe.ff(), moe.n_used, moe.n_experts());
+        let router = self.uploads.matrix(&Stack::one(&moe.router))?;
+        let down = self.uploads.matrix(&Stack::of_experts(&moe.down, n_experts))?;
+        let units = if moe.gate.dtype() == moe.up.dtype() {
+            vec![(self.uploads.matrix(&Stack::gated(&moe.gate, &moe.up, n_experts))?, &hidden, Some(moe.activation))]
+        } else {
+            let gate = self.uploads.matrix(&Stack::of_experts(&moe.gate, n_experts))?;
+            let up = self.uploads.matrix(&Stack::of_experts(&moe.up, n_experts))?;
+            vec![(gate, &gates, None), (up, &ups, None)]
+        };
+        let slots = Inputs::Slots(n_used as u32);
+        let to_router = Wiring {
+            x: self.buffer(x.value),
+            norm,
+            vectors: &self.uploads.vectors,
+            out: &logits,
+            out_stride: stride(n_experts),
+            inputs: Inputs::Rows,
+            experts: None,
+            tile: self.tile,
+            nothing: &self.uploads.nothing,
+        };
+        stages.extend(to_router.stages(&router, Finish::plain()));
+        let params = vec![n_experts as u32, n_used as u32, stride(n_experts) as u32];
+        let mut route = each(Shader::Route, vec![logits.clone(), routes.clone()], params, 1);
+        route[0].constants = vec![flag("IS_RENORMALISED", moe.renormalise)];
+        stages.push(route);
+        for (matrix, out, gated) in &units {
+            let experts = Some((&routes, n_used));
+            let to_units = Wiring { out, out_stride: stride(ff), inputs: slots, experts, ..to_router };
+            stages.extend(to_units.stages(matrix, Finish { gated: *gated, ..Finish::plain() }));
+        }
+        if units.len() > 1 {
+            let buffers = [gates.clone(), ups.clone(), hidden.clone()];
+            stages.push(elementwise(unit(moe.activation), buffers, stride(ff) as u32, n_used as u32, 1.0));
+        }
+        let sum = other.map_or(Sum::Nothing, |other| Sum::Rows(self.buffer(other)));
+        let (out, out_stride) = (self.buffer(out), self.spot(out).stride);
+        let to_down = Wiring { x: &hidden, norm: None, out, out_stride, experts: Some((&routes, n_used)), ..to_router };
+        stages.extend(to_down.mix(&down, sum));
+        Ok(())
+    }
+
+    /// What brings rows with results together, the head, the arg-max.
     fn head(
         &mut self,
-        x: Value,
+        x: Input<'_>,
         weight: &Weight,
-        bias: Option<&Weight>,
-        (scale, softcap): (f32, Option<f32>),
-        drafts: &mut Drafts,
-    ) -> Result<(), DeviceError> {
+        finish: Finish<'_>,
+    ) -> Result<(Vec<DraftStage>, Vec<DraftStage>, Vec<DraftStage>), DeviceError> {
         let Rooms { head_in, logits, ids, .. } = self.rooms;
-        let vectors = self.stride(x) / 4;
-        let mut gather =
-            each(Shader::Gather, vec![self.buffer(x).clone(), head_in.clone()], vec![vectors], vectors.div_ceil(64));
+        let norm = self.norm(x.norm)?;
+        let (weight_at, eps) = norm.unwrap_or((0, 0.0));
+        let matrix = self.uploads.matrix(&Stack::one(weight))?;
+        let buffers = vec![self.buffer(x.value).clone(), self.uploads.vectors.clone(), head_in.clone()];
+        let params = vec![self.width(x.value) as u32, self.stride(x.value), weight_at, eps.to_bits()];
+        let mut gather = each(Shader::Gather, buffers, params, 1);
         gather[0].inputs = Inputs::Wants;
-        drafts.gather.push(gather);
+        gather[0].constants = vec![flag("HAS_NORM", norm.is_some())];
         let n_vocab = weight.rows();
-        let target = Target {
+        let to_head = Wiring {
             x: head_in,
+            norm: None,
+            vectors: &self.uploads.vectors,
             out: logits,
             out_stride: stride(n_vocab),
             inputs: Inputs::Wants,
-            other: None,
             experts: None,
+            tile: self.tile,
+            nothing: &self.uploads.nothing,
         };
-        self.product(weight, bias, &target, &mut drafts.head)?;
-        if scale != 1.0 || softcap.is_some() {
-            drafts.head.push(vec![Draft {
-                shader: Shader::Finish,
-                constants: vec![flag("HAS_CAP", softcap.is_some())],
-                buffers: vec![logits.clone()],
-                params: vec![stride(n_vocab) as u32, scale.to_bits(), softcap.unwrap_or(1.0).to_bits()],
-                groups: Groups::Threads(stride(n_vocab) as u32),
-                inputs: Inputs::Wants,
-            }]);
-        }
+        let head = to_head.stages(&matrix, finish);
         let params = vec![n_vocab as u32, stride(n_vocab) as u32];
         let mut arg_max = each(Shader::ArgMax, vec![logits.clone(), ids.clone()], params, 1);
         arg_max[0].inputs = Inputs::Wants;
-        drafts.arg_max.push(arg_max);
-        Ok(())
+        Ok((vec![gather], head, vec![arg_max]))
     }
 }
 
-fn flag(name: &'static str, is_set: bool) -> (&'static str, f64) {
+/// A constant that is set or not.
+pub(super) fn flag(name: &'static str, is_set: bool) -> (&'static str, f64) {
     (name, f64::from(u8::from(is_set)))
-}
-
-/// The kind of unit in `elementwise.wgsl`.
-fn unit(activation: Activation) -> u32 {
-    match activation {
-        Activation::Silu => 1,
-        Activation::GeluTanh => 2,
-    }
 }
 
 /// A stage of so many groups for each row.
@@ -418,62 +443,4 @@ fn elementwise(kind: u32, buffers: [::wgpu::Buffer; 3], stride: u32, per_row: u3
         groups: Groups::Threads(per_row * stride / 4),
         inputs: Inputs::Rows,
     }]
-}
-
-/// Products with one part of a weight, for one input, few and many; with experts always one by one.
-fn forms(
-    weight: &Uploaded,
-    part: &Part,
-    bias: Option<&::wgpu::Buffer>,
-    nothing: &::wgpu::Buffer,
-    target: &Target<'_>,
-) -> DraftStage {
-    let mut constants = weight.layout.constants();
-    constants.push(flag("IS_WHOLE", weight.cols.is_multiple_of(32)));
-    constants.push(flag("IS_EXPERT", target.experts.is_some()));
-    let (chosen, expert_rows, slots_per_x) = target.experts.unwrap_or((nothing, 0, 1));
-    let input = match target.inputs {
-        Inputs::Rows => 0,
-        Inputs::Wants => 1,
-        Inputs::Slots(per_row) => per_row + 1,
-    };
-    let params: Vec<u32> = [
-        part.n_rows,
-        part.first,
-        weight.cols,
-        weight.units(),
-        stride(weight.cols) / 4,
-        target.out_stride,
-        usize::from(bias.is_some()),
-        usize::from(target.other.is_some()),
-        expert_rows,
-        slots_per_x,
-    ]
-    .into_iter()
-    .map(|param| param as u32)
-    .chain([input])
-    .collect();
-    let bias = bias.unwrap_or(nothing);
-    let other = target.other.unwrap_or(nothing);
-    let buffers = [&part.codes, &part.scales, target.x, bias, other, chosen, target.out].map(Clone::clone);
-    let few_of = if target.experts.is_some() { expert_rows } else { part.n_rows };
-    let draft = |shader, more: Option<(&'static str, f64)>, groups| Draft {
-        shader,
-        constants: constants.iter().copied().chain(more).collect(),
-        buffers: buffers.to_vec(),
-        params: params.clone(),
-        groups,
-        inputs: target.inputs,
-    };
-    let few = |inputs: u32| {
-        let groups = Groups::Few { groups: few_of.div_ceil(FEW_ROWS) as u32, inputs };
-        draft(Shader::ProductFew, Some(("INPUTS", f64::from(inputs))), groups)
-    };
-    if target.experts.is_some() {
-        return vec![few(1)];
-    }
-    let mut many = draft(Shader::ProductMany, None, Groups::Many(part.n_rows.div_ceil(64) as u32));
-    // Its shader asks nobody whose rows they are.
-    many.constants.retain(|(name, _)| *name != "IS_EXPERT");
-    vec![few(1), few(FEW_INPUTS), many]
 }

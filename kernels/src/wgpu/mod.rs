@@ -7,14 +7,13 @@
 
 mod cache;
 mod device;
-mod fuse;
 mod gpu;
 mod lower;
 mod pipelines;
-mod places;
 mod plan;
+mod product;
 mod self_test;
 mod stage;
 mod upload;
 
-pub use device::{Adapters, Wgpu};
+pub use device::{Adapters, Options, Wgpu};

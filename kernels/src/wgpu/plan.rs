@@ -10,20 +10,21 @@ use std::sync::Arc;
 use ::wgpu::BufferUsages;
 
 use super::cache::{self, Cache};
-use super::fuse::fuse;
 use super::gpu::Gpu;
 use super::lower::{Angles, Drafts, ExpertRoom, Lowering, MAX_HEAD, Rooms};
-use super::places::{Places, stride};
-use super::stage::{Counts, Stage, finish};
-use super::upload::Uploads;
+use super::stage::{Counts, ENOUGH_GROUPS, Stage, finish};
+use super::upload::{Uploads, weights_for};
 use crate::backend::{
     Answer, Batch, DeviceError, KvStore, Limits, MemoryUse, Output, Plan, Row, Sequence, Want, WantKind,
 };
-use crate::checks::{Bounds, check_batch, check_limits, refuse};
+use crate::checks::{Bounds, check_batch, check_sizes, refuse};
 use crate::cpu::choose::Chooser;
 use crate::cpu::isa::Isa;
+use crate::cpu::plan::are_fine;
 use crate::device::answers::{NOT_FINITE, Part, choose, floats, interrupted, not_finite};
+use crate::device::fuse::fuse;
 use crate::device::pages::cache_bytes;
+use crate::device::places::{Places, stride};
 use crate::graph::Graph;
 
 /// Rows of a submission, at most.
@@ -35,6 +36,9 @@ const LOGITS_BYTES: usize = 64 << 20;
 /// Words before the rows of a step, and of a row: see `step.wgsl`.
 const STEP_HEAD: usize = 4;
 const STEP_ROW: usize = 4;
+
+/// Words before the sums of a part of keys: see `attention.wgsl`.
+const PART_HEAD: usize = 4;
 
 /// A compiled graph.
 pub(super) struct WgpuPlan {
@@ -53,6 +57,8 @@ pub(super) struct WgpuPlan {
     staging: ::wgpu::Buffer,
     /// Elements of a row as the head reads it.
     width: usize,
+    /// Where rows that are given with a step go, and their elements.
+    given: Option<(::wgpu::Buffer, usize)>,
     /// The words of a step as they are made, and its angles.
     words: Vec<u32>,
     turns: Vec<f32>,
@@ -80,6 +86,8 @@ struct Sizes {
     head_in: u64,
     logits: u64,
     staging: u64,
+    /// Bytes of what parts of keys come to.
+    key_parts: u64,
 }
 
 impl Sizes {
@@ -97,9 +105,12 @@ impl Sizes {
         let tables = n_sequences * n_pools * (1 + n_pages);
         let head_in = 4 * (slice_wants * stride(graph.width())) as u64;
         let logits = 4 * (slice_wants * vocab) as u64;
+        let widest_value = graph.kv_layers().iter().map(|layer| stride(layer.value_dim)).max().unwrap_or(0);
+        let key_parts = 4 * (ENOUGH_GROUPS as usize * (PART_HEAD + widest_value)) as u64;
         Self {
             slice_rows,
             slice_wants,
+            key_parts,
             places: places.strides.iter().map(|stride| bytes(*stride)).collect(),
             experts: experts.iter().map(|words| bytes(*words)).collect(),
             step: 4 * (STEP_HEAD + STEP_ROW * slice_rows + slice_wants + tables) as u64,
@@ -111,7 +122,7 @@ impl Sizes {
 
     fn bytes(&self, angles: &Angles) -> u64 {
         let rooms = self.places.iter().chain(&self.experts).sum::<u64>() + 4 * angles.n_floats as u64;
-        rooms + self.step + self.head_in + self.logits + self.staging + 4 * self.slice_wants as u64
+        rooms + self.step + self.head_in + self.logits + self.staging + self.key_parts + 4 * self.slice_wants as u64
     }
 
     fn rooms(&self, gpu: &Gpu, angles: &Angles) -> Result<Rooms, DeviceError> {
@@ -121,6 +132,7 @@ impl Sizes {
         Ok(Rooms {
             places: all(&self.places)?,
             experts: all(&self.experts)?,
+            key_parts: gpu.storage("parts of keys", self.key_parts)?,
             angles: gpu.storage("angles of a step", 4 * angles.n_floats as u64)?,
             head_in: gpu.storage("rows for the head", self.head_in)?,
             logits: gpu.storage("logits", self.logits)?,
@@ -131,7 +143,7 @@ impl Sizes {
 
 /// Makes the plan of `graph` within `limits`.
 pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<WgpuPlan, DeviceError> {
-    check_limits(graph, limits)?;
+    check_sizes(graph, limits)?;
     for (number, layer) in graph.kv_layers().iter().enumerate() {
         let longest = layer.key_dim.max(layer.value_dim);
         if longest > MAX_HEAD {
@@ -149,9 +161,14 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
     let angles = Angles::new(graph, sizes.slice_rows);
     let scratch_bytes = sizes.bytes(&angles);
     if let Some(cap) = limits.memory_cap {
-        for (what, needed_bytes, free_bytes) in
-            [("scratch", scratch_bytes, cap), ("keys and values", cache_bytes, cap.saturating_sub(scratch_bytes))]
-        {
+        // Copies of weights count where they lie in the memory that the cap is of.
+        let weight_bytes = if gpu.shares_memory { weights_for(graph) } else { 0 };
+        let after_scratch = cap.saturating_sub(scratch_bytes);
+        for (what, needed_bytes, free_bytes) in [
+            ("scratch", scratch_bytes, cap),
+            ("keys and values", cache_bytes, after_scratch),
+            ("copies of weights", weight_bytes, after_scratch.saturating_sub(cache_bytes)),
+        ] {
             if needed_bytes > free_bytes {
                 return Err(DeviceError::OutOfMemory { what, needed_bytes, free_bytes: Some(free_bytes) });
             }
@@ -159,6 +176,10 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
     }
     let cache = cache::open(gpu, graph.kv_layers(), limits)?;
     let rooms = sizes.rooms(gpu, &angles)?;
+    let given = graph.given().map(|value| {
+        let place = places.of_value[value.0].place;
+        (rooms.places[place].clone(), graph.widths()[value.0])
+    });
     let step = gpu.storage("a step", sizes.step)?;
     let staging = gpu.buffer("results", sizes.staging, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
     let mut lowering = Lowering {
@@ -167,9 +188,10 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
         rooms: &rooms,
         angles: &angles,
         cache: &cache,
-        uploads: Uploads::new(gpu)?,
+        uploads: Uploads::new(gpu, graph)?,
         kv_type: limits.kv_type,
         page_tokens: limits.page_tokens,
+        tile: gpu.uses.tile().filter(|_| !are_fine(graph, limits.activations)),
     };
     let Drafts { layers, gather, head, arg_max } = lowering.run(&works)?;
     let weight_bytes = lowering.uploads.n_bytes;
@@ -188,6 +210,7 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
         rooms,
         staging,
         width: graph.width(),
+        given,
         words: Vec::with_capacity(sizes.step as usize / 4),
         turns: Vec::new(),
         lens: Vec::with_capacity(limits.max_rows),
@@ -232,7 +255,7 @@ impl WgpuPlan {
     }
 
     /// Runs all slices of a batch.
-    fn run(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError> {
+    fn run(&mut self, batch: &Batch, given: &[f32], out: &mut Output) -> Result<(), DeviceError> {
         let n_rows = batch.rows.len();
         for start in (0..n_rows).step_by(self.sizes.slice_rows) {
             let rows = start..n_rows.min(start + self.sizes.slice_rows);
@@ -240,6 +263,7 @@ impl WgpuPlan {
             let want: Vec<(usize, Want)> = batch.want.iter().copied().enumerate().filter(is_here).collect();
             let mut parts = want.chunks(self.sizes.slice_wants);
             interrupted(batch.interrupt.as_ref())?;
+            self.write_given(given, rows.clone());
             self.submit(batch, rows.clone(), true, &Part::new(parts.next().unwrap_or(&[])), out)?;
             for part in parts {
                 interrupted(batch.interrupt.as_ref())?;
@@ -262,7 +286,8 @@ impl WgpuPlan {
         if is_new {
             self.write_angles(&batch.rows[rows.clone()]);
         }
-        let counts = Counts { rows: rows.len() as u32, wants: part.want.len() as u32 };
+        let longest = batch.rows[rows.clone()].iter().map(|row| row.position + 1).max().unwrap_or(0) as u32;
+        let counts = Counts { rows: rows.len() as u32, wants: part.want.len() as u32, longest };
         let mut encoder = self.gpu.encoder();
         {
             let mut pass = encoder.begin_compute_pass(&::wgpu::ComputePassDescriptor::default());
@@ -353,6 +378,19 @@ impl WgpuPlan {
         self.gpu.queue.write_buffer(&self.step, 0, &bytes);
     }
 
+    /// Writes rows that come from another device.
+    fn write_given(&self, given: &[f32], rows: Range<usize>) {
+        let Some((buffer, width)) = &self.given else { return };
+        let own = &given[rows.start * width..rows.end * width];
+        let padding = [0; 4 * 3];
+        let n_padding = 4 * (stride(*width) - width);
+        let row_bytes = |row: &[f32]| -> Vec<u8> {
+            row.iter().flat_map(|value| value.to_le_bytes()).chain(padding[..n_padding].iter().copied()).collect()
+        };
+        let bytes: Vec<u8> = own.chunks_exact(*width).flat_map(row_bytes).collect();
+        self.gpu.queue.write_buffer(buffer, 0, &bytes);
+    }
+
     /// Writes cosines and sines of all rotations, row by row.
     fn write_angles(&mut self, rows: &[Row]) {
         for (rope, at) in &self.angles.ropes {
@@ -373,13 +411,21 @@ impl WgpuPlan {
 
 impl Plan for WgpuPlan {
     fn step(&mut self, batch: &Batch, out: &mut Output) -> Result<(), DeviceError> {
+        self.step_given(batch, &[], out)
+    }
+
+    fn step_given(&mut self, batch: &Batch, rows: &[f32], out: &mut Output) -> Result<(), DeviceError> {
         if let Some(error) = &self.dead {
             return Err(error.clone());
         }
         self.gpu.check()?;
         self.prepare(batch)?;
+        let expected = self.given.as_ref().map_or(0, |(_, width)| width * batch.rows.len());
+        if rows.len() != expected {
+            return refuse(format!("{} elements of rows given, expected {expected}", rows.len()));
+        }
         out.results.resize(batch.want.len(), Answer::Greedy(0));
-        let result = self.run(batch, out);
+        let result = self.run(batch, rows, out);
         if let Err(error @ (DeviceError::Lost(_) | DeviceError::Hung(_))) = &result {
             self.dead = Some(error.clone());
         }
@@ -401,5 +447,10 @@ impl Plan for WgpuPlan {
             scratch: self.scratch_bytes,
             ..MemoryUse::default()
         }
+    }
+
+    fn n_dispatches(&self) -> Option<usize> {
+        let all = [&self.layers, &self.gather, &self.head, &self.arg_max];
+        Some(all.into_iter().flatten().filter(|stage| stage.is_always_there()).count())
     }
 }

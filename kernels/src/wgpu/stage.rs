@@ -3,14 +3,14 @@
 use ::wgpu::{BindGroupEntry, BindingResource, BufferBinding, BufferUsages, ComputePass};
 
 use super::gpu::Gpu;
-use super::pipelines::Shader;
+use super::pipelines::{Key, Shader};
 use crate::backend::DeviceError;
 
 /// Distance of parameters in their buffer: no device asks for more.
 const PARAMS_STRIDE: u64 = 256;
 
 /// Room for the parameters of one dispatch.
-const PARAMS_BYTES: u64 = 64;
+const PARAMS_BYTES: u64 = 128;
 
 /// Most groups along one dimension, kept below what every device allows.
 const MOST_GROUPS: u32 = 32_768;
@@ -20,6 +20,25 @@ const MOST_GROUPS: u32 = 32_768;
 pub(super) struct Counts {
     pub(super) rows: u32,
     pub(super) wants: u32,
+    /// Positions that a row looks at, at most.
+    pub(super) longest: u32,
+}
+
+/// Parts that the keys of a row are split into, at most.
+const MOST_PARTS: u32 = 16;
+
+/// Keys of a part, at least. With fewer than twice as many nothing is split.
+const PART_KEYS: u32 = 256;
+
+/// Heads of all rows from which on there is work enough without splitting: with parts there are no more of them either.
+pub(super) const ENOUGH_GROUPS: u32 = 512;
+
+impl Counts {
+    /// Parts that keys are split into where a step has so many groups without.
+    fn parts(self, groups: u32) -> u32 {
+        let of_keys = (self.longest / PART_KEYS).clamp(1, MOST_PARTS);
+        of_keys.min(ENOUGH_GROUPS / (self.rows * groups).max(1)).max(1)
+    }
 }
 
 /// What a dispatch has one of for each.
@@ -52,6 +71,10 @@ pub(super) enum Groups {
     Few { groups: u32, inputs: u32 },
     /// So many for every 32 inputs.
     Many(u32),
+    /// So many for each input and part of the keys, where they are split and where they are not.
+    Parts(u32),
+    /// So many for each input, where keys are split alone.
+    Merged(u32),
 }
 
 /// A dispatch as it is planned.
@@ -82,6 +105,11 @@ pub(super) struct Stage(Vec<Dispatch>);
 const FEW: u32 = 8;
 
 impl Stage {
+    /// Whether it takes a dispatch in every step, not in long contexts alone.
+    pub(super) fn is_always_there(&self) -> bool {
+        !self.0.iter().any(|dispatch| matches!(dispatch.groups, Groups::Merged(_)))
+    }
+
     /// Adds the dispatch to a pass.
     pub(super) fn record(&self, pass: &mut ComputePass<'_>, counts: Counts) {
         let Some(first) = self.0.first() else { return };
@@ -92,7 +120,12 @@ impl Stage {
             n if n <= FEW => 1,
             _ => 2,
         };
-        let dispatch = &self.0[form.min(self.0.len() - 1)];
+        let dispatch = match first.groups {
+            // Whole, or in parts.
+            Groups::Parts(groups) => &self.0[usize::from(counts.parts(groups) > 1)],
+            Groups::Merged(groups) if counts.parts(groups) == 1 => return,
+            _ => &self.0[form.min(self.0.len() - 1)],
+        };
         let folded = |groups: u32| (groups.min(MOST_GROUPS), groups.div_ceil(MOST_GROUPS));
         let (x, y, z) = match dispatch.groups {
             Groups::Each(groups) => (groups, n_inputs, 1),
@@ -105,6 +138,8 @@ impl Stage {
                 (x, y, n_inputs.div_ceil(inputs))
             }
             Groups::Many(groups) => (groups, n_inputs.div_ceil(32), 1),
+            Groups::Parts(groups) => (groups, n_inputs, counts.parts(groups)),
+            Groups::Merged(groups) => (groups, n_inputs, counts.parts(groups)),
         };
         pass.set_pipeline(&dispatch.pipeline);
         pass.set_bind_group(0, &dispatch.bound, &[]);
@@ -118,6 +153,8 @@ pub(super) fn finish<const N: usize>(
     step: &::wgpu::Buffer,
     drafts: [Vec<DraftStage>; N],
 ) -> Result<([Vec<Stage>; N], u64), DeviceError> {
+    let all = || drafts.iter().flatten().flatten();
+    gpu.prepare(all().map(|draft| Key::new(draft.shader, &draft.constants)))?;
     let n_dispatches = drafts.iter().flatten().map(Vec::len).sum::<usize>() as u64;
     let params_bytes = n_dispatches.max(1) * PARAMS_STRIDE;
     let params = gpu.buffer("parameters", params_bytes, BufferUsages::UNIFORM | BufferUsages::COPY_DST)?;
@@ -148,7 +185,7 @@ fn bind(
     offset: u64,
     draft: &Draft,
 ) -> Result<Dispatch, DeviceError> {
-    let pipeline = gpu.pipeline(draft.shader, &draft.constants)?;
+    let pipeline = gpu.pipeline(&Key::new(draft.shader, &draft.constants))?;
     let own = BufferBinding { buffer: params, offset, size: std::num::NonZero::new(PARAMS_BYTES) };
     let whole = std::iter::once(step).chain(&draft.buffers).map(::wgpu::Buffer::as_entire_binding);
     let resources = whole.chain(std::iter::once(BindingResource::Buffer(own)));
@@ -156,4 +193,17 @@ fn bind(
     let descriptor = ::wgpu::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
     let bound = gpu.scoped("bindings", 0, || gpu.device.create_bind_group(&descriptor))?;
     Ok(Dispatch { pipeline: pipeline.pipeline, bound, groups: draft.groups, inputs: draft.inputs })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_split_where_there_are_many_and_little_else_to_do() {
+        let parts = |rows, longest, groups| Counts { rows, wants: 1, longest }.parts(groups);
+        assert_eq!([0, 511, 512, 1024, 100_000].map(|longest| parts(1, longest, 32)), [1, 1, 2, 4, 16]);
+        // Of more rows, fewer.
+        assert_eq!([2, 4, 8, 16, 512].map(|rows| parts(rows, 100_000, 32)), [8, 4, 2, 1, 1]);
+    }
 }

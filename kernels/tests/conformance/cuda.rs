@@ -3,6 +3,8 @@
 //! Coded weights meet activations of two bytes in small models: what a second one leaves of the first one's error is a
 //! 254th, and this is its square. Without a C++ compiler the tests say so and pass.
 
+use std::sync::Arc;
+
 use farpost_kernels::backend::{Activations, Backend, KvType};
 use farpost_kernels::reference::Reference;
 use farpost_kernels::tensor::DType;
@@ -15,14 +17,17 @@ use crate::models::{Family, Shape, model, shape};
 /// See `Activations::Int16`.
 const FINE: f64 = 3e-8;
 
-fn with(test: fn(&Subject<'_>)) {
+fn with(test: fn(&Subject)) {
     if let Some(device) = emulator::open(90) {
-        test(&Subject { device: &device, coded: FINE });
+        test(&Subject { device: Arc::new(device), coded: FINE });
     }
 }
 
 test_each! { with:
     every_family_computes_what_its_ops_say,
+    layers_on_two_devices_are_those_of_one,
+    long_contexts_are_attended_to_in_parts,
+    what_neighbours_share_is_left_alone,
     caches_of_every_type_are_as_exact_as_on_the_processor,
     every_weight_type_that_can_be_written_is_exact,
     products_of_every_type_are_exact_whatever_the_rows,
@@ -64,6 +69,17 @@ fn devices_without_products_of_tiles_compute_the_same() {
             let limits = limits(KvType::F16, 1, activations);
             assert_eq!(results(&new, &graph, &limits), results(&old, &graph, &limits), "{dtype} {activations:?}");
         }
+    }
+}
+
+#[test]
+fn a_token_takes_few_launches() {
+    let Some(device) = emulator::open(90) else { return };
+    // Three layers; one for the embedding, one that brings rows with results together, the head, its scale, the arg-max.
+    for (family, per_layer, of_head) in [(Family::Llama, 8, 5), (Family::Gemma, 10, 5)] {
+        let graph = model(shape(DType::F32, family), 5);
+        let plan = device.compile(&graph, &limits(KvType::F16, 1, Activations::Auto)).unwrap();
+        assert_eq!(plan.n_dispatches(), Some(3 * per_layer + of_head), "{family:?}");
     }
 }
 

@@ -1,34 +1,37 @@
 //! What every device with memory of its own is tested for, against the plain definitions and the processor.
 
+use std::sync::Arc;
+
 use farpost_kernels::backend::{
-    Activations, Answer, Backend, Batch, DeviceError, Interrupt, KvType, Limits, Output, Plan, Row, Sequence, Want,
-    WantKind,
+    Activations, Answer, Backend, Batch, DeviceError, Interrupt, KvType, Limits, Output, Placement, Plan, Row,
+    Sequence, Want, WantKind,
 };
 use farpost_kernels::cpu::Cpu;
-use farpost_kernels::graph::{Graph, GraphBuilder};
+use farpost_kernels::graph::{Activation, Graph, GraphBuilder, KvLayer, RopeStyle};
+use farpost_kernels::placed::{Layers, Placed};
 use farpost_kernels::quant;
 use farpost_kernels::reference::Reference;
 use farpost_kernels::tensor::{DType, Weight};
 
 use crate::drive::{error, limits, results};
-use crate::models::{FAMILIES, Family, Random, Shape, VOCABULARY, model, shape};
+use crate::models::{FAMILIES, Family, N_LAYERS, Random, Shape, VOCABULARY, model, rope, shape};
 
 /// Sums in another order and functions of the device: of squared errors over squares.
 pub const EXACT: f64 = 1e-9;
 
 /// A device, and how exact it is with coded weights.
-pub struct Subject<'d> {
-    pub device: &'d dyn Backend,
+pub struct Subject {
+    pub device: Arc<dyn Backend>,
     pub coded: f64,
 }
 
-impl Subject<'_> {
+impl Subject {
     fn bound(&self, dtype: DType) -> f64 {
         if dtype.is_quantized() { self.coded } else { EXACT }
     }
 }
 
-fn check(device: &dyn Backend, shape: Shape, kv_type: KvType, bound: f64) {
+pub fn check(device: &dyn Backend, shape: Shape, kv_type: KvType, bound: f64) {
     let (graph, limits) = (model(shape, 5), limits(kv_type, 1, Activations::Auto));
     let expected = results(&Reference, &graph, &limits);
     let found = results(device, &graph, &limits);
@@ -37,8 +40,8 @@ fn check(device: &dyn Backend, shape: Shape, kv_type: KvType, bound: f64) {
     assert!(error <= bound, "{shape:?} {kv_type:?}: error {error:.2e}, bound {bound:e}");
 }
 
-pub fn every_family_computes_what_its_ops_say(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn every_family_computes_what_its_ops_say(subject: &Subject) {
+    let device = &*subject.device;
     for family in FAMILIES {
         check(device, shape(DType::F32, family), KvType::F32, EXACT);
         let odd = Shape { width: 75, n_heads: 3, n_kv_heads: 3, head_dim: 20, ff: 37, ..shape(DType::F32, family) };
@@ -46,8 +49,106 @@ pub fn every_family_computes_what_its_ops_say(subject: &Subject<'_>) {
     }
 }
 
-pub fn caches_of_every_type_are_as_exact_as_on_the_processor(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn layers_on_two_devices_are_those_of_one(subject: &Subject) {
+    let device = &subject.device;
+    let place = |layers| Placed::new(Arc::clone(device), Arc::new(Cpu::detect()), layers);
+    // The first layer with a window or the last one on the processor, or all but one.
+    for (family, n_layers) in [(Family::Gemma, 1), (Family::Gemma, 2), (Family::Moe, 1), (Family::Llama, 9)] {
+        let (graph, limits) = (model(shape(DType::F32, family), 5), limits(KvType::F32, 1, Activations::Auto));
+        let placed = place(Layers::Last(n_layers));
+        let plan = placed.compile(&graph, &limits).unwrap();
+        let expected = (n_layers < N_LAYERS).then_some(Placement { n_layers, of: N_LAYERS });
+        assert_eq!(plan.placement(), expected);
+        let error = error(&results(&Reference, &graph, &limits), &results(&placed, &graph, &limits));
+        assert!(error <= EXACT, "{family:?} {n_layers}: error {error:.2e}");
+    }
+    // What is kept can be taken to another device, and on.
+    let graph = model(shape(DType::F32, Family::Gemma), 5);
+    let limits = limits(KvType::F16, 1, Activations::Auto);
+    let (cpu, two) = (Cpu::detect(), place(Layers::Last(2)));
+    let mut images = Vec::new();
+    for backend in [&cpu as &dyn Backend, &two] {
+        let mut plan = backend.compile(&graph, &limits).unwrap();
+        let sequence = plan.kv().open().unwrap();
+        assert!(plan.kv().reserve(sequence, 20));
+        plan.step(&batch(sequence, 0..19, WantKind::Greedy), &mut Output::default()).unwrap();
+        let mut bytes = vec![0; plan.kv().image().bytes(19, 0..19) as usize];
+        assert!(plan.kv().read(sequence, 19, 0..19, &mut bytes));
+        let second = plan.kv().open().unwrap();
+        assert!(plan.kv().reserve(second, 20) && plan.kv().append(second, 19, 19, &bytes));
+        let mut again = vec![0; bytes.len()];
+        assert!(plan.kv().read(second, 19, 0..19, &mut again));
+        assert!(bytes == again);
+        images.push(bytes);
+    }
+    assert_eq!(images[0].len(), images[1].len());
+    // Halves, of numbers that differ in their last bits.
+    let halves = |bytes: &[u8]| -> Vec<Vec<f32>> {
+        vec![bytes.as_chunks::<2>().0.iter().map(|half| half::f16::from_le_bytes(*half).to_f32()).collect()]
+    };
+    let error = error(&halves(&images[0]), &halves(&images[1]));
+    assert!(error <= 1e-6, "error {error:.2e}");
+}
+
+pub fn long_contexts_are_attended_to_in_parts(subject: &Subject) {
+    let device = &*subject.device;
+    let sizes = Limits { max_rows: 600, max_sequences: 2, max_windows: 2, kv_tokens: 1400, ..Limits::default() };
+    let limits = Limits { kv_type: KvType::F32, ..sizes };
+    // With a window and without; three heads of twenty elements; more than one tile for each of some parts.
+    for family in [Family::Gemma, Family::Parallel] {
+        let small = Shape { width: 60, n_heads: 3, n_kv_heads: 3, head_dim: 20, ff: 32, ..shape(DType::F32, family) };
+        let graph = model(small, 5);
+        let run = |backend: &dyn Backend| {
+            let mut plan = backend.compile(&graph, &limits).unwrap();
+            let (first, second) = (plan.kv().open().unwrap(), plan.kv().open().unwrap());
+            assert!(plan.kv().reserve(first, 630) && plan.kv().reserve(second, 630));
+            let mut output = Output::default();
+            plan.step(&batch(first, 0..511, WantKind::Greedy), &mut output).unwrap();
+            let mut rows = Vec::new();
+            // One row with 512 keys, some with more, then with rows of a sequence that is short.
+            for positions in [511..512, 512..515, 515..620] {
+                plan.step(&batch(first, positions, WantKind::Logits), &mut output).unwrap();
+                rows.extend(output.results.drain(..).map(logits));
+            }
+            let mut mixed = batch(first, 620..621, WantKind::Logits);
+            let short = batch(second, 0..2, WantKind::Logits);
+            mixed.rows.extend(short.rows);
+            mixed.want.extend((1..3).map(|row| Want { row, kind: WantKind::Logits }));
+            plan.step(&mixed, &mut output).unwrap();
+            rows.extend(output.results.drain(..).map(logits));
+            rows
+        };
+        let error = error(&run(&Reference), &run(device));
+        assert!(error <= EXACT, "{family:?}: error {error:.2e}");
+    }
+}
+
+pub fn what_neighbours_share_is_left_alone(subject: &Subject) {
+    let device = &*subject.device;
+    let mut random = Random(3);
+    let mut graph = GraphBuilder::new();
+    let mut weight = |rows: usize, cols: usize| random.weight(DType::F32, rows, cols);
+    let x = graph.embed(weight(VOCABULARY, 64), 1.0);
+    // Queries are keys too, after a rotation; values are added to something; the gate is both sides of its unit.
+    let q = graph.linear(x, weight(64, 64), None).unwrap();
+    let q = graph.rope(q, 32, &rope(RopeStyle::HalfSplit, 12, 1.0)).unwrap();
+    let v = graph.linear(x, weight(64, 64), None).unwrap();
+    let kv = KvLayer { n_kv_heads: 2, key_dim: 32, value_dim: 32, window: None };
+    let attended = graph.attention((q, q, v), kv, 2, 0.2, None).unwrap();
+    let x = graph.add(attended, v).unwrap();
+    let gate = graph.linear(x, weight(96, 64), None).unwrap();
+    let unit = graph.glu(gate, gate, Activation::GeluTanh).unwrap();
+    let x = graph.linear(unit, weight(64, 96), None).unwrap();
+    let head = weight(31, 64);
+    let graph = graph.head(x, head, None, 1.0, None, 100).unwrap();
+    let steps = [1, 2, 9, 37, 5, 1];
+    let error = error(&all_logits(&Reference, &graph, &steps), &all_logits(device, &graph, &steps));
+    // Keys and values are halves.
+    assert!(error <= 1e-5, "error {error:.2e}");
+}
+
+pub fn caches_of_every_type_are_as_exact_as_on_the_processor(subject: &Subject) {
+    let device = &*subject.device;
     for family in [Family::Llama, Family::Gemma] {
         check(device, shape(DType::F32, family), KvType::F16, 1e-5);
         check(device, shape(DType::F32, family), KvType::Q8_0, 1e-3);
@@ -63,8 +164,8 @@ pub fn caches_of_every_type_are_as_exact_as_on_the_processor(subject: &Subject<'
     }
 }
 
-pub fn every_weight_type_that_can_be_written_is_exact(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn every_weight_type_that_can_be_written_is_exact(subject: &Subject) {
+    let device = &*subject.device;
     for dtype in DType::all().filter(|dtype| quant::can_encode(*dtype)) {
         let len = dtype.block_len();
         let family = if len == 32 { Family::Moe } else { Family::Llama };
@@ -125,8 +226,8 @@ fn all_logits(backend: &dyn Backend, graph: &Graph, steps: &[usize]) -> Vec<Vec<
     all
 }
 
-pub fn products_of_every_type_are_exact_whatever_the_rows(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn products_of_every_type_are_exact_whatever_the_rows(subject: &Subject) {
+    let device = &*subject.device;
     for dtype in DType::all() {
         // Blocks of plain numbers are one of them: odd widths, shorter and longer than a unit of 32.
         let n_blocks = if dtype.is_quantized() { [1, 3] } else { [3, 77] };
@@ -162,8 +263,8 @@ fn opened(device: &dyn Backend, family: Family, kv_type: KvType) -> (Box<dyn Pla
     (plan, sequence)
 }
 
-pub fn every_kind_of_result_is_what_the_logits_say(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn every_kind_of_result_is_what_the_logits_say(subject: &Subject) {
+    let device = &*subject.device;
     let (mut plan, sequence) = opened(device, Family::Gemma, KvType::F32);
     assert!(plan.kv().reserve(sequence, 9));
     let mut output = Output::default();
@@ -205,8 +306,8 @@ pub fn every_kind_of_result_is_what_the_logits_say(subject: &Subject<'_>) {
     }
 }
 
-pub fn positions_that_were_read_and_appended_go_on_as_before(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn positions_that_were_read_and_appended_go_on_as_before(subject: &Subject) {
+    let device = &*subject.device;
     for kv_type in [KvType::F16, KvType::Q8_0, KvType::F32] {
         let (mut plan, first) = opened(device, Family::Gemma, kv_type);
         let mut output = Output::default();
@@ -236,8 +337,8 @@ pub fn positions_that_were_read_and_appended_go_on_as_before(subject: &Subject<'
     }
 }
 
-pub fn sessions_go_from_the_processor_to_another_device(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn sessions_go_from_the_processor_to_another_device(subject: &Subject) {
+    let device = &*subject.device;
     for kv_type in [KvType::F16, KvType::Q8_0] {
         let graph = model(shape(DType::F32, Family::Gemma), 5);
         let limits = limits(kv_type, 1, Activations::Auto);
@@ -265,8 +366,8 @@ pub fn sessions_go_from_the_processor_to_another_device(subject: &Subject<'_>) {
     }
 }
 
-pub fn what_breaks_the_contract_is_refused_and_counts_nothing(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn what_breaks_the_contract_is_refused_and_counts_nothing(subject: &Subject) {
+    let device = &*subject.device;
     let (mut plan, sequence) = opened(device, Family::Llama, KvType::F16);
     let mut output = Output::default();
     assert!(plan.kv().reserve(sequence, 8));
@@ -290,8 +391,8 @@ pub fn what_breaks_the_contract_is_refused_and_counts_nothing(subject: &Subject<
     assert_eq!(plan.kv().len(sequence), 3);
 }
 
-pub fn logits_that_are_no_numbers_are_an_error(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn logits_that_are_no_numbers_are_an_error(subject: &Subject) {
+    let device = &*subject.device;
     for bad in [f32::NAN, f32::INFINITY] {
         let mut graph = GraphBuilder::new();
         let mut table = vec![0.5; 8 * 32];
@@ -317,8 +418,8 @@ pub fn logits_that_are_no_numbers_are_an_error(subject: &Subject<'_>) {
     }
 }
 
-pub fn too_much_memory_is_an_error(subject: &Subject<'_>) {
-    let device = subject.device;
+pub fn too_much_memory_is_an_error(subject: &Subject) {
+    let device = &*subject.device;
     let graph = model(shape(DType::F32, Family::Llama), 5);
     let limits = limits(KvType::F32, 1, Activations::Auto);
     let capped = Limits { memory_cap: Some(1000), ..limits.clone() };

@@ -1,7 +1,5 @@
 //! The device that models run on, and sessions opened on it.
 
-#[cfg(feature = "cuda")]
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use farpost::Model;
@@ -15,6 +13,8 @@ use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
 #[cfg(feature = "cuda")]
 use farpost_kernels::cuda::Cuda;
+#[cfg(feature = "cuda")]
+use farpost_kernels::keep::Nowhere;
 #[cfg(feature = "wgpu")]
 use farpost_kernels::wgpu::{Adapters, Wgpu};
 
@@ -123,7 +123,7 @@ fn tested<B: Backend + 'static>(device: Result<B, DeviceError>, console: &Consol
 
 #[cfg(feature = "cuda")]
 fn nvidia() -> Result<Arc<dyn Backend>, Failure> {
-    let device = Cuda::open(kernels_folder())
+    let device = Cuda::open(Arc::new(Nowhere))
         .map_err(|error| Failure::new(Exit::Device, error).hint("'farpost doctor' tells what devices there are"))?;
     Ok(Arc::new(device))
 }
@@ -135,20 +135,12 @@ fn nvidia() -> Result<Arc<dyn Backend>, Failure> {
 
 #[cfg(feature = "cuda")]
 fn nvidia_if_any(console: &Console) -> Option<Arc<dyn Backend>> {
-    tested(Cuda::open(kernels_folder()), console)
+    tested(Cuda::open(Arc::new(Nowhere)), console)
 }
 
 #[cfg(not(feature = "cuda"))]
 fn nvidia_if_any(_: &Console) -> Option<Arc<dyn Backend>> {
     None
-}
-
-/// Where compiled kernels are kept: `farpost/kernels` in `XDG_CACHE_HOME` or `~/.cache`.
-#[cfg(feature = "cuda")]
-pub fn kernels_folder() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(cache.join("farpost/kernels"))
 }
 
 /// Most memory to take: what was asked for, or what is available; better refused than killed.

@@ -37,7 +37,7 @@ use moe::{MoeInputs, MoeRoom};
 use stage::Stage;
 use step::{Bounds, Step};
 
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) use activations::are_fine;
 pub(super) use compile::compile;
 

@@ -76,8 +76,8 @@ fn unit_vectors() -> u32 {
     return BITS / 4u;
 }
 
-// Weights 32 * unit .. 32 * unit + 32 of a row, of `units` such.
-fn read_unit(row: u32, units: u32, unit: u32, out: ptr<function, array<vec4<f32>, 8>>) {
+// Weights 32 * unit .. 32 * unit + 32 of a row, of `units` such, without their scales and minima.
+fn read_levels(row: u32, units: u32, unit: u32, out: ptr<function, array<vec4<f32>, 8>>) {
     let at = (row * units + unit) * unit_vectors();
     if (BITS == 4u) {
         let words = codes[at];
@@ -111,6 +111,11 @@ fn read_unit(row: u32, units: u32, unit: u32, out: ptr<function, array<vec4<f32>
             (*out)[part] = bitcast<vec4<f32>>(codes[at + part]);
         }
     }
+}
+
+// The weights themselves.
+fn read_unit(row: u32, units: u32, unit: u32, out: ptr<function, array<vec4<f32>, 8>>) {
+    read_levels(row, units, unit, out);
     if (BITS < 16u) {
         let start = row * scale_words(units);
         let runs = 32u / SUB;

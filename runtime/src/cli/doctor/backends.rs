@@ -1,5 +1,7 @@
 //! Every kind of device the program knows: usable, or why not.
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use std::time::Instant;
 
 use farpost_kernels::backend::Backend;
@@ -7,12 +9,12 @@ use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
 #[cfg(feature = "cuda")]
 use farpost_kernels::cuda::Cuda;
+#[cfg(feature = "cuda")]
+use farpost_kernels::keep::Nowhere;
 #[cfg(feature = "wgpu")]
 use farpost_kernels::wgpu::{Adapters, Wgpu};
 
 use crate::amount;
-#[cfg(feature = "cuda")]
-use crate::device;
 
 #[cfg(not(all(feature = "cuda", feature = "wgpu")))]
 const ABSENT: &str = "not built into this program";
@@ -51,7 +53,7 @@ fn graphics() -> Result<String, String> {
 
 #[cfg(feature = "cuda")]
 fn nvidia() -> Result<String, String> {
-    let device = Cuda::open(device::kernels_folder()).map_err(|error| error.to_string())?;
+    let device = Cuda::open(Arc::new(Nowhere)).map_err(|error| error.to_string())?;
     let name = device.describe().name;
     test(&device).map(|tested| format!("{name}, {tested}")).map_err(|error| format!("{name}: {error}"))
 }
