@@ -40,12 +40,12 @@ pub enum Which {
 pub const KINDS: [Kind; 2] = [Kind { name: "cuda", open: cuda }, Kind { name: "wgpu", open: wgpu }];
 
 #[cfg(feature = "cuda")]
-fn cuda(keep: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
+fn cuda(_: Which, keep: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
     Ok(Opened { backend: Arc::new(crate::cuda::Cuda::open(Arc::clone(keep))?), is_software: false })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
+fn cuda(_: Which, _: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
     Err(DeviceError::Absent("not built into this program".to_owned()))
 }
 

@@ -195,10 +195,14 @@ fn health(out: &mut Page, app: &App, caller: &Caller) {
     let backends = app.catalogue.backends();
     let is_degraded = backends.iter().any(|backend| backend.trouble().is_some());
     out.line("farpost_health", "component=\"backend\"", u8::from(is_degraded));
-    out.head("farpost_backend_up", "gauge", "1 if the backend can be used, 0 after it failed.");
+    out.head(
+        "farpost_backend_up",
+        "gauge",
+        "1 if the backend can be used, 0 after it failed or where it was not chosen.",
+    );
     for backend in &backends {
         let labels = format!("backend=\"{}\",device=\"{}\"", backend.info.backend, escaped(&backend.info.name));
-        out.line("farpost_backend_up", &labels, u8::from(backend.trouble().is_none()));
+        out.line("farpost_backend_up", &labels, u8::from(backend.is_up()));
     }
     out.head("farpost_build_info", "gauge", "1, with version and commit.");
     let labels = format!("version=\"{}\",commit=\"{}\"", env!("CARGO_PKG_VERSION"), escaped(env!("FARPOST_COMMIT")));
