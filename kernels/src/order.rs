@@ -121,7 +121,7 @@ pub fn decode_row(weight: &WeightView<'_>, row: usize, out: &mut [f32]) -> Resul
 ///
 /// # Panics
 /// If there is no such row, or `out` is not as long.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) fn copy_row(weight: &WeightView<'_>, row: usize, out: &mut [u8]) {
     let (dtype, row_bytes) = (weight.dtype, weight.dtype.row_bytes(weight.cols).expect("rows are whole blocks"));
     let first = row / SIXTEEN * SIXTEEN;
@@ -177,7 +177,7 @@ mod tests {
                     decode_row(&of(&woven, Order::Sixteens), row, &mut found).unwrap();
                     let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                     prop_assert_eq!(bits(&plain), bits(&found));
-                    #[cfg(feature = "wgpu")]
+                    #[cfg(any(feature = "cuda", feature = "wgpu"))]
                     {
                         let row_bytes = n_blocks * dtype.block_bytes();
                         let mut own = vec![0; row_bytes];

@@ -1,6 +1,9 @@
 //! Whole models: logits against golden data of independent software and against a second opinion in candle.
 
 mod device;
+#[cfg(feature = "cuda")]
+#[path = "../../kernels/tests/emulator/mod.rs"]
+mod emulator;
 mod golden;
 mod real;
 mod reference;
@@ -67,14 +70,26 @@ fn the_processor_gives_the_golden_logits_and_continuations_of_every_tiny_model()
 #[test]
 fn a_graphics_processor_gives_the_golden_logits_and_continuations_of_every_tiny_model() {
     use farpost_kernels::wgpu::{Adapters, Wgpu};
-    let graphics = match Wgpu::open(Adapters::Any) {
-        Ok(graphics) => graphics,
-        Err(error) => return println!("skipped: {error}; install a Vulkan driver"),
-    };
+    match Wgpu::open(Adapters::Any) {
+        Ok(graphics) => gives_the_golden_logits(&graphics),
+        Err(error) => println!("skipped: {error}; install a Vulkan driver"),
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_gives_the_golden_logits_and_continuations_of_every_tiny_model() {
+    if let Some(cuda) = emulator::open(90) {
+        gives_the_golden_logits(&cuda);
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn gives_the_golden_logits(backend: &dyn farpost_kernels::backend::Backend) {
     for name in TINY {
         let golden = Golden::read(name);
         let file = File::open(&golden.path()).unwrap();
-        let mut device = Device::open_on(&graphics, &file, CONTEXT, KvType::F32, Activations::Auto);
+        let mut device = Device::open_on(backend, &file, CONTEXT, KvType::F32, Activations::Auto);
         let logits = device.go_on(&golden.prompt);
         let processor = Device::open(&file, CONTEXT, KvType::F32).go_on(&golden.prompt);
         let (of_golden, of_processor) = (largest_error(&logits, &golden.logits), largest_error(&logits, &processor));

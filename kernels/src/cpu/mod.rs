@@ -3,17 +3,19 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
-pub(crate) mod choose;
+pub mod choose;
 mod device;
 pub mod isa;
 pub(crate) mod kv;
 pub mod linear;
 pub(crate) mod memory;
 mod plan;
-mod pointwise;
+pub mod pointwise;
 mod pool;
 pub mod roof;
 mod self_test;
 mod vector;
 
 pub use device::Cpu;
+#[cfg(feature = "cuda")]
+pub(crate) use plan::are_fine;

@@ -74,7 +74,10 @@ impl Paging {
     }
 
     /// Pools there are.
-    #[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "for devices that take page tables over"))]
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "wgpu")),
+        allow(dead_code, reason = "for devices that take page tables over")
+    )]
     pub(crate) fn n_pools(&self) -> usize {
         self.pools.len()
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ::wgpu::BufferUsages;
 
-use super::cache::Cache;
+use super::cache::{self, Cache};
 use super::fuse::fuse;
 use super::gpu::Gpu;
 use super::lower::{Angles, Drafts, ExpertRoom, Lowering, MAX_HEAD, Rooms};
@@ -17,11 +17,13 @@ use super::places::{Places, stride};
 use super::stage::{Counts, Stage, finish};
 use super::upload::Uploads;
 use crate::backend::{
-    Answer, Batch, DeviceError, Interrupt, KvStore, Limits, MemoryUse, Output, Plan, Row, Sequence, Want, WantKind,
+    Answer, Batch, DeviceError, KvStore, Limits, MemoryUse, Output, Plan, Row, Sequence, Want, WantKind,
 };
 use crate::checks::{Bounds, check_batch, check_limits, refuse};
 use crate::cpu::choose::Chooser;
 use crate::cpu::isa::Isa;
+use crate::device::answers::{NOT_FINITE, Part, choose, floats, interrupted, not_finite};
+use crate::device::pages::cache_bytes;
 use crate::graph::Graph;
 
 /// Rows of a submission, at most.
@@ -33,9 +35,6 @@ const LOGITS_BYTES: usize = 64 << 20;
 /// Words before the rows of a step, and of a row: see `step.wgsl`.
 const STEP_HEAD: usize = 4;
 const STEP_ROW: usize = 4;
-
-/// In the place of an id: a logit is not finite.
-const NOT_FINITE: u32 = u32::MAX;
 
 /// A compiled graph.
 pub(super) struct WgpuPlan {
@@ -141,7 +140,7 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
     }
     let works = fuse(graph);
     let places = Places::new(graph, &works);
-    let cache_bytes = Cache::bytes_for(graph.kv_layers(), limits);
+    let cache_bytes = cache_bytes(graph.kv_layers(), limits);
     // As many pools as there are windows, and that of layers without.
     let mut windows: Vec<_> = graph.kv_layers().iter().filter_map(|layer| layer.window).collect();
     windows.sort_unstable();
@@ -158,7 +157,7 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
             }
         }
     }
-    let cache = Cache::new(gpu, graph.kv_layers(), limits)?;
+    let cache = cache::open(gpu, graph.kv_layers(), limits)?;
     let rooms = sizes.rooms(gpu, &angles)?;
     let step = gpu.storage("a step", sizes.step)?;
     let staging = gpu.buffer("results", sizes.staging, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
@@ -200,30 +199,6 @@ pub(super) fn compile(gpu: &Arc<Gpu>, graph: &Graph, limits: &Limits) -> Result<
         sizes,
         dead: None,
     })
-}
-
-/// Results of a submission: what they are, and which rows of it they are of.
-struct Part<'b> {
-    want: &'b [(usize, Want)],
-    wants_logits: bool,
-    wants_rows: bool,
-    wants_ids: bool,
-}
-
-impl<'b> Part<'b> {
-    fn new(want: &'b [(usize, Want)]) -> Self {
-        let any = |is: fn(WantKind) -> bool| want.iter().any(|(_, want)| is(want.kind));
-        Self {
-            want,
-            wants_ids: any(|kind| kind == WantKind::Greedy),
-            wants_rows: any(|kind| kind == WantKind::Hidden),
-            wants_logits: any(|kind| !matches!(kind, WantKind::Greedy | WantKind::Hidden)),
-        }
-    }
-}
-
-fn not_finite() -> DeviceError {
-    DeviceError::Wrong("logits are not finite".to_owned())
 }
 
 impl WgpuPlan {
@@ -394,48 +369,6 @@ impl WgpuPlan {
             }
         }
     }
-}
-
-fn interrupted(interrupt: Option<&Interrupt>) -> Result<(), DeviceError> {
-    if interrupt.is_some_and(Interrupt::is_set) { Err(DeviceError::Interrupted) } else { Ok(()) }
-}
-
-/// A row of floats, in the memory of an earlier one where there is any.
-fn floats(words: &[[u8; 4]], answer: &mut Answer) -> Result<Vec<f32>, DeviceError> {
-    let mut row = match answer {
-        Answer::Logits(row) | Answer::Hidden(row) => std::mem::take(row),
-        _ => Vec::new(),
-    };
-    row.clear();
-    row.extend(words.iter().map(|word| f32::from_le_bytes(*word)));
-    if row.iter().all(|number| number.is_finite()) { Ok(row) } else { Err(not_finite()) }
-}
-
-/// Answers from a row of logits.
-fn choose(
-    kind: WantKind,
-    logits: &[[u8; 4]],
-    (chooser, isa): (&mut Chooser, Isa),
-    answer: &mut Answer,
-) -> Result<(), DeviceError> {
-    let row = floats(logits, answer)?;
-    let k = if let WantKind::TopK(k) = kind { k } else { 0 };
-    chooser.begin(k, kind != WantKind::Logits);
-    // SAFETY: the set is the one that was detected.
-    unsafe { chooser.take(isa, 0, &row) };
-    *answer = match kind {
-        WantKind::Score(token) => {
-            let logit = row.get(token as usize).copied().unwrap_or(f32::NAN);
-            Answer::Score { logit, log_sum_exp: chooser.log_sum_exp() }
-        }
-        WantKind::TopK(k) => {
-            let mut best = Vec::with_capacity(k);
-            chooser.best_into(&mut best);
-            Answer::TopK { best, log_sum_exp: chooser.log_sum_exp() }
-        }
-        _ => Answer::Logits(row),
-    };
-    Ok(())
 }
 
 impl Plan for WgpuPlan {

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::gpu::Gpu;
-use super::layout::{Layout, UNIT};
 use crate::backend::DeviceError;
+use crate::device::layout::{Layout, UNIT};
 use crate::order;
 use crate::tensor::Weight;
 

@@ -3,7 +3,25 @@
 //! A device passes when its logits are those of `reference` up to the rounding its number formats bring: for weights
 //! of plain numbers a normalised squared error of 1e-9, for quantized ones (activations are quantized too) of 2e-3.
 
+/// A test of each thing that devices are tested for.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+macro_rules! test_each {
+    ($with:path: $($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            $with(crate::device::$name);
+        })*
+    };
+}
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod device;
 mod drive;
+#[cfg(feature = "cuda")]
+#[path = "../emulator/mod.rs"]
+mod emulator;
 mod models;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -1,5 +1,7 @@
 //! The device that models run on, and sessions opened on it.
 
+#[cfg(feature = "cuda")]
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use farpost::Model;
@@ -7,8 +9,12 @@ use farpost::Model;
 use farpost::engine::Backends;
 use farpost::engine::{Session, SessionOptions};
 use farpost_kernels::backend::Backend;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use farpost_kernels::backend::DeviceError;
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
+#[cfg(feature = "cuda")]
+use farpost_kernels::cuda::Cuda;
 #[cfg(feature = "wgpu")]
 use farpost_kernels::wgpu::{Adapters, Wgpu};
 
@@ -46,6 +52,8 @@ pub enum BackendChoice {
     Cpu,
     /// A graphics processor, or a driver that plays one
     Wgpu,
+    /// A graphics processor of NVIDIA by its own driver
+    Cuda,
 }
 
 /// The device that was asked for.
@@ -53,7 +61,8 @@ pub fn backend(choice: BackendChoice, console: &Console) -> Result<Arc<dyn Backe
     match choice {
         BackendChoice::Cpu => Ok(Arc::new(cpu()?)),
         BackendChoice::Wgpu => graphics(console),
-        BackendChoice::Auto => match graphics_if_any(console) {
+        BackendChoice::Cuda => nvidia(),
+        BackendChoice::Auto => match nvidia_if_any(console).or_else(|| graphics_if_any(console)) {
             Some(found) => Ok(found),
             None => Ok(Arc::new(cpu()?)),
         },
@@ -87,22 +96,59 @@ fn graphics(_: &Console) -> Result<Arc<dyn Backend>, Failure> {
 /// A graphics processor that computes what it should.
 #[cfg(feature = "wgpu")]
 fn graphics_if_any(console: &Console) -> Option<Arc<dyn Backend>> {
-    let device = Wgpu::open(Adapters::Hardware).map_err(|error| console.detail(&error.to_string())).ok()?;
-    match device.self_test() {
-        Ok(()) => {
-            console.detail(&format!("computing on {}", device.describe().name));
-            Some(Arc::new(device))
-        }
-        Err(error) => {
-            console.note(&format!("{}: {error}; computing on the processor", device.describe().name));
-            None
-        }
-    }
+    tested(Wgpu::open(Adapters::Hardware), console)
 }
 
 #[cfg(not(feature = "wgpu"))]
 fn graphics_if_any(_: &Console) -> Option<Arc<dyn Backend>> {
     None
+}
+
+/// A device, if it is there and computes what it should.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn tested<B: Backend + 'static>(device: Result<B, DeviceError>, console: &Console) -> Option<Arc<dyn Backend>> {
+    let device = device.map_err(|error| console.detail(&error.to_string())).ok()?;
+    let info = device.describe();
+    match device.self_test() {
+        Ok(()) => {
+            console.detail(&format!("computing on {} ({})", info.name, info.backend));
+            Some(Arc::new(device))
+        }
+        Err(error) => {
+            console.note(&format!("{} ({}): {error}; not computing there", info.name, info.backend));
+            None
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn nvidia() -> Result<Arc<dyn Backend>, Failure> {
+    let device = Cuda::open(kernels_folder())
+        .map_err(|error| Failure::new(Exit::Device, error).hint("'farpost doctor' tells what devices there are"))?;
+    Ok(Arc::new(device))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nvidia() -> Result<Arc<dyn Backend>, Failure> {
+    Err(Failure::new(Exit::Device, "--backend cuda: CUDA is not built into this program"))
+}
+
+#[cfg(feature = "cuda")]
+fn nvidia_if_any(console: &Console) -> Option<Arc<dyn Backend>> {
+    tested(Cuda::open(kernels_folder()), console)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nvidia_if_any(_: &Console) -> Option<Arc<dyn Backend>> {
+    None
+}
+
+/// Where compiled kernels are kept: `farpost/kernels` in `XDG_CACHE_HOME` or `~/.cache`.
+#[cfg(feature = "cuda")]
+pub fn kernels_folder() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(cache.join("farpost/kernels"))
 }
 
 /// Most memory to take: what was asked for, or what is available; better refused than killed.

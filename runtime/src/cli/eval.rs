@@ -33,7 +33,7 @@ pub struct Args {
     /// Tokens in a window [default: 512, or the model's whole context where that is less]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(4..))]
     window: Option<u32>,
-    /// Device to compute on: cpu, wgpu (graphics) or auto
+    /// Device to compute on: cpu, wgpu (graphics), cuda or auto
     #[arg(
         long,
         value_name = "DEVICE",

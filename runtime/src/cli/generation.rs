@@ -53,7 +53,7 @@ pub struct MemoryArgs {
     /// Tokens of context, prompt and answer together [default: what the model was made for, at most 4096]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     pub context: Option<u32>,
-    /// Device to compute on: cpu, wgpu (graphics) or auto
+    /// Device to compute on: cpu, wgpu (graphics), cuda or auto
     #[arg(
         long,
         value_name = "DEVICE",

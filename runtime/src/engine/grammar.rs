@@ -41,8 +41,10 @@ pub enum Grammar {
 }
 
 /// Bytes that a regular expression may have.
+#[cfg(feature = "grammar")]
 const LONGEST_REGEX: usize = 16 << 10;
 /// Bytes that a schema or a grammar may have.
+#[cfg(any(feature = "grammar", feature = "server"))]
 const LONGEST_FORM: usize = 1 << 20;
 /// The schema of any object.
 #[cfg(any(feature = "grammar", feature = "server"))]

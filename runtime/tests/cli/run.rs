@@ -141,6 +141,26 @@ fn a_graphics_processor_that_is_not_built_in_is_told_as_such() {
     assert_eq!(ran.error(5), "--backend wgpu: graphics processors are not built into this program");
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_that_cannot_be_had_says_why() {
+    let report = farpost(&["doctor", "--quick", "--json"]).json();
+    let cuda = report["backends"].as_array().unwrap().iter().find(|backend| backend["name"] == "cuda").unwrap();
+    if cuda["usable"] == true {
+        return println!("skipped: there is {}", cuda["detail"]);
+    }
+    let ran = farpost(&["run", "--backend", "cuda", COMMAND]);
+    let error = ran.error(5);
+    assert!(!error.is_empty() && error.starts_with(cuda["detail"].as_str().unwrap()), "{error}");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn cuda_that_is_not_built_in_is_told_as_such() {
+    let ran = farpost(&["run", "--backend", "cuda", COMMAND]);
+    assert_eq!(ran.error(5), "--backend cuda: CUDA is not built into this program");
+}
+
 #[test]
 fn an_answer_ends_before_a_stop_text_and_after_so_many_tokens() {
     let whole = farpost(&["run", "--json", COMMAND]).json();

@@ -13,7 +13,7 @@ mod avx2;
 mod avx512;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors"))]
 mod codebook;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod codes;
 mod drive;
 mod drive_floats;
@@ -65,7 +65,7 @@ pub use job::{OutRows, Scratch};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::tile_products;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) use codes::{Coded, coded};
 pub(crate) use format::half_value;
 #[cfg(target_arch = "aarch64")]
@@ -114,7 +114,7 @@ macro_rules! with_format {
         $body
     }};
 }
-#[cfg(any(test, feature = "wgpu"))]
+#[cfg(any(test, feature = "cuda", feature = "wgpu"))]
 use with_format;
 
 /// A kernel of one type and instruction set.

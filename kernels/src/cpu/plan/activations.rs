@@ -13,7 +13,7 @@ use crate::tensor::{DType, Weight};
 const MOST_FINE_WEIGHTS: usize = 8 << 20;
 
 /// True if `graph` is to round finely.
-pub(super) fn are_fine(graph: &Graph, activations: Activations) -> bool {
+pub(crate) fn are_fine(graph: &Graph, activations: Activations) -> bool {
     match activations {
         Activations::Int8 => false,
         Activations::Int16 => true,

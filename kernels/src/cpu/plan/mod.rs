@@ -37,6 +37,8 @@ use moe::{MoeInputs, MoeRoom};
 use stage::Stage;
 use step::{Bounds, Step};
 
+#[cfg(feature = "cuda")]
+pub(crate) use activations::are_fine;
 pub(super) use compile::compile;
 
 /// How far the claims of a stage's loops have come.

@@ -5,11 +5,16 @@ use std::time::Instant;
 use farpost_kernels::backend::Backend;
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
+#[cfg(feature = "cuda")]
+use farpost_kernels::cuda::Cuda;
 #[cfg(feature = "wgpu")]
 use farpost_kernels::wgpu::{Adapters, Wgpu};
 
 use crate::amount;
+#[cfg(feature = "cuda")]
+use crate::device;
 
+#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
 const ABSENT: &str = "not built into this program";
 
 /// One kind of device.
@@ -27,8 +32,8 @@ pub fn all(chosen: &Result<Isa, IsaError>) -> Vec<Finding> {
         Ok(isa) => test(&Cpu::new(*isa)),
         Err(error) => Err(error.to_string()),
     };
-    let absent = |backend| Finding { backend, state: Err(ABSENT.to_owned()) };
-    vec![Finding { backend: "cpu", state: cpu }, Finding { backend: "wgpu", state: graphics() }, absent("cuda")]
+    let finding = |backend, state| Finding { backend, state };
+    vec![finding("cpu", cpu), finding("wgpu", graphics()), finding("cuda", nvidia())]
 }
 
 #[cfg(feature = "wgpu")]
@@ -41,6 +46,18 @@ fn graphics() -> Result<String, String> {
 
 #[cfg(not(feature = "wgpu"))]
 fn graphics() -> Result<String, String> {
+    Err(ABSENT.to_owned())
+}
+
+#[cfg(feature = "cuda")]
+fn nvidia() -> Result<String, String> {
+    let device = Cuda::open(device::kernels_folder()).map_err(|error| error.to_string())?;
+    let name = device.describe().name;
+    test(&device).map(|tested| format!("{name}, {tested}")).map_err(|error| format!("{name}: {error}"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nvidia() -> Result<String, String> {
     Err(ABSENT.to_owned())
 }
 

@@ -19,7 +19,7 @@ use crate::cpu::linear::{Coded, coded};
 use crate::tensor::DType;
 
 /// Weights of a unit.
-pub(super) const UNIT: usize = 32;
+pub(crate) const UNIT: usize = 32;
 
 /// Bytes of a vector of codes.
 const VECTOR: usize = 16;
@@ -43,7 +43,7 @@ enum Levels {
 
 /// The form of one type.
 #[derive(Clone, Copy)]
-pub(super) enum Layout {
+pub(crate) enum Layout {
     /// Numbers of so many bits: 16, 17 (the upper half of f32) or 32.
     Plain(u32),
     /// Codes under scales.
@@ -52,7 +52,7 @@ pub(super) enum Layout {
 
 /// Codes under scales.
 #[derive(Clone, Copy)]
-pub(super) struct CodedLayout {
+pub(crate) struct CodedLayout {
     coded: Coded,
     levels: Levels,
     /// Whether codes are given as levels above the offset, to be looked up in the table.
@@ -61,7 +61,7 @@ pub(super) struct CodedLayout {
 
 impl Layout {
     /// The form of a type.
-    pub(super) fn of(dtype: DType) -> Self {
+    pub(crate) fn of(dtype: DType) -> Self {
         let Some(coded) = coded(dtype) else {
             return Self::Plain(match dtype {
                 DType::F16 => 16,
@@ -93,7 +93,7 @@ impl Layout {
     }
 
     /// What shaders are told.
-    pub(super) fn constants(&self) -> Vec<(&'static str, f64)> {
+    pub(crate) fn constants(&self) -> Vec<(&'static str, f64)> {
         let mut constants = vec![("BITS", f64::from(self.bits()))];
         let Self::Coded(CodedLayout { coded, levels, .. }) = self else { return constants };
         constants.push(("SUB", coded.sub as f64));
@@ -114,7 +114,7 @@ impl Layout {
     }
 
     /// Bytes of the codes of a row.
-    pub(super) fn code_bytes(&self, cols: usize) -> usize {
+    pub(crate) fn code_bytes(&self, cols: usize) -> usize {
         let vectors = match self.bits() {
             17 => 4,
             bits => bits as usize / 4,
@@ -123,7 +123,7 @@ impl Layout {
     }
 
     /// Words of the scales of a row.
-    pub(super) fn scale_words(&self, cols: usize) -> usize {
+    pub(crate) fn scale_words(&self, cols: usize) -> usize {
         let Self::Coded(CodedLayout { coded, .. }) = self else { return 0 };
         let runs = cols.div_ceil(UNIT) * (UNIT / coded.sub);
         match (coded.stored_halves, coded.has_min) {
@@ -135,7 +135,7 @@ impl Layout {
 
     /// Lays a row of stored blocks, in the order of model files, out in `codes` and `scales`, which have the lengths that
     /// [`Layout::code_bytes`] and [`Layout::scale_words`] say.
-    pub(super) fn lay(&self, row: &[u8], codes: &mut [u8], scales: &mut [u32]) {
+    pub(crate) fn lay(&self, row: &[u8], codes: &mut [u8], scales: &mut [u32]) {
         match self {
             Self::Plain(_) => {
                 let (numbers, rest) = codes.split_at_mut(row.len());
