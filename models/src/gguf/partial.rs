@@ -194,8 +194,9 @@ mod tests {
             file
         };
         // Nobody holds these; only the first is one of a file of this name.
-        [".a.pack.77-0.partial", ".a.pack.x.partial", ".b.pack.77-0.partial", "a.pack.77-0.partial"]
-            .map(|name| drop(make(name)));
+        for name in [".a.pack.77-0.partial", ".a.pack.x.partial", ".b.pack.77-0.partial", "a.pack.77-0.partial"] {
+            drop(make(name));
+        }
         // Somebody writes this one, slowly, and has just begun another.
         let held = make(".a.pack.78-3.partial");
         held.try_lock().unwrap();

@@ -142,7 +142,8 @@ fn layers_on_two_devices_write_what_one_writes() {
         let args = ["run", "-m", &path, "--raw", "-n", "12", "--ignore-eos", "--temperature", "0", "where the river"];
         farpost(&[&args[..], more].concat())
     };
-    let expected = run(&["--backend", "cpu"]).done();
+    let alone = run(&["--backend", "cpu"]);
+    let expected = alone.done();
     for n_layers in ["0", "1", "2", "auto"] {
         let ran = run(&["--verbose", "--backend", "wgpu", "--gpu-layers", n_layers]);
         if ran.code == Some(5) {
