@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::cache::Cache;
 use super::pipelines::{Shader, StoredAs, Tile};
 use super::product::{Finish, Sum, Wiring, unit};
-use super::stage::{Draft, DraftStage, Groups, Inputs};
+use super::stage::{Constants, Draft, DraftStage, Groups, Inputs};
 use super::upload::{Stack, Uploads};
 use crate::backend::{DeviceError, KvType};
 use crate::device::fuse::{Attention, Heads, Input, Norm, Product, Work};
@@ -147,8 +147,7 @@ impl<'g> Lowering<'_, 'g> {
                 Work::Head { x, weight, bias, scale, softcap } => {
                     let bias = bias.map(|bias| self.uploads.vector(&[bias])).transpose()?;
                     let finish = Finish { bias, factor: *scale, cap: *softcap, ..Finish::plain() };
-                    let stages = self.head(*x, weight, finish)?;
-                    (drafts.gather, drafts.head, drafts.arg_max) = stages;
+                    [drafts.gather, drafts.head, drafts.arg_max] = self.head(*x, weight, finish)?;
                     break;
                 }
             }
@@ -260,7 +259,7 @@ impl<'g> Lowering<'_, 'g> {
     }
 
     /// What is done to heads: parameters of the norm and the rotation, and constants.
-    fn heads(&mut self, heads: &Heads<'_>) -> Result<([u32; 4], Vec<(&'static str, f64)>), DeviceError> {
+    fn heads(&mut self, heads: &Heads<'_>) -> Result<([u32; 4], Constants), DeviceError> {
         let norm = self.norm(heads.norm)?;
         let (norm_at, eps) = norm.unwrap_or((0, 0.0));
         let rope = heads.rope.and_then(|rope| Some((rope, self.angles.at(rope)?)));
@@ -388,12 +387,7 @@ impl<'g> Lowering<'_, 'g> {
     }
 
     /// What brings rows with results together, the head, the arg-max.
-    fn head(
-        &mut self,
-        x: Input<'_>,
-        weight: &Weight,
-        finish: Finish<'_>,
-    ) -> Result<(Vec<DraftStage>, Vec<DraftStage>, Vec<DraftStage>), DeviceError> {
+    fn head(&mut self, x: Input<'_>, weight: &Weight, finish: Finish<'_>) -> Result<[Vec<DraftStage>; 3], DeviceError> {
         let Rooms { head_in, logits, ids, .. } = self.rooms;
         let norm = self.norm(x.norm)?;
         let (weight_at, eps) = norm.unwrap_or((0, 0.0));
@@ -419,7 +413,7 @@ impl<'g> Lowering<'_, 'g> {
         let params = vec![n_vocab as u32, stride(n_vocab) as u32];
         let mut arg_max = each(Shader::ArgMax, vec![logits.clone(), ids.clone()], params, 1);
         arg_max[0].inputs = Inputs::Wants;
-        Ok((vec![gather], head, vec![arg_max]))
+        Ok([vec![gather], head, vec![arg_max]])
     }
 }
 

@@ -235,7 +235,7 @@ impl Pipelines {
 
 /// The name of compiled pipelines: of another driver, or other shaders, it is another one.
 fn kept_name(info: &AdapterInfo, uses: Uses) -> String {
-    let texts = [&info.name, &info.driver, &info.driver_info].map(|text| text.as_bytes());
+    let texts = [&info.name, &info.driver, &info.driver_info].map(String::as_bytes);
     let ids = [info.vendor.to_le_bytes(), info.device.to_le_bytes()];
     let backend = info.backend.to_string();
     let sources: Vec<String> = Shader::all(uses).into_iter().map(|shader| shader.source(uses)).collect();

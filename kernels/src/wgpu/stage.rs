@@ -79,10 +79,13 @@ pub(super) enum Groups {
     Merged(u32),
 }
 
+/// What a shader is specialised by.
+pub(super) type Constants = Vec<(&'static str, f64)>;
+
 /// A dispatch as it is planned.
 pub(super) struct Draft {
     pub(super) shader: Shader,
-    pub(super) constants: Vec<(&'static str, f64)>,
+    pub(super) constants: Constants,
     /// In the order of bindings, but for the step before and the parameters behind.
     pub(super) buffers: Vec<::wgpu::Buffer>,
     pub(super) params: Vec<u32>,

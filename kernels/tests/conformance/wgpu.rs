@@ -86,7 +86,7 @@ fn inputs_are_rounded_where_that_is_asked_for_alone() {
     // With one scale for 32 weights, with minima, with sixteen levels of a table, with one for 16, with bytes.
     let all = [DType::Q4_0, DType::Q4_1, DType::IQ4_NL, DType::Q6_K, DType::Q4_K, DType::Q8_0];
     for (halves, packed, types, bound) in
-        [(false, false, &all[..1], EXACT), (true, false, &all, 1e-5), (false, true, &all, 1e-4)]
+        [(false, false, &all[..1], EXACT), (true, false, &all, 1e-5), (false, true, &all, 2e-3)]
     {
         let Some(device) = masked(true, halves, packed) else { return };
         for &dtype in types {
