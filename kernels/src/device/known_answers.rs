@@ -28,12 +28,12 @@ fn unmade(error: impl std::fmt::Display) -> DeviceError {
     DeviceError::Wrong(format!("the self-test cannot be made: {error}"))
 }
 
+/// Makes a plan of a graph.
+type Compile<'c> = dyn Fn(&Graph, &Limits) -> Result<Box<dyn Plan>, DeviceError> + 'c;
+
 /// Compares what a device computes with what is known. `compile` is the device's; `most_error` is the squared error that it
 /// may have where nothing is rounded but finely.
-pub(crate) fn check(
-    compile: &dyn Fn(&Graph, &Limits) -> Result<Box<dyn Plan>, DeviceError>,
-    most_error: f64,
-) -> Result<(), DeviceError> {
+pub(crate) fn check(compile: &Compile<'_>, most_error: f64) -> Result<(), DeviceError> {
     let graph = graph().map_err(unmade)?;
     let of_caches = [(KvType::F32, most_error), (KvType::F16, MOST_ROUNDED), (KvType::Q8_0, MOST_ROUNDED)];
     let exact = of_caches.map(|(kv_type, most)| (kv_type, Activations::Int16, most));
