@@ -23,33 +23,43 @@ pub struct Opened {
 pub struct Kind {
     /// Its name: wgpu, cuda.
     pub name: &'static str,
-    /// Opens the best one.
-    pub open: fn(&Arc<dyn Keep>) -> Result<Opened, DeviceError>,
+    /// Opens the best one there is, or of those that are not played by the processor.
+    pub open: fn(Which, &Arc<dyn Keep>) -> Result<Opened, DeviceError>,
+}
+
+/// Which devices may be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All, also those that the processor plays.
+    Any,
+    /// Those that may be faster than the processor.
+    Hardware,
 }
 
 /// All kinds beside the processor, the best first.
 pub const KINDS: [Kind; 2] = [Kind { name: "cuda", open: cuda }, Kind { name: "wgpu", open: wgpu }];
 
 #[cfg(feature = "cuda")]
-fn cuda(keep: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
+fn cuda(_: Which, keep: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
     Ok(Opened { backend: Arc::new(crate::cuda::Cuda::open(Arc::clone(keep))?), is_software: false })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
+fn cuda(_: Which, _: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
     Err(DeviceError::Absent("not built into this program".to_owned()))
 }
 
 #[cfg(feature = "wgpu")]
-fn wgpu(keep: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
+fn wgpu(which: Which, keep: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
     use crate::wgpu::{Adapters, Options, Wgpu};
-    let device = Wgpu::open_with(Options { adapters: Adapters::Any, keep: Arc::clone(keep), ..Options::default() })?;
+    let adapters = if which == Which::Any { Adapters::Any } else { Adapters::Hardware };
+    let device = Wgpu::open_with(Options { adapters, keep: Arc::clone(keep), ..Options::default() })?;
     let is_software = device.is_software();
     Ok(Opened { backend: Arc::new(device), is_software })
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn wgpu(_: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
+fn wgpu(_: Which, _: &Arc<dyn Keep>) -> Result<Opened, DeviceError> {
     Err(DeviceError::Absent("not built into this program".to_owned()))
 }
 
@@ -73,7 +83,7 @@ fn look_at(kinds: &[Kind], host: &dyn Backend, keep: &Arc<dyn Keep>) -> Vec<Find
     let mut findings: Vec<Finding> = kinds
         .iter()
         .map(|kind| {
-            let opened = (kind.open)(keep);
+            let opened = (kind.open)(Which::Hardware, keep);
             let info = opened.as_ref().ok().map(|opened| opened.backend.describe());
             let state = opened.map_err(|error| error.to_string()).and_then(|opened| judge(opened, host, keep));
             Finding { kind: kind.name, info, state }
@@ -295,12 +305,12 @@ mod tests {
             Ok(Opened { backend: Arc::new(Other::new(name, is_right)), is_software })
         }
         let kinds = [
-            Kind { name: "absent", open: |_| Err(DeviceError::Absent("there is none".to_owned())) },
-            Kind { name: "played", open: |_| opened("fast", true, true) },
-            Kind { name: "wrong", open: |_| opened("fast", false, false) },
-            Kind { name: "slow", open: |_| opened("slow", true, false) },
-            Kind { name: "fast", open: |_| opened("fast", true, false) },
-            Kind { name: "faster", open: |_| opened("faster", true, false) },
+            Kind { name: "absent", open: |_, _| Err(DeviceError::Absent("there is none".to_owned())) },
+            Kind { name: "played", open: |_, _| opened("fast", true, true) },
+            Kind { name: "wrong", open: |_, _| opened("fast", false, false) },
+            Kind { name: "slow", open: |_, _| opened("slow", true, false) },
+            Kind { name: "fast", open: |_, _| opened("fast", true, false) },
+            Kind { name: "faster", open: |_, _| opened("faster", true, false) },
         ];
         let found = look_at(&kinds, &host, &keep);
         let told: Vec<_> = found

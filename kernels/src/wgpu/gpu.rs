@@ -59,9 +59,9 @@ impl Uses {
         features
     }
 
-    /// What many inputs are met as where they may be rounded.
+    /// What many inputs are met as where they may be rounded: halves are the more exact.
     pub(super) fn tile(self) -> Option<Tile> {
-        if self.has_packed { Some(Tile::Bytes) } else { self.has_halves.then_some(Tile::Halves) }
+        if self.has_halves { Some(Tile::Halves) } else { self.has_packed.then_some(Tile::Bytes) }
     }
 
     /// Names for people.

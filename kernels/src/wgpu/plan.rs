@@ -86,7 +86,8 @@ struct Sizes {
     head_in: u64,
     logits: u64,
     staging: u64,
-    /// Bytes of what parts of keys come to.
+    /// What parts of keys come to: how many there is room for, and bytes of all.
+    key_groups: u32,
     key_parts: u64,
 }
 
@@ -106,10 +107,13 @@ impl Sizes {
         let head_in = 4 * (slice_wants * stride(graph.width())) as u64;
         let logits = 4 * (slice_wants * vocab) as u64;
         let widest_value = graph.kv_layers().iter().map(|layer| stride(layer.value_dim)).max().unwrap_or(0);
-        let key_parts = 4 * (ENOUGH_GROUPS as usize * (PART_HEAD + widest_value)) as u64;
+        let part_words = PART_HEAD + widest_value;
+        let key_groups = (max_binding / 4 / part_words as u64).min(ENOUGH_GROUPS.into()) as u32;
+        let key_parts = 4 * u64::from(key_groups) * part_words as u64;
         Self {
             slice_rows,
             slice_wants,
+            key_groups,
             key_parts,
             places: places.strides.iter().map(|stride| bytes(*stride)).collect(),
             experts: experts.iter().map(|words| bytes(*words)).collect(),
@@ -287,7 +291,8 @@ impl WgpuPlan {
             self.write_angles(&batch.rows[rows.clone()]);
         }
         let longest = batch.rows[rows.clone()].iter().map(|row| row.position + 1).max().unwrap_or(0) as u32;
-        let counts = Counts { rows: rows.len() as u32, wants: part.want.len() as u32, longest };
+        let (n_rows, wants, most_groups) = (rows.len() as u32, part.want.len() as u32, self.sizes.key_groups);
+        let counts = Counts { rows: n_rows, wants, longest, most_groups };
         let mut encoder = self.gpu.encoder();
         {
             let mut pass = encoder.begin_compute_pass(&::wgpu::ComputePassDescriptor::default());

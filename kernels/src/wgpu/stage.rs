@@ -22,6 +22,8 @@ pub(super) struct Counts {
     pub(super) wants: u32,
     /// Positions that a row looks at, at most.
     pub(super) longest: u32,
+    /// Heads of all rows, times parts, that there is room for where keys are split.
+    pub(super) most_groups: u32,
 }
 
 /// Parts that the keys of a row are split into, at most.
@@ -37,7 +39,7 @@ impl Counts {
     /// Parts that keys are split into where a step has so many groups without.
     fn parts(self, groups: u32) -> u32 {
         let of_keys = (self.longest / PART_KEYS).clamp(1, MOST_PARTS);
-        of_keys.min(ENOUGH_GROUPS / (self.rows * groups).max(1)).max(1)
+        of_keys.min(self.most_groups / (self.rows * groups).max(1)).max(1)
     }
 }
 
@@ -201,7 +203,8 @@ mod tests {
 
     #[test]
     fn keys_are_split_where_there_are_many_and_little_else_to_do() {
-        let parts = |rows, longest, groups| Counts { rows, wants: 1, longest }.parts(groups);
+        let parts =
+            |rows, longest, groups| Counts { rows, wants: 1, longest, most_groups: ENOUGH_GROUPS }.parts(groups);
         assert_eq!([0, 511, 512, 1024, 100_000].map(|longest| parts(1, longest, 32)), [1, 1, 2, 4, 16]);
         // Of more rows, fewer.
         assert_eq!([2, 4, 8, 16, 512].map(|rows| parts(rows, 100_000, 32)), [8, 4, 2, 1, 1]);
