@@ -1,13 +1,12 @@
 //! Attention over one KV head per instruction set, on one thread: time and G multiply-adds a second (scores and
-//! weighted values), beside what the processor's f32 multiply-adds reach on registers ("peak").
+//! weighted values), with its share of what f32 multiply-adds reach on registers.
 //!
 //! Decode: one token's group of heads over a whole context. Prefill: a chunk of tokens' heads, causally, call by call
 //! as a plan cuts them. `cargo bench -p farpost-benches --bench attention -- 'prefill.*f16.*avx512'`.
 
-use std::time::Duration;
-
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use farpost_benches::Random;
+use farpost_benches::of_roof::{Elements, OfRoof, criterion};
 use farpost_kernels::backend::KvType;
 use farpost_kernels::cpu::attention::{
     KvHead, Order, PartialRows, Query, Scores, Scratch, attend, partial_len, reset, store,
@@ -100,7 +99,7 @@ fn multiply_adds(dim: usize, context: usize, tokens: usize) -> u64 {
     (pairs * 2 * dim) as u64
 }
 
-fn attention(criterion: &mut Criterion) {
+fn attention(criterion: &mut Criterion<OfRoof>) {
     let shapes = [("decode 512", 512, 1), ("decode 4096", 4096, 1), ("prefill 512", 512, 512)];
     for (name, context, tokens) in shapes {
         let mut group = criterion.benchmark_group(name);
@@ -120,64 +119,9 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-/// Multiply-adds on registers alone: 16 independent chains, the widest registers there are.
-fn peak(criterion: &mut Criterion) {
-    const ROUNDS: usize = 10_000;
-    let mut group = criterion.benchmark_group("peak");
-    #[cfg(target_arch = "x86_64")]
-    for isa in Isa::available().into_iter().skip(1) {
-        let lanes = if matches!(isa, Isa::Avx512 | Isa::Amx) { 16 } else { 8 };
-        group.throughput(Throughput::Elements((ROUNDS * 16 * lanes) as u64));
-        group.bench_function(format!("f32 {isa}"), |bencher| {
-            bencher.iter(|| {
-                let factor = std::hint::black_box(0.5);
-                // SAFETY: the set is one of `available`.
-                unsafe {
-                    match isa {
-                        Isa::Avx512 | Isa::Amx => chains_avx512(factor, ROUNDS),
-                        _ => chains_avx2(factor, ROUNDS),
-                    }
-                }
-            });
-        });
-    }
-    group.finish();
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn chains_avx512(factor: f32, rounds: usize) -> f32 {
-    use std::arch::x86_64::*;
-    let factor = _mm512_set1_ps(factor);
-    let mut sums = [factor; 16];
-    for _ in 0..rounds {
-        for sum in &mut sums {
-            *sum = _mm512_fmadd_ps(*sum, factor, factor);
-        }
-    }
-    sums.into_iter().fold(0.0, |total, sum| total + _mm512_reduce_add_ps(sum))
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn chains_avx2(factor: f32, rounds: usize) -> f32 {
-    use std::arch::x86_64::*;
-    let factor = _mm256_set1_ps(factor);
-    let mut sums = [factor; 12];
-    for _ in 0..rounds * 16 / 12 {
-        for sum in &mut sums {
-            *sum = _mm256_fmadd_ps(*sum, factor, factor);
-        }
-    }
-    sums.into_iter().fold(0.0, |total, sum| total + _mm256_cvtss_f32(sum))
-}
-
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_millis(400));
-    targets = peak, attention
+    config = criterion(Elements::F32);
+    targets = attention
 }
 criterion_main!(benches);

@@ -1,13 +1,12 @@
-//! Products per type and instruction set: GB/s of weights with one input row (decode), G multiply-adds a second with
-//! 512 (prefill), on one thread. The group `roof` has what the machine itself reaches.
+//! Products per type and instruction set, on one thread: GB/s of weights with 1 to 16 input rows (decode), G multiply-adds a
+//! second with 512 (prefill), each with its share of what the machine reaches (reads from memory, multiply-adds of bytes).
 //!
-//! `cargo bench -p farpost-benches --bench linear -- 'one row/.*avx512'`. Weights for one row are larger than the
+//! `cargo bench -p farpost-benches --bench linear -- 'one row/.*avx512'`. Weights for few rows are larger than the
 //! last-level cache, so the figure is one of memory as much as of the kernel.
 
-use std::time::Duration;
-
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use farpost_benches::{Random, random_weight, roof};
+use farpost_benches::of_roof::{Elements, OfRoof, criterion};
+use farpost_benches::{Random, random_weight};
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::cpu::linear::{Input, OutRows, Scratch, input_kind, multiply, order_for};
 use farpost_kernels::order::Order;
@@ -48,25 +47,12 @@ impl Product {
     }
 }
 
-/// What one thread can reach, to be run beside the products: the machine may be shared.
-fn roofs(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("roof");
-    group.throughput(Throughput::Elements(roof::INT8_PER_CALL));
-    if roof::int8().is_some() {
-        group.bench_function("int8 avx512", |bencher| bencher.iter(roof::int8));
-    }
-    let words = vec![[1_u64; 64]; (36 << 20) / 512];
-    group.throughput(Throughput::Bytes(36 << 20));
-    group.bench_function("reads avx", |bencher| bencher.iter(|| roof::read(&words)));
-    group.finish();
-}
-
-fn products(criterion: &mut Criterion) {
+fn products(criterion: &mut Criterion<OfRoof>) {
     for (name, input_rows, weights) in [
         ("one row", 1, 256 << 20),
-        ("4 rows", 4, 16 << 20),
-        ("8 rows", 8, 16 << 20),
-        ("16 rows", 16, 16 << 20),
+        ("4 rows", 4, 128 << 20),
+        ("8 rows", 8, 128 << 20),
+        ("16 rows", 16, 128 << 20),
         ("512 rows", 512, 1 << 20),
     ] {
         let mut group = criterion.benchmark_group(name);
@@ -77,7 +63,7 @@ fn products(criterion: &mut Criterion) {
                 let throughput = if input_rows == 512 {
                     Throughput::Elements((n_weights * input_rows) as u64)
                 } else {
-                    Throughput::Bytes(weight_bytes as u64)
+                    Throughput::BytesDecimal(weight_bytes as u64)
                 };
                 group.throughput(throughput);
                 let packed = Some(order_for(isa, dtype)).filter(|&order| order != Order::Rows);
@@ -102,10 +88,7 @@ fn products(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_millis(400));
-    targets = roofs, products
+    config = criterion(Elements::Int8);
+    targets = products
 }
 criterion_main!(benches);

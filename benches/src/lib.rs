@@ -1,6 +1,6 @@
 //! What the benches share: weights of any type with random codes and sane scales.
 
-pub mod roof;
+pub mod of_roof;
 
 use farpost_kernels::tensor::{Bytes, DType, Weight};
 

@@ -25,15 +25,17 @@ pub(crate) fn check_limits(graph: &Graph, limits: &Limits) -> Result<(), DeviceE
 
 /// Refuses limits out of range, and those that the graph does not fit.
 pub(crate) fn check_sizes(graph: &Graph, limits: &Limits) -> Result<(), DeviceError> {
-    for (name, value) in [
-        ("max_rows", limits.max_rows),
-        ("max_sequences", limits.max_sequences),
-        ("kv_tokens", limits.kv_tokens),
-        ("page_tokens", limits.page_tokens),
-        ("max_windows", limits.max_windows),
+    // With these bounds, sizes of what a step works in are numbers that 64 bits hold. The cache, which has more factors, sees
+    // to itself.
+    for (name, value, most) in [
+        ("max_rows", limits.max_rows, 1 << 20),
+        ("max_sequences", limits.max_sequences, 1 << 20),
+        ("kv_tokens", limits.kv_tokens, 1 << 30),
+        ("page_tokens", limits.page_tokens, 1 << 16),
+        ("max_windows", limits.max_windows, 1 << 20),
     ] {
-        if value == 0 || value > 1 << 30 {
-            return refuse(format!("limit {name} is {value}, expected 1 to {}", 1 << 30));
+        if value == 0 || value > most {
+            return refuse(format!("limit {name} is {value}, expected 1 to {most}"));
         }
     }
     if limits.kv_type == KvType::Q8_0 {

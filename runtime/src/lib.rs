@@ -8,6 +8,8 @@ pub use farpost_kernels as kernels;
 pub use farpost_models as models;
 
 pub mod engine;
+#[cfg(any(feature = "grammar", feature = "server"))]
+mod kind;
 mod library;
 mod model;
 #[cfg(feature = "server")]

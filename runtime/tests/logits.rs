@@ -105,6 +105,29 @@ fn gives_the_golden_logits(backend: &dyn farpost_kernels::backend::Backend) {
     }
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_token_takes_as_many_dispatches_as_the_page_says() {
+    use farpost_kernels::backend::{Backend, Limits};
+    use farpost_kernels::wgpu::{Adapters, Wgpu};
+    use farpost_models::families::{self, Options};
+    let graphics = match Wgpu::open(Adapters::Any) {
+        Ok(graphics) => graphics,
+        Err(error) => return println!("skipped: {error}; install a Vulkan driver"),
+    };
+    for name in TINY {
+        let file = File::open(&Golden::read(name).path()).unwrap();
+        let graph = families::build(&file, &Options { context: Some(64) }).unwrap().graph;
+        let limits = Limits { max_rows: 4, kv_tokens: 64, ..Limits::default() };
+        let found = graphics.compile(&graph, &limits).unwrap().n_dispatches();
+        let of_layer = match name {
+            "llama" | "llama-freqs" | "qwen2" | "qwen3" | "phi3" => 6,
+            _ => 8,
+        };
+        assert_eq!(found, Some(of_layer * graph.kv_layers().len() + 4), "{name}");
+    }
+}
+
 #[test]
 fn half_and_eight_bit_caches_change_logits_little() {
     for name in TINY {

@@ -18,9 +18,15 @@ use crate::paging::{Copies, Paging, n_pages};
 /// Elements under one scale of a Q8_0 cache.
 pub(crate) const Q8_LEN: usize = 32;
 
-/// Bytes that `tokens` vectors of `dim` elements take in one block, on whole cache lines.
+/// Bytes that `tokens` vectors of `dim` elements take in one block, on whole cache lines; the most there can be where that
+/// is more.
 pub(crate) fn block_bytes(kv_type: KvType, tokens: usize, dim: usize) -> usize {
-    (tokens * kv_type.vector_bytes(dim)).next_multiple_of(64)
+    tokens.saturating_mul(kv_type.vector_bytes(dim)).checked_next_multiple_of(64).unwrap_or(usize::MAX)
+}
+
+/// Bytes of the keys or the values of one layer, likewise.
+fn plane_bytes(kv_type: KvType, n_pages: usize, page_tokens: usize, n_heads: usize, dim: usize) -> usize {
+    n_pages.saturating_mul(n_heads).saturating_mul(block_bytes(kv_type, page_tokens, dim))
 }
 
 /// Keys or values of one layer.
@@ -42,7 +48,8 @@ impl Plane {
         dim: usize,
     ) -> Result<Self, DeviceError> {
         let block_bytes = block_bytes(kv_type, page_tokens, dim);
-        Ok(Self { bytes: Block::try_new(n_pages * n_heads * block_bytes)?, block_bytes, n_heads, dim })
+        let n_bytes = plane_bytes(kv_type, n_pages, page_tokens, n_heads, dim);
+        Ok(Self { bytes: Block::try_new(n_bytes)?, block_bytes, n_heads, dim })
     }
 
     fn page_bytes(&self) -> usize {
@@ -97,10 +104,12 @@ impl KvCache {
     /// Bytes that a cache takes.
     pub(crate) fn bytes_for(layers: &[KvLayer], limits: &Limits) -> u64 {
         let (kv_type, page_tokens) = (limits.kv_type, limits.page_tokens);
-        let per_head = |layer: &KvLayer| {
-            block_bytes(kv_type, page_tokens, layer.key_dim) + block_bytes(kv_type, page_tokens, layer.value_dim)
+        let of_layer = |layer: &KvLayer| {
+            let n_pages = n_pages(layer.window, limits);
+            let plane = |dim| plane_bytes(kv_type, n_pages, page_tokens, layer.n_kv_heads, dim) as u64;
+            plane(layer.key_dim).saturating_add(plane(layer.value_dim))
         };
-        layers.iter().map(|layer| (n_pages(layer.window, limits) * layer.n_kv_heads * per_head(layer)) as u64).sum()
+        layers.iter().map(of_layer).fold(0, u64::saturating_add)
     }
 
     pub(crate) fn try_new(layers: &[KvLayer], limits: &Limits) -> Result<Self, DeviceError> {

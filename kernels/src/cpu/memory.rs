@@ -75,9 +75,10 @@ impl<T: Plain> Block<T> {
         Ok(Self { bytes, offset, len: n_bytes / size_of::<T>(), _element: std::marker::PhantomData })
     }
 
-    /// Bytes that `len` elements take.
+    /// Bytes that `len` elements take; of more than there can be, more than there are anywhere.
     pub(crate) fn bytes_for(len: usize) -> u64 {
-        (len * size_of::<T>()).next_multiple_of(LINE) as u64
+        let n_bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(LINE));
+        n_bytes.unwrap_or(usize::MAX) as u64
     }
 
     /// Bytes taken.
@@ -125,6 +126,14 @@ mod tests {
                 other => panic!("{other:?}"),
             });
             assert!(needed[0] >= len as u64 && needed[1] == 4 * len as u64 && needed[2] == len as u64);
+        }
+        // What is too much to be counted is too much to be had.
+        for len in [usize::MAX / 4 + 1, usize::MAX / 2, usize::MAX] {
+            let needed = match black_box(Block::<f32>::try_new(len)).err() {
+                Some(DeviceError::OutOfMemory { needed_bytes, .. }) => needed_bytes,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((needed, Block::<f32>::bytes_for(len)), (u64::MAX, u64::MAX));
         }
         assert!(zeros::<f32>(0).unwrap().is_empty() && zeros::<u32>(9).unwrap() == [0; 9]);
     }

@@ -3,14 +3,14 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
-pub(crate) mod choose;
+pub mod choose;
 mod device;
 pub mod isa;
 pub(crate) mod kv;
 pub mod linear;
 pub(crate) mod memory;
 pub(crate) mod plan;
-mod pointwise;
+pub mod pointwise;
 mod pool;
 pub mod roof;
 mod self_test;

@@ -1,17 +1,25 @@
-//! A thread that reads a file that is not in the system's cache in one go, while others begin to use it.
+//! A thread that reads a file that is not in the system's cache in one go, while others begin to use it; and once more a
+//! file that is there in small pages.
 //!
-//! Faults on first use read the file as well, but one place at a time, and wait for each: measured in
+//! Faults on first use read the file as well, but one place at a time, and wait for each. A file that was written, and not
+//! read from its disk since, lies in small pages, from which weights come a quarter more slowly. Both measured in
 //! `docs/decisions/012-reading-ahead.md`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::file::File;
 use super::map::Map;
 
 /// Bytes asked for at a time: the thread ends as soon as so many are there.
 const PIECE: usize = 4 << 20;
+
+/// Bytes of a trial of reading again.
+const TRIAL: usize = 32 << 20;
+/// Longest time of the trial: from slower disks (below some 500 MB a second) nothing is read twice.
+const PATIENCE: Duration = Duration::from_millis(64);
 
 /// Reading that goes on until all is there or this is dropped.
 pub struct ReadAhead {
@@ -26,14 +34,32 @@ impl ReadAhead {
         let stopped = Arc::clone(&is_stopped);
         let read = move || {
             for map in maps {
+                let goes_on = || !stopped.load(Ordering::Relaxed);
+                if map.is_cached() {
+                    if map.is_in_small_pages(usize::MAX) {
+                        read_again(&map, goes_on);
+                    }
+                    continue;
+                }
                 let mut start = 0;
-                while !stopped.load(Ordering::Relaxed) && map.read_piece(start, PIECE) {
+                while goes_on() && map.read_piece(start, PIECE) {
                     start += PIECE;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("farpost-read-ahead".to_owned()).spawn(read).ok()?;
         Some(Self { is_stopped, thread: Some(thread) })
+    }
+}
+
+/// Reads a map once more, piece by piece, if a trial shows that the disk is fast and that the pages become huge.
+fn read_again(map: &Map, goes_on: impl Fn() -> bool) {
+    let (begin, mut start) = (Instant::now(), 0);
+    while goes_on() && map.read_piece_again(start, PIECE) {
+        start += PIECE;
+        if start == TRIAL && (begin.elapsed() > PATIENCE || map.is_in_small_pages(TRIAL)) {
+            return;
+        }
     }
 }
 
@@ -48,15 +74,16 @@ impl Drop for ReadAhead {
 }
 
 impl File {
-    /// Starts to read the mapped parts that the system has not cached, in order.
+    /// Starts to read the mapped parts that the system has not cached, in order, and those once more that it has in small
+    /// pages, if the disk is fast.
     ///
-    /// `None` where that is no use: everything is there, the model takes more than `most_bytes` (reading its end would
-    /// drive out its beginning), it is no map, or there is no thread to be had.
+    /// `None` where that is no use: the model takes more than `most_bytes` (reading its end would drive out its
+    /// beginning), it is no map, or there is no thread to be had.
     pub fn read_ahead(&self, most_bytes: u64) -> Option<ReadAhead> {
         if self.size_bytes() > most_bytes {
             return None;
         }
-        let maps: Vec<Arc<Map>> = self.shared_maps().filter(|map| !map.is_cached()).cloned().collect();
+        let maps: Vec<Arc<Map>> = self.shared_maps().cloned().collect();
         if maps.is_empty() {
             return None;
         }
@@ -70,6 +97,8 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
     use std::sync::Weak;
+
+    use farpost_kernels::tensor::ByteOwner;
 
     /// A file of nothing but a hole, which no cache holds, that goes away with the test.
     struct Hole(PathBuf);
@@ -113,6 +142,19 @@ mod tests {
         let ahead = ReadAhead::start(maps).unwrap();
         drop(ahead);
         assert!(held.iter().all(|map| map.upgrade().is_none()));
+    }
+
+    #[test]
+    fn a_file_that_is_read_again_keeps_its_bytes() {
+        let hole = Hole::new("again");
+        let bytes: Vec<u8> = (0..2 * TRIAL as u32 / 4).flat_map(u32::to_le_bytes).collect();
+        fs::write(&hole.0, &bytes).unwrap();
+        fs::File::open(&hole.0).unwrap().sync_all().unwrap();
+        let map = hole.map();
+        assert!(map.is_cached());
+        read_again(&map, || true);
+        assert!(map.read_piece_again(TRIAL + 1, 2 * TRIAL) && !map.read_piece_again(2 * TRIAL, 1));
+        assert!(map.bytes() == bytes, "other bytes");
     }
 
     #[test]

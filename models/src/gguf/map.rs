@@ -46,6 +46,31 @@ impl Identity {
     }
 }
 
+/// Bytes of a huge page, which those of files are on x86-64 and on aarch64 with pages of 4 KiB.
+#[cfg(target_os = "linux")]
+const HUGE_PAGE: usize = 2 << 20;
+
+/// How often this thread has to wait for the system to show it pages of a file, reading places all over these bytes: once
+/// for a huge page.
+#[cfg(target_os = "linux")]
+fn faults_of(bytes: &[u8; HUGE_PAGE]) -> i64 {
+    /// The system shows about as many bytes at once when pages are small.
+    const STEP: usize = 64 << 10;
+    let faults = || {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: there is room for the answer, which is all numbers.
+        unsafe {
+            libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+            usage.assume_init().ru_minflt
+        }
+    };
+    let before = faults();
+    for place in bytes.iter().step_by(STEP) {
+        std::hint::black_box(*place);
+    }
+    faults() - before
+}
+
 /// The bytes of one file.
 pub struct Map {
     name: String,
@@ -161,6 +186,53 @@ impl Map {
         }
         let _ = (start, len);
         false
+    }
+
+    /// Whether the first `len` bytes, which are cached, lie there in small pages: as they were written, and not read from
+    /// the disk since. Weights are read more slowly from these. False where that can't be told.
+    pub(super) fn is_in_small_pages(&self, len: usize) -> bool {
+        #[cfg(target_os = "linux")]
+        if self.file.is_some() {
+            /// Huge pages looked at: some hundred microseconds.
+            const SAMPLES: usize = 8;
+            let huge = self.bytes[..len.min(self.bytes.len())].as_chunks::<HUGE_PAGE>().0;
+            let n_samples = SAMPLES.min(huge.len());
+            // In a map that does not begin at one there are none.
+            if n_samples == 0 || !self.bytes.as_ptr().addr().is_multiple_of(HUGE_PAGE) {
+                return false;
+            }
+            let is_small = |sample: &usize| {
+                let number = sample * huge.len() / n_samples;
+                // What was shown before does not have to be waited for.
+                self.release_piece(number * HUGE_PAGE, HUGE_PAGE);
+                faults_of(&huge[number]) > 1
+            };
+            return 2 * (0..n_samples).filter(is_small).count() > n_samples;
+        }
+        let _ = len;
+        false
+    }
+
+    /// Drops the `len` bytes from `start` on from the system's cache, and brings them back from the file as
+    /// [`Map::read_piece`] does; false as there. What others have mapped stays. All who read meanwhile wait for the file.
+    pub(super) fn read_piece_again(&self, start: usize, len: usize) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Some(file) = self.file.as_ref().filter(|_| start < self.bytes.len()) {
+            use std::os::fd::AsRawFd;
+            let len = len.min(self.bytes.len() - start);
+            self.release_piece(start, len);
+            let (start, len) = (start as libc::off_t, len as libc::off_t);
+            // SAFETY: a hint about the cache.
+            let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), start, len, libc::POSIX_FADV_DONTNEED) };
+        }
+        self.read_piece(start, len)
+    }
+
+    /// As [`Map::release`], of `len` bytes from `start` on, which are there.
+    #[cfg(target_os = "linux")]
+    fn release_piece(&self, start: usize, len: usize) {
+        // SAFETY: as in `release`.
+        let _ = unsafe { self.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
     }
 
     /// Tells the system that the pages are not needed now, so that they no longer count as this program's memory.

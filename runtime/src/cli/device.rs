@@ -5,22 +5,17 @@ use std::sync::Arc;
 use farpost::Model;
 #[cfg(feature = "server")]
 use farpost::engine::Backends;
-use farpost::engine::{Session, SessionOptions};
-use farpost_kernels::backend::Backend;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-use farpost_kernels::backend::DeviceError;
+use farpost::engine::{EngineError, Session, SessionOptions};
+use farpost_kernels::backend::{Backend, DeviceError, DeviceInfo, Placement};
 use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::{Isa, IsaError};
-#[cfg(feature = "cuda")]
-use farpost_kernels::cuda::Cuda;
-#[cfg(feature = "cuda")]
-use farpost_kernels::keep::Nowhere;
-#[cfg(feature = "wgpu")]
-use farpost_kernels::wgpu::{Adapters, Wgpu};
+use farpost_kernels::placed::{Layers, Placed};
+use farpost_kernels::select::{self, Which};
 
 use super::console::Console;
 use super::exit::{Exit, Failure};
 use super::generation::MemoryArgs;
+use super::kept;
 use super::machine::Machine;
 
 /// The instruction set that `FARPOST_CPU` asks for, where it is set.
@@ -46,7 +41,7 @@ pub fn cpu() -> Result<Cpu, Failure> {
 /// What models run on, as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum BackendChoice {
-    /// A graphics processor where there is one, else the processor
+    /// The fastest device there is that computes right
     Auto,
     /// The processor
     Cpu,
@@ -56,91 +51,98 @@ pub enum BackendChoice {
     Cuda,
 }
 
-/// The device that was asked for.
-pub fn backend(choice: BackendChoice, console: &Console) -> Result<Arc<dyn Backend>, Failure> {
-    match choice {
-        BackendChoice::Cpu => Ok(Arc::new(cpu()?)),
-        BackendChoice::Wgpu => graphics(console),
-        BackendChoice::Cuda => nvidia(),
-        BackendChoice::Auto => match nvidia_if_any(console).or_else(|| graphics_if_any(console)) {
-            Some(found) => Ok(found),
-            None => Ok(Arc::new(cpu()?)),
-        },
+/// [`Layers`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuLayers(pub Layers);
+
+impl std::str::FromStr for GpuLayers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "auto" => Ok(Self(Layers::Auto)),
+            Ok(n_layers) => Ok(Self(Layers::Last(n_layers))),
+            Err(_) => Err("expected auto or a number of layers".to_owned()),
+        }
     }
 }
 
-/// The devices to serve with: where a graphics processor fails, the processor goes on.
-#[cfg(feature = "server")]
-pub fn backends(choice: BackendChoice, console: &Console) -> Result<Backends, Failure> {
-    let first = backend(choice, console)?;
-    let is_cpu = first.describe().backend == "cpu";
-    let backends = Backends::one(first);
-    Ok(if is_cpu { backends } else { backends.or(Arc::new(cpu()?)) })
+/// Keeps drivers from talking to users: before any thread is started.
+///
+/// Mesa's layer that chooses among devices asks the Wayland server, of which there is none on most machines, and says so
+/// on the error stream. It chooses nothing that is not chosen here.
+pub fn hush_drivers() {
+    #[cfg(all(feature = "wgpu", target_os = "linux"))]
+    if std::env::var_os("NODEVICE_SELECT").is_none() {
+        // SAFETY: the program has one thread so far.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
 }
 
-#[cfg(feature = "wgpu")]
-fn graphics(console: &Console) -> Result<Arc<dyn Backend>, Failure> {
-    let device = Wgpu::open(Adapters::Any)
-        .map_err(|error| Failure::new(Exit::Device, error).hint("'farpost doctor' tells what devices there are"))?;
-    if device.is_software() {
+/// Devices to compute on, and those that are not taken.
+pub struct Chosen {
+    /// Best first; there is one at least.
+    pub devices: Vec<Arc<dyn Backend>>,
+    /// Those that are there, and why they are not among them.
+    pub passed_over: Vec<(DeviceInfo, String)>,
+}
+
+/// The devices that were asked for, the processor behind all others.
+pub fn choose(choice: BackendChoice, layers: GpuLayers, console: &Console) -> Result<Chosen, Failure> {
+    let host: Arc<dyn Backend> = Arc::new(cpu()?);
+    let mut chosen = Chosen { devices: Vec::new(), passed_over: Vec::new() };
+    let mut take = |device| chosen.devices.push(Arc::new(Placed::new(device, Arc::clone(&host), layers.0)) as _);
+    match choice {
+        BackendChoice::Cpu => {}
+        BackendChoice::Wgpu => take(forced("wgpu", console)?),
+        BackendChoice::Cuda => take(forced("cuda", console)?),
+        BackendChoice::Auto => {
+            for finding in select::look(&*host, &kept::of_user()) {
+                let name = finding.info.as_ref().map_or(finding.kind, |info| info.name.as_str());
+                match (finding.state, finding.info.clone()) {
+                    (Ok((device, rate)), _) => {
+                        console.detail(&format!("{name}: decodes {rate:.0} tokens a second of a small model"));
+                        take(device);
+                    }
+                    (Err(why), Some(info)) => {
+                        console.detail(&format!("{name}: {why}"));
+                        chosen.passed_over.push((info, why));
+                    }
+                    (Err(why), None) => console.detail(&format!("{name}: {why}")),
+                }
+            }
+        }
+    }
+    chosen.devices.push(host);
+    Ok(chosen)
+}
+
+/// The best device of a kind, whatever is known of it.
+fn forced(name: &str, console: &Console) -> Result<Arc<dyn Backend>, Failure> {
+    let absent = || Failure::new(Exit::Device, format!("--backend {name}: no such kind of device"));
+    let kind = select::KINDS.iter().find(|kind| kind.name == name).ok_or_else(absent)?;
+    let opened = (kind.open)(Which::Any, &kept::of_user()).map_err(|error| {
+        Failure::new(Exit::Device, format!("--backend {name}: {error}"))
+            .hint("'farpost doctor' tells what devices there are")
+    })?;
+    if opened.is_software {
         console.note("the graphics processor is played by the processor: --backend cpu is much faster");
     }
-    Ok(Arc::new(device))
+    Ok(opened.backend)
 }
 
-#[cfg(not(feature = "wgpu"))]
-fn graphics(_: &Console) -> Result<Arc<dyn Backend>, Failure> {
-    Err(Failure::new(Exit::Device, "--backend wgpu: graphics processors are not built into this program"))
+/// The first of the devices that were asked for.
+pub fn backend(choice: BackendChoice, layers: GpuLayers, console: &Console) -> Result<Arc<dyn Backend>, Failure> {
+    Ok(choose(choice, layers, console)?.devices.swap_remove(0))
 }
 
-/// A graphics processor that computes what it should.
-#[cfg(feature = "wgpu")]
-fn graphics_if_any(console: &Console) -> Option<Arc<dyn Backend>> {
-    tested(Wgpu::open(Adapters::Hardware), console)
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn graphics_if_any(_: &Console) -> Option<Arc<dyn Backend>> {
-    None
-}
-
-/// A device, if it is there and computes what it should.
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-fn tested<B: Backend + 'static>(device: Result<B, DeviceError>, console: &Console) -> Option<Arc<dyn Backend>> {
-    let device = device.map_err(|error| console.detail(&error.to_string())).ok()?;
-    let info = device.describe();
-    match device.self_test() {
-        Ok(()) => {
-            console.detail(&format!("computing on {} ({})", info.name, info.backend));
-            Some(Arc::new(device))
-        }
-        Err(error) => {
-            console.note(&format!("{} ({}): {error}; not computing there", info.name, info.backend));
-            None
-        }
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn nvidia() -> Result<Arc<dyn Backend>, Failure> {
-    let device = Cuda::open(Arc::new(Nowhere))
-        .map_err(|error| Failure::new(Exit::Device, error).hint("'farpost doctor' tells what devices there are"))?;
-    Ok(Arc::new(device))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn nvidia() -> Result<Arc<dyn Backend>, Failure> {
-    Err(Failure::new(Exit::Device, "--backend cuda: CUDA is not built into this program"))
-}
-
-#[cfg(feature = "cuda")]
-fn nvidia_if_any(console: &Console) -> Option<Arc<dyn Backend>> {
-    tested(Cuda::open(Arc::new(Nowhere)), console)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn nvidia_if_any(_: &Console) -> Option<Arc<dyn Backend>> {
-    None
+/// The devices to serve with: where one fails, the next goes on.
+#[cfg(feature = "server")]
+pub fn backends(choice: BackendChoice, layers: GpuLayers, console: &Console) -> Result<Backends, Failure> {
+    let Chosen { devices, passed_over } = choose(choice, layers, console)?;
+    let mut devices = devices.into_iter();
+    let first = devices.next().expect("the processor is always there");
+    Ok(devices.fold(Backends::one(first), Backends::or).passing_over(passed_over))
 }
 
 /// Most memory to take: what was asked for, or what is available; better refused than killed.
@@ -155,15 +157,55 @@ pub fn open(model: Model, memory: &MemoryArgs, console: &Console) -> Result<Sess
 
 /// The same, running at most `batch_rows` tokens of a prompt in one step.
 pub fn open_with(model: Model, memory: &MemoryArgs, batch_rows: usize, console: &Console) -> Result<Session, Failure> {
-    let options = options(memory, batch_rows, console);
-    Ok(Session::open(Arc::new(model), &*backend(memory.backend, console)?, &options)?)
+    let (options, model) = (options(memory, batch_rows, console), Arc::new(model));
+    on_any(memory, console, |backend| Session::open(Arc::clone(&model), backend, &options))
 }
 
 /// A session with a draft model.
 pub fn open_with_draft(model: Model, draft: Model, memory: &MemoryArgs, console: &Console) -> Result<Session, Failure> {
     let options = options(memory, SessionOptions::default().batch_rows, console);
-    let backend = backend(memory.backend, console)?;
-    Ok(Session::open_with_draft(Arc::new(model), Arc::new(draft), &*backend, &options)?)
+    let (model, draft) = (Arc::new(model), Arc::new(draft));
+    on_any(memory, console, |backend| {
+        Session::open_with_draft(Arc::clone(&model), Arc::clone(&draft), backend, &options)
+    })
+}
+
+/// Opens on the first device that has room, and says where.
+fn on_any(
+    memory: &MemoryArgs,
+    console: &Console,
+    open: impl Fn(&dyn Backend) -> Result<Session, EngineError>,
+) -> Result<Session, Failure> {
+    let chosen = choose(memory.backend, memory.gpu_layers, console)?;
+    let (last, others) = chosen.devices.split_last().expect("the processor is always there");
+    for device in others {
+        match open(&**device) {
+            Ok(session) => {
+                console.detail(&told(&**device, session.n_dispatches(), session.placement()));
+                return Ok(session);
+            }
+            Err(EngineError::Device(error @ DeviceError::OutOfMemory { .. }))
+                if memory.gpu_layers.0 == Layers::Auto =>
+            {
+                console.note(&format!("{}: {error}; computing on the processor", device.describe().name));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(open(&**last)?)
+}
+
+/// Where a model is computed, in words.
+pub fn told(device: &dyn Backend, n_dispatches: Option<usize>, placement: Option<Placement>) -> String {
+    let name = if n_dispatches.is_some() { device.describe().name } else { "the processor".to_owned() };
+    let mut text = format!("computing on {name}");
+    if let Some(Placement { n_layers, of }) = placement {
+        text += &format!(", {n_layers} of {of} layers, the others on the processor");
+    }
+    if let Some(n_dispatches) = n_dispatches {
+        text += &format!("; {n_dispatches} dispatches a token");
+    }
+    text
 }
 
 fn options(memory: &MemoryArgs, batch_rows: usize, console: &Console) -> SessionOptions {

@@ -1,7 +1,6 @@
 //! `farpost embed`: texts to embeddings.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use farpost_models::tokenizer::Special;
 
@@ -10,7 +9,8 @@ use super::exit::Failure;
 use super::generation::MemoryArgs;
 use super::interrupt::Interrupt;
 use super::pack::PackArgs;
-use super::{amount, device, model, text};
+use super::text::TextsArgs;
+use super::{amount, device, model};
 
 /// Tokens run in one step: enough to be fast, few enough that Ctrl-C need not wait long for a large model.
 const STEP_ROWS: usize = 128;
@@ -25,14 +25,8 @@ pub struct Args {
     model: model::ModelArgs,
     #[command(flatten)]
     packed: PackArgs,
-    /// The text [default: standard input]
-    text: Option<String>,
-    /// Read the text from this file
-    #[arg(long, value_name = "FILE", conflicts_with = "text")]
-    file: Option<PathBuf>,
-    /// What stands between the texts of the input; \n, \r, \t, \0 and \\ are understood
-    #[arg(long, value_name = "TEXT", value_parser = text::unescaped)]
-    separator: Option<String>,
+    #[command(flatten)]
+    texts: TextsArgs,
     /// Keep the first N numbers, made of length 1 again; for models that are trained so
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     dimensions: Option<u32>,
@@ -42,11 +36,7 @@ pub struct Args {
 
 /// Prints the embedding of each text.
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
-    let input = text::given(args.text.as_deref(), args.file.as_deref())?;
-    let texts: Vec<&str> = match &args.separator {
-        Some(separator) => input.split(separator.as_str()).collect(),
-        None => vec![&input],
-    };
+    let input = args.texts.input()?;
     let model = args.model.load(args.memory.context, args.packed, console)?;
     let width = model.graph().width();
     let dimensions = args.dimensions.map_or(width, |n| n as usize);
@@ -56,7 +46,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     }
     let mut session = device::open_with(model, &args.memory, STEP_ROWS, console)?;
     let interrupt = Interrupt::listen()?;
-    for text in texts {
+    for text in args.texts.parts(&input) {
         let ids = session.model().tokenizer().encode_prompt(text, Special::AsText);
         let embedded = session.embed(&ids, &mut |_| match interrupt.is_asked() {
             true => ControlFlow::Break(()),

@@ -9,7 +9,7 @@ use farpost_models::tokenizer::Special;
 use serde_json::json;
 
 use super::console::Console;
-use super::device::BackendChoice;
+use super::device::{BackendChoice, GpuLayers};
 use super::exit::Failure;
 use super::generation::{ActivationsChoice, KvChoice, MemoryArgs};
 use super::interrupt::Interrupt;
@@ -43,6 +43,9 @@ pub struct Args {
         hide_possible_values = true
     )]
     backend: BackendChoice,
+    /// Layers to compute on a device beside the processor, the last ones: a number, or auto for as many as have room
+    #[arg(long, value_name = "N", default_value = "auto")]
+    gpu_layers: GpuLayers,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     kv_type: KvChoice,
@@ -67,8 +70,9 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
         let message = format!("--window is {window}, expected 4 to {most}, the context of {}", model.name());
         return Err(Failure::usage(message));
     }
-    let Args { backend, kv_type, activations, .. } = *args;
-    let memory = MemoryArgs { context: Some(window), backend, kv_type, activations, memory_cap: None };
+    let Args { backend, gpu_layers, kv_type, activations, .. } = *args;
+    let context = Some(window);
+    let memory = MemoryArgs { context, backend, gpu_layers, kv_type, activations, memory_cap: None };
     let mut session = device::open_with(model, &memory, STEP_ROWS, console)?;
     let start = Instant::now();
     let window = window as usize;

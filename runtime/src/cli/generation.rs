@@ -4,7 +4,7 @@ use farpost::engine::{GenerateOptions, Speculate};
 use farpost_kernels::backend::{Activations, KvType};
 
 use super::amount;
-use super::device::BackendChoice;
+use super::device::{BackendChoice, GpuLayers};
 use super::exit::Failure;
 use super::sampling::SamplingArgs;
 
@@ -63,6 +63,9 @@ pub struct MemoryArgs {
         hide_possible_values = true
     )]
     pub backend: BackendChoice,
+    /// Layers to compute on a device beside the processor, the last ones: a number, or auto for as many as have room
+    #[arg(long, value_name = "N", default_value = "auto")]
+    pub gpu_layers: GpuLayers,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub kv_type: KvChoice,

@@ -17,6 +17,7 @@ mod exit;
 mod generation;
 mod inspect;
 mod interrupt;
+mod kept;
 mod machine;
 mod man;
 mod model;
@@ -44,6 +45,7 @@ use exit::Failure;
 
 fn main() -> ExitCode {
     allocator::hold_to_few_arenas();
+    device::hush_drivers();
     let cli = args::parse();
     let console = Console::new(&cli.global);
     exit::report(dispatch(&cli.command, &console), &console)

@@ -57,6 +57,15 @@ impl ModelArgs {
     }
 }
 
+/// Refuses a model that makes embeddings: it was not made to go on with a text.
+pub fn expect_writer(model: &Model) -> Result<(), Failure> {
+    if model.pooling().is_none() {
+        return Ok(());
+    }
+    let message = format!("{} makes embeddings and writes no text", model.name());
+    Err(Failure::usage(message).hint("'farpost embed' gives its embeddings, 'farpost serve' serves them"))
+}
+
 /// Opens the file called `name`: a path, a folder or a name in the model folder.
 pub fn open(name: &str) -> Result<File, Failure> {
     Ok(File::open(&Library::of_user().resolve(name)?)?)

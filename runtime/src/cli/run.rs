@@ -42,6 +42,7 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let mut options = args.generation.options(&args.sampling, args.model.is_built_in())?;
     let text = args.prompt.text()?;
     let model = args.model.load(args.generation.memory.context, args.packed, console)?;
+    model::expect_writer(&model)?;
     let prompt = args.prompt.ids(&text, &model)?;
     let interrupt = Interrupt::listen()?;
     let memory = &args.generation.memory;

@@ -102,7 +102,10 @@ impl From<ServerError> for Failure {
                 Exit::Usage,
                 Some("--keys FILE asks for keys, --client-ca FILE for certificates, --open serves everybody"),
             ),
-            ServerError::Origin { .. } | ServerError::HostName { .. } | ServerError::File { .. } => (Exit::Usage, None),
+            ServerError::Origin { .. }
+            | ServerError::HostName { .. }
+            | ServerError::OutOfRange { .. }
+            | ServerError::File { .. } => (Exit::Usage, None),
             ServerError::Collector { .. } => {
                 (Exit::Usage, Some("a collector on this machine can send it on: --otlp-endpoint http://localhost:4318"))
             }

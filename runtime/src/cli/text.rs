@@ -1,13 +1,41 @@
 //! Texts that a command works on: from a file, or from standard input as it is.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::amount;
 use super::exit::{Exit, Failure};
 
+/// Texts of which each is dealt with by itself.
+#[derive(clap::Args, Debug)]
+pub struct TextsArgs {
+    /// The text [default: standard input]
+    text: Option<String>,
+    /// Read the text from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    file: Option<PathBuf>,
+    /// What stands between the texts of the input; \n, \r, \t, \0 and \\ are understood
+    #[arg(long, value_name = "TEXT", value_parser = unescaped)]
+    separator: Option<String>,
+}
+
+impl TextsArgs {
+    /// The whole input.
+    pub fn input(&self) -> Result<String, Failure> {
+        given(self.text.as_deref(), self.file.as_deref())
+    }
+
+    /// The texts of an input.
+    pub fn parts<'t>(&self, input: &'t str) -> Vec<&'t str> {
+        match &self.separator {
+            Some(separator) => input.split(separator.as_str()).collect(),
+            None => vec![input],
+        }
+    }
+}
+
 /// The text of the command line, else of a file, else of standard input.
-pub fn given(text: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
+fn given(text: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
     match (text, file) {
         (Some(text), _) => Ok(text.to_owned()),
         (None, Some(path)) => of_file(path),
@@ -37,7 +65,7 @@ fn checked(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
 }
 
 /// Separators are often what a shell finds hard to write.
-pub fn unescaped(text: &str) -> Result<String, String> {
+fn unescaped(text: &str) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {

@@ -1,12 +1,11 @@
 //! `farpost tokenize`: text to token ids and back.
 
-use std::path::PathBuf;
-
 use farpost_models::tokenizer::{Special, TokenKind, Tokenizer};
 
 use super::console::{Console, Paint};
 use super::exit::Failure;
-use super::{amount, model, plain, text};
+use super::text::TextsArgs;
+use super::{amount, model, plain};
 
 /// Turn text into token ids, or ids back into text
 ///
@@ -16,14 +15,8 @@ use super::{amount, model, plain, text};
 pub struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
-    /// The text (or, with --decode, ids) [default: standard input]
-    text: Option<String>,
-    /// Read the text from this file
-    #[arg(long, value_name = "FILE", conflicts_with = "text")]
-    file: Option<PathBuf>,
-    /// What stands between the texts of the input; \n, \r, \t, \0 and \\ are understood
-    #[arg(long, value_name = "TEXT", value_parser = text::unescaped)]
-    separator: Option<String>,
+    #[command(flatten)]
+    texts: TextsArgs,
     /// Add no special tokens (such as BOS) and read control tokens in the text as text
     #[arg(long)]
     no_special: bool,
@@ -36,14 +29,11 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let file = args.model.open()?;
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
-    let input = text::given(args.text.as_deref(), args.file.as_deref())?;
+    let input = args.texts.input()?;
     if args.decode {
         return decode(args, console, &tokenizer, &input);
     }
-    let texts: Vec<&str> = match &args.separator {
-        Some(separator) => input.split(separator.as_str()).collect(),
-        None => vec![&input],
-    };
+    let texts = args.texts.parts(&input);
     for (number, text) in texts.iter().enumerate() {
         let ids = if args.no_special {
             tokenizer.encode(text, Special::AsText)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use farpost_kernels::backend::{Backend, DeviceError, DeviceInfo, Limits, Plan};
+use farpost_kernels::backend::{Backend, DeviceError, DeviceInfo, Limits, Placement, Plan};
 
 use crate::model::Model;
 
@@ -18,29 +18,44 @@ const MOST_RETRY: Duration = Duration::from_secs(300);
 
 /// Devices that an engine may run on, best first; there is one at least.
 #[derive(Clone)]
-pub struct Backends(Vec<Arc<dyn Backend>>);
+pub struct Backends {
+    devices: Vec<Arc<dyn Backend>>,
+    passed_over: Vec<(DeviceInfo, String)>,
+}
 
 impl Backends {
     /// One device.
     pub fn one(backend: Arc<dyn Backend>) -> Self {
-        Self(vec![backend])
+        Self { devices: vec![backend], passed_over: Vec::new() }
     }
 
     /// And where it fails, another one.
     #[must_use]
     pub fn or(mut self, backend: Arc<dyn Backend>) -> Self {
-        self.0.push(backend);
+        self.devices.push(backend);
         self
+    }
+
+    /// Devices that are there and not used, each with the reason, for reports.
+    #[must_use]
+    pub fn passing_over(mut self, devices: impl IntoIterator<Item = (DeviceInfo, String)>) -> Self {
+        self.passed_over.extend(devices);
+        self
+    }
+
+    /// Devices that are there and not used.
+    pub fn passed_over(&self) -> &[(DeviceInfo, String)] {
+        &self.passed_over
     }
 
     /// The best one.
     pub fn first(&self) -> &Arc<dyn Backend> {
-        &self.0[0]
+        &self.devices[0]
     }
 
     /// All, best first.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
-        self.0.iter()
+        self.devices.iter()
     }
 }
 
@@ -65,6 +80,10 @@ pub struct DeviceState {
     pub is_used: bool,
     /// Why it was left, while it is not to be used.
     pub failure: Option<String>,
+    /// Dispatches that a token takes on it, while it is used; none on the processor.
+    pub n_dispatches: Option<usize>,
+    /// Where layers are, if it is used and has not all of them.
+    pub placement: Option<Placement>,
 }
 
 /// The devices of an engine, as its owner sees them.
@@ -72,6 +91,9 @@ pub(super) struct Devices {
     /// Best first.
     devices: Vec<Device>,
     used: usize,
+    /// What the last plan said of itself.
+    n_dispatches: Option<usize>,
+    placement: Option<Placement>,
     /// Times that the last one was begun anew since something came of it.
     n_tries: u32,
 }
@@ -103,7 +125,8 @@ impl Devices {
             wait: Duration::ZERO,
             used_since: None,
         };
-        Self { devices: backends.iter().map(device).collect(), used: 0, n_tries: 0 }
+        let devices = backends.iter().map(device).collect();
+        Self { devices, used: 0, n_dispatches: None, placement: None, n_tries: 0 }
     }
 
     /// The one that is used.
@@ -112,12 +135,18 @@ impl Devices {
     }
 
     /// Compiles for it, with a cache that holds a context.
-    pub(super) fn compile(&self, model: &Model, limits: &Limits, context: usize) -> Result<Box<dyn Plan>, DeviceError> {
+    pub(super) fn compile(
+        &mut self,
+        model: &Model,
+        limits: &Limits,
+        context: usize,
+    ) -> Result<Box<dyn Plan>, DeviceError> {
         let compiled = catch_unwind(AssertUnwindSafe(|| self.backend().compile(model.graph(), limits)));
         let mut plan = compiled.unwrap_or_else(|_| Err(DeviceError::Lost("it panicked".to_owned())))?;
         if plan.kv().free_tokens() < context {
             return Err(DeviceError::Refused(format!("its cache has no room for {context} tokens")));
         }
+        (self.n_dispatches, self.placement) = (plan.n_dispatches(), plan.placement());
         Ok(plan)
     }
 
@@ -177,6 +206,8 @@ impl Devices {
             info: device.info.clone(),
             is_used: place == self.used,
             failure: device.down.as_ref().map(|down| down.reason.clone()),
+            n_dispatches: self.n_dispatches.filter(|_| place == self.used),
+            placement: self.placement.filter(|_| place == self.used),
         };
         self.devices.iter().enumerate().map(state).collect()
     }

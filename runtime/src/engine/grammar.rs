@@ -23,9 +23,9 @@ mod spread;
 use super::error::EngineError;
 
 #[cfg(feature = "grammar")]
-pub(crate) use enforced::{Constraint, MOST_BYTES, Vocabulary};
+pub(crate) use enforced::{Constraint, MOST_BYTES, TOKEN_BYTES, Vocabulary};
 #[cfg(not(feature = "grammar"))]
-pub(crate) use refused::{Constraint, MOST_BYTES, Vocabulary};
+pub(crate) use refused::{Constraint, MOST_BYTES, TOKEN_BYTES, Vocabulary};
 
 /// The form that a text must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +41,10 @@ pub enum Grammar {
 }
 
 /// Bytes that a regular expression may have.
+#[cfg(feature = "grammar")]
 const LONGEST_REGEX: usize = 16 << 10;
 /// Bytes that a schema or a grammar may have.
+#[cfg(any(feature = "grammar", feature = "server"))]
 const LONGEST_FORM: usize = 1 << 20;
 /// The schema of any object.
 #[cfg(any(feature = "grammar", feature = "server"))]

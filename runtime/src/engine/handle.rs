@@ -2,6 +2,8 @@
 
 mod file;
 mod room;
+#[cfg(feature = "server")]
+mod several;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,12 +16,12 @@ use farpost_kernels::backend::{Backend, DeviceError, ImageShape, Limits, MemoryU
 use super::dry::Breakers;
 use super::error::EngineError;
 use super::failover::{Backends, DeviceState, Devices};
-use super::grammar;
+use super::grammar::{self, Constraint};
 use super::guesser::{Guesser, with_draft};
 use super::ledger::{Charge, Holder, Holdings, Ledger};
 use super::lookup::{self, Drafter, Speculate};
 use super::metrics::Metrics;
-use super::options::{EngineOptions, Sizes};
+use super::options::{EngineOptions, Sizes, after};
 use super::owner::choice::{Choice, Job};
 use super::owner::prefixes::Hashing;
 use super::owner::{Board, Clock, Load, Order, Owner};
@@ -28,6 +30,9 @@ use super::request::{MOST_CHOICES, Refusal, Request};
 use super::sampler::Sampler;
 use super::stream::{self, Stream};
 use crate::model::Model;
+
+#[cfg(feature = "server")]
+pub(crate) use several::{Form, Held};
 
 /// Rows that a draft model runs at most to catch up with a text: answers wait for it.
 const DRAFT_ROWS: usize = 64;
@@ -260,7 +265,12 @@ impl Engine {
     /// # Errors
     /// See [`Refusal`].
     pub fn submit(&self, request: &Request) -> Result<Stream, Refusal> {
-        let submitted = self.inner.submit(request);
+        self.submit_formed(request, None)
+    }
+
+    /// The same, with the form of the request made ready before.
+    fn submit_formed(&self, request: &Request, form: Option<&Constraint>) -> Result<Stream, Refusal> {
+        let submitted = self.inner.submit(request, form);
         let board = &self.inner.board;
         let count = if submitted.is_ok() { &board.n_accepted } else { &board.n_refused };
         count.fetch_add(1, Ordering::Relaxed);
@@ -290,18 +300,18 @@ impl Engine {
     /// Takes no more requests and waits until all are done, but no longer than `most`: what is left then ends with
     /// [`super::Finish::Closed`]. True if all were done.
     pub fn drain(&self, most: Duration) -> bool {
-        self.inner.close((self.inner.clock)() + most);
+        self.inner.close(after((self.inner.clock)(), most));
         self.inner.join();
         self.metrics().closed == 0
     }
 }
 
 impl Inner {
-    fn submit(&self, request: &Request) -> Result<Stream, Refusal> {
+    fn submit(&self, request: &Request, form: Option<&Constraint>) -> Result<Stream, Refusal> {
         self.check(request)?;
         self.check_memory(request)?;
         let charge = self.charge(request)?;
-        let choices = self.choices(request, charge)?;
+        let choices = self.choices(request, charge, form)?;
         let load = self.board.load();
         if let Some(deadline) = request.deadline {
             let options = &request.options;
@@ -354,7 +364,12 @@ impl Inner {
     }
 
     /// The first choice of a request with the others behind it, and its stream.
-    fn choices(&self, request: &Request, charge: Charge) -> Result<(Box<Choice>, Stream), EngineError> {
+    fn choices(
+        &self,
+        request: &Request,
+        charge: Charge,
+        form: Option<&Constraint>,
+    ) -> Result<(Box<Choice>, Stream), EngineError> {
         let charge = Arc::new(charge);
         let (options, tokenizer) = (&request.options, self.model.tokenizer());
         let dry = &options.sampling.dry;
@@ -368,7 +383,10 @@ impl Inner {
             Speculate::Draft { max_draft } if !request.reproducible => max_draft,
             _ => 0,
         };
-        let constraint = grammar::constraint(&self.model, options)?;
+        let constraint = match form {
+            Some(form) => Some(form.clone()),
+            None => grammar::constraint(&self.model, options)?,
+        };
         let (teller, stream) = stream::pair(&self.model, request, Arc::clone(&charge));
         let submitted = (self.clock)();
         let job = Arc::new(Job {

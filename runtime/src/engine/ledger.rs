@@ -72,6 +72,12 @@ impl Ledger {
         own.into_iter().chain(self.whole.as_ref().and_then(|whole| whole.free())).min()
     }
 
+    /// Bytes that could be charged if there were no requests at all; `None` where there is no bound.
+    pub(super) fn most(&self) -> Option<u64> {
+        let own = self.cap.map(|cap| cap.saturating_sub(self.engine.load(Ordering::SeqCst)));
+        own.into_iter().chain(self.whole.as_ref().and_then(|whole| whole.most())).min()
+    }
+
     /// Bytes that requests hold.
     pub(super) fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
@@ -85,8 +91,7 @@ impl Ledger {
     /// Holds so many bytes, if there are as many.
     pub(super) fn charge(self: &Arc<Self>, holder: Holder, bytes: u64) -> Result<Charge, Short> {
         if !self.take(holder, bytes) {
-            let free_bytes = self.free().unwrap_or(u64::MAX);
-            let most_bytes = free_bytes.saturating_add(self.requests());
+            let [free_bytes, most_bytes] = [self.free(), self.most()].map(|bytes| bytes.unwrap_or(u64::MAX));
             return Err(Short { free_bytes, most_bytes });
         }
         Ok(Charge { ledger: Arc::clone(self), holder, bytes })
@@ -138,7 +143,7 @@ mod tests {
         assert_eq!((one.free(), other.free(), other.cap()), (Some(30), Some(60), Some(100)));
         assert_eq!(one.charge(Holder::Requests, 31).unwrap_err(), Short { free_bytes: 30, most_bytes: 30 });
         let first = other.charge(Holder::Requests, 50).unwrap();
-        assert_eq!(one.charge(Holder::Requests, 11).unwrap_err(), Short { free_bytes: 10, most_bytes: 10 });
+        assert_eq!(one.charge(Holder::Requests, 11).unwrap_err(), Short { free_bytes: 10, most_bytes: 30 });
         assert_eq!(other.charge(Holder::Requests, u64::MAX).unwrap_err(), Short { free_bytes: 10, most_bytes: 60 });
         assert_eq!((one.requests(), other.requests(), whole.requests(), whole.free()), (0, 50, 50, Some(10)));
         drop(first);

@@ -37,11 +37,15 @@ pub use failover::{Backends, DeviceState};
 pub use generate::{Event, Finish, GenerateOptions, Generated, Timings};
 pub use grammar::Grammar;
 pub use handle::Engine;
+#[cfg(feature = "server")]
+pub(crate) use handle::{Form, Held};
 pub use ledger::Holdings;
 pub use lookup::{MOST_DRAFT, Speculate};
 pub use metrics::Metrics;
 pub use models::{LoadError, Loaded, Models, ModelsOptions, OpenModel, Opened};
 pub use options::EngineOptions;
+#[cfg(feature = "server")]
+pub(crate) use options::after;
 pub use perplexity::{Perplexity, perplexity};
 pub use pooling::shortened;
 pub use random::{Random, fresh_seed};

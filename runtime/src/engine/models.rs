@@ -171,6 +171,11 @@ impl Models {
         self.backends.iter().map(|backend| backend.describe()).collect()
     }
 
+    /// Devices that are there and not used, each with the reason.
+    pub fn passed_over(&self) -> &[(DeviceInfo, String)] {
+        self.backends.passed_over()
+    }
+
     /// Keeps a loaded model from giving way, or no longer; false if it is not loaded.
     pub fn pin(&self, name: &str, is_pinned: bool) -> bool {
         self.shelf().slot(name).map(|slot| slot.is_pinned = is_pinned).is_some()

@@ -1,5 +1,7 @@
 //! What an engine is opened with.
 
+use std::time::{Duration, Instant};
+
 use farpost_kernels::backend::{Activations, KvType, Limits};
 
 use super::error::EngineError;
@@ -21,7 +23,7 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Most ended texts whose keys and values are kept for later prompts that begin alike.
     pub max_cached: usize,
-    /// Most requests that wait; one more is refused.
+    /// Most requests that wait, 1 or more; one more is refused.
     pub max_waiting: usize,
     /// Compute threads; 0 takes one per available core.
     pub threads: usize,
@@ -56,6 +58,12 @@ impl Default for EngineOptions {
             memory_cap: None,
         }
     }
+}
+
+/// The moment `time` after `start`; some decades after it where that is longer than clocks go.
+pub(crate) fn after(start: Instant, time: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(50 * 365 * 24 * 60 * 60);
+    start.checked_add(time).unwrap_or_else(|| start + FAR)
 }
 
 /// Options made definite for a model.
@@ -94,6 +102,7 @@ impl EngineOptions {
         let max_running = within("max_running", self.max_running, 1, 1024, "")?;
         let batch_rows = within("batch_rows", self.batch_rows, 1, usize::MAX, "")?;
         within("inter_token_percent", self.inter_token_percent, 100, usize::MAX, "")?;
+        within("max_waiting", self.max_waiting, 1, usize::MAX, "")?;
         let limits = Limits {
             // Every running answer has a row of its own at least.
             max_rows: batch_rows.min(kv_tokens).max(max_running),

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farpost_kernels::backend::{
-    Activations, Answer, Backend, Batch, DeviceError, KvType, Limits, MemoryUse, Output, Plan, Row, Sequence, Want,
-    WantKind,
+    Activations, Answer, Backend, Batch, DeviceError, KvType, Limits, MemoryUse, Output, Placement, Plan, Row,
+    Sequence, Want, WantKind,
 };
 
 use super::dry::Breakers;
@@ -178,6 +178,16 @@ impl Session {
     /// Bytes the plan takes, by kind; that of the draft model with it.
     pub fn memory(&self) -> MemoryUse {
         with_draft(self.plan.memory(), self.guesser.as_ref())
+    }
+
+    /// Dispatches to a device that a token takes; `None` on the processor.
+    pub fn n_dispatches(&self) -> Option<usize> {
+        self.plan.n_dispatches()
+    }
+
+    /// Where layers are, if not all are on one device.
+    pub fn placement(&self) -> Option<Placement> {
+        self.plan.placement()
     }
 
     /// Opening the model and compiling it, in milliseconds.

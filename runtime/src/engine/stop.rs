@@ -92,6 +92,12 @@ impl StopMatcher {
         self.held.drain(..n_bytes);
     }
 
+    /// Bytes that are held back.
+    #[cfg(feature = "server")]
+    pub(crate) fn n_held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Which stop string was found.
     pub fn found(&self) -> Option<usize> {
         self.found

@@ -16,6 +16,7 @@ use farpost_models::tokenizer::TextState;
 use super::error::EngineError;
 use super::generate::{Finish, Generated, Timings};
 use super::ledger::Charge;
+use super::options::after;
 use super::request::Request;
 use super::sampler::Logprobs;
 use super::stop::StopMatcher;
@@ -199,7 +200,7 @@ impl Stream {
 
     /// The next event; `None` if none comes within `timeout`, or none is to come.
     pub fn next_within(&mut self, timeout: Duration) -> Option<StreamEvent> {
-        let end = Instant::now() + timeout;
+        let end = after(Instant::now(), timeout);
         while self.ready.is_empty() && self.n_open > 0 {
             match self.receiver.recv_deadline(end) {
                 Ok(told) => self.take(told),

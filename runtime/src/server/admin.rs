@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -14,6 +14,7 @@ use serde_json::{Value as Json, json};
 use super::app::App;
 use super::catalogue::Entry;
 use super::error::Problem;
+use super::guard::Visit;
 use super::health::json_response;
 use super::{log, wire};
 
@@ -21,6 +22,7 @@ use super::{log, wire};
 pub(super) const PREFIX: &str = "/admin/";
 
 type Shared = State<Arc<App>>;
+type Visitor = Extension<Visit>;
 type Name = Result<Path<String>, PathRejection>;
 
 pub(super) fn routes() -> Router<Arc<App>> {
@@ -30,8 +32,9 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/admin/models/{name}/unload", post(unload))
 }
 
-async fn list(State(app): Shared) -> Response {
-    let models: Vec<Json> = app.catalogue.entries().map(|entry| describe(&app, entry)).collect();
+async fn list(State(app): Shared, Extension(visit): Visitor) -> Response {
+    let entries = app.catalogue.entries().filter(|entry| visit.caller.may_ask(&entry.served.name));
+    let models: Vec<Json> = entries.map(|entry| describe(&app, entry)).collect();
     json_response(StatusCode::OK, &json!({ "models": models }))
 }
 
@@ -65,26 +68,32 @@ pub(super) fn describe(app: &App, entry: &Entry) -> Json {
 }
 
 /// Loads a model and answers when it is there, or is not after a while.
-async fn load(State(app): Shared, name: Name) -> Response {
+async fn load(State(app): Shared, visit: Visitor, name: Name) -> Response {
     let work = |app: &App, entry: &Arc<Entry>| app.catalogue.ask(entry, app.options.load_wait).map(|_| ());
-    change(app, name, work).await
+    change(app, visit, name, work).await
 }
 
 /// Unloads a model when what it does is done, or after the time that a server drains for.
-async fn unload(State(app): Shared, name: Name) -> Response {
+async fn unload(State(app): Shared, visit: Visitor, name: Name) -> Response {
     let work = |app: &App, entry: &Arc<Entry>| {
         if app.catalogue.unload(entry, app.options.drain_timeout) {
             log::note(app, &format!("model {:?} was unloaded: that was asked for", entry.served.name));
         }
         Ok(())
     };
-    change(app, name, work).await
+    change(app, visit, name, work).await
 }
 
-async fn change(app: Arc<App>, name: Name, work: fn(&App, &Arc<Entry>) -> Result<(), Problem>) -> Response {
+async fn change(
+    app: Arc<App>,
+    Extension(visit): Visitor,
+    name: Name,
+    work: fn(&App, &Arc<Entry>) -> Result<(), Problem>,
+) -> Response {
     let name = name.map(|Path(name)| name).unwrap_or_default();
-    let Some(entry) = app.catalogue.entry(&name).cloned() else {
-        return wire::refuse(PREFIX, &Problem::NoModel(name));
+    let entry = match app.entry(&name, &visit) {
+        Ok(entry) => Arc::clone(entry),
+        Err(problem) => return wire::refuse(PREFIX, &problem),
     };
     let done = tokio::task::spawn_blocking(move || work(&app, &entry).map(|()| describe(&app, &entry)));
     match done.await {

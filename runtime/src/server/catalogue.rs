@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use farpost_kernels::backend::{DeviceError, DeviceInfo};
+use farpost_kernels::backend::{DeviceError, DeviceInfo, Placement};
 use farpost_models::gguf::ContentHash;
 use farpost_models::template::ChatTemplate;
 use farpost_models::tokenizer::Tokenizer;
@@ -23,7 +23,7 @@ use super::error::Problem;
 use super::log;
 use super::options::ServerError;
 use crate::engine::{
-    DeviceState, Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate,
+    DeviceState, Engine, EngineError, GenerateOptions, LoadError, Models, Request, Sampling, Speculate, after,
 };
 use crate::model::Model;
 
@@ -123,17 +123,34 @@ pub(super) struct Standing {
     pub(super) info: DeviceInfo,
     is_used: bool,
     failure: Option<String>,
+    /// Why it was not chosen, of one that is there and not used.
+    passed_over: Option<String>,
+    n_dispatches: Option<usize>,
+    placement: Option<Placement>,
 }
 
 impl Standing {
     /// As `/version` tells it.
     pub(super) fn json(&self) -> serde_json::Value {
-        let (state, reason) = match (&self.failure, self.is_used) {
-            (Some(why), _) => ("failed", why.clone()),
-            (None, true) => ("ok", format!("computes with {}", self.info.driver)),
-            (None, false) => ("spare", format!("would compute with {}", self.info.driver)),
+        let (state, reason) = match (&self.failure, &self.passed_over, self.is_used) {
+            (Some(why), ..) => ("failed", why.clone()),
+            (None, Some(why), _) => ("passed_over", why.clone()),
+            (None, None, true) => ("ok", format!("computes with {}{}", self.info.driver, self.share())),
+            (None, None, false) => ("spare", format!("would compute with {}", self.info.driver)),
         };
         serde_json::json!({ "name": self.info.backend, "device": self.info.name, "state": state, "reason": reason })
+    }
+
+    /// What of a model is on it.
+    fn share(&self) -> String {
+        let layers = self.placement.map(|Placement { n_layers, of }| format!(", {n_layers} of {of} layers"));
+        let dispatches = self.n_dispatches.map(|n_dispatches| format!(", {n_dispatches} dispatches a token"));
+        layers.into_iter().chain(dispatches).collect()
+    }
+
+    /// Whether a model may be computed on it.
+    pub(super) fn is_up(&self) -> bool {
+        self.failure.is_none() && self.passed_over.is_none()
     }
 
     /// What is wrong with it, with its name.
@@ -282,9 +299,19 @@ impl Catalogue {
             let mut states = of_models.iter().filter_map(|states| states.get(place));
             let failure = states.clone().find_map(|state| state.failure.clone());
             let is_used = states.any(|state| state.is_used) || (of_models.is_empty() && place == 0);
-            Standing { info, is_used, failure }
+            let used = of_models.iter().filter_map(|states| states.get(place)).find(|state| state.is_used);
+            let (n_dispatches, placement) = (used.and_then(|it| it.n_dispatches), used.and_then(|it| it.placement));
+            Standing { info, is_used, failure, passed_over: None, n_dispatches, placement }
         };
-        self.models.devices().into_iter().enumerate().map(standing).collect()
+        let passed_over = self.models.passed_over().iter().map(|(info, why)| Standing {
+            info: info.clone(),
+            is_used: false,
+            failure: None,
+            passed_over: Some(why.clone()),
+            n_dispatches: None,
+            placement: None,
+        });
+        self.models.devices().into_iter().enumerate().map(standing).chain(passed_over).collect()
     }
 
     /// Time until all that are being loaded are there, as whoever asks for them is told; a second or more.
@@ -308,7 +335,7 @@ impl Catalogue {
     /// A model that is loaded; if it is not, that is begun and waited for, but no longer than `most`, and not at all where
     /// it should take longer.
     pub(super) fn ask(&self, entry: &Arc<Entry>, most: Duration) -> Result<Arc<Hosted>, Problem> {
-        let end = Instant::now() + most;
+        let end = after(Instant::now(), most);
         let mut state = entry.state();
         loop {
             match &*state {
@@ -465,7 +492,7 @@ fn trial(engine: &Engine) -> Result<(), String> {
 /// What whoever asks for a model that can't be loaded is told.
 fn problem(error: &ServerError) -> Problem {
     let failed = || Problem::ModelFailed { cause: error.to_string().into(), is_told: false };
-    let ServerError::Load { source, name } = error else { return failed() };
+    let ServerError::Load { source, .. } = error else { return failed() };
     let (needed_bytes, allowed_bytes, retry_after) = match &**source {
         // Where others hold the rest of the cap they may be done by then, and idle ones give way.
         LoadError::Memory { needed_bytes, free_bytes, cap_bytes, .. } => {
@@ -476,7 +503,7 @@ fn problem(error: &ServerError) -> Problem {
         }
         _ => return failed(),
     };
-    Problem::ModelMemory { model: name.as_str().into(), needed_bytes, allowed_bytes, retry_after }
+    Problem::ModelMemory { needed_bytes, allowed_bytes, retry_after }
 }
 
 /// What tells a model from others without reading all of it: where its weights lie, the beginnings of some of them, and its

@@ -17,6 +17,8 @@ pub struct Config {
     pub memory_cap: Option<u64>,
     /// Unload what was not asked for in this time.
     pub idle: Option<Duration>,
+    /// Layers of each model, the last ones, to compute on a device beside the processor.
+    pub gpu_layers: Option<usize>,
     /// At least one.
     pub models: Vec<ModelConfig>,
 }
@@ -66,6 +68,7 @@ impl Config {
         let mut fields = Fields::new(json::object_of_file(bytes)?);
         let memory_cap = fields.whole("memory_cap_bytes", 1, i64::MAX)?.map(i64::unsigned_abs);
         let idle = fields.whole("idle_seconds", 1, i64::from(u32::MAX))?;
+        let gpu_layers = fields.count("gpu_layers", 0, i64::MAX)?;
         let list = match fields.take("models") {
             Some(Json::Array(list)) if !list.is_empty() => list,
             _ => return Err(Invalid::of("models", "is missing or empty, expected an array of models").into()),
@@ -73,7 +76,7 @@ impl Config {
         fields.finish()?;
         let models = list.into_iter().enumerate().map(|(place, entry)| model(place, entry));
         let idle = idle.map(|seconds| Duration::from_secs(seconds.unsigned_abs()));
-        Ok(Self { memory_cap, idle, models: models.collect::<Result<_, _>>()? })
+        Ok(Self { memory_cap, idle, gpu_layers, models: models.collect::<Result<_, _>>()? })
     }
 }
 
@@ -120,13 +123,14 @@ mod tests {
 
     #[test]
     fn models_are_listed_with_their_settings() {
-        let text = r#"{"memory_cap_bytes": 1000, "idle_seconds": 60, "models": [
+        let text = r#"{"memory_cap_bytes": 1000, "idle_seconds": 60, "gpu_layers": 7, "models": [
             {"model": "a.gguf"},
             {"name": "b", "model": "folder", "load": "demand", "pinned": true, "context": 512, "kv_type": "q8_0",
              "pace": 300}
         ]}"#;
         let config = Config::parse(text.as_bytes()).unwrap();
         assert_eq!((config.memory_cap, config.idle), (Some(1000), Some(Duration::from_secs(60))));
+        assert_eq!(config.gpu_layers, Some(7));
         let [a, b] = &config.models[..] else { panic!("{config:?}") };
         assert_eq!((a.name.as_deref(), a.is_on_demand, a.is_pinned, a.context), (None, false, false, None));
         assert_eq!((b.name.as_deref(), b.is_on_demand, b.is_pinned), (Some("b"), true, true));

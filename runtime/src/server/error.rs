@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use farpost_kernels::backend::DeviceError;
+
 use super::catalogue::PAUSE;
 use crate::engine::{EngineError, Finish, Refusal, SampleError, SamplingError};
 
@@ -126,9 +128,11 @@ pub(super) enum Problem {
         allowed_bytes: u64,
         retry_after: Option<Duration>,
     },
-    /// The model does not fit beside those that may not give way.
+    /// The system starts no more threads now.
+    NoThreads,
+    /// The model does not fit beside those that may not give way. Like all problems it names no model but one that was asked for
+    /// by its name: others may not be known to who is told.
     ModelMemory {
-        model: Arc<str>,
         needed_bytes: u64,
         allowed_bytes: u64,
         retry_after: Option<Duration>,
@@ -163,6 +167,7 @@ impl Problem {
             | Self::Unreachable { .. }
             | Self::ModelFailed { .. }
             | Self::TooManyConnections
+            | Self::NoThreads
             | Self::Memory { retry_after: Some(_), .. }
             | Self::ModelMemory { retry_after: Some(_), .. } => 503,
             Self::Deadline { .. } => 504,
@@ -198,7 +203,7 @@ impl Problem {
             Self::Draining => "draining",
             Self::Unreachable { .. } => "deadline_unreachable",
             Self::Deadline { .. } => "deadline_exceeded",
-            Self::Memory { .. } | Self::ModelMemory { .. } => "insufficient_memory",
+            Self::NoThreads | Self::Memory { .. } | Self::ModelMemory { .. } => "insufficient_memory",
             Self::ModelFailed { .. } => "model_failed",
             Self::Internal(_) => "internal_error",
         })
@@ -226,7 +231,7 @@ impl Problem {
             | Self::ModelMemory { retry_after: Some(retry_after), .. } => {
                 Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
             }
-            Self::Draining | Self::TooManyConnections => Some(1),
+            Self::Draining | Self::TooManyConnections | Self::NoThreads => Some(1),
             Self::ModelFailed { .. } => Some(PAUSE.as_secs()),
             _ => None,
         }
@@ -277,6 +282,8 @@ impl Problem {
                 Self::Invalid(Invalid { param: None, code: Some("unsupported_schema"), message: error.to_string() })
             }
             EngineError::NoEmbeddings { .. } => invalid("model", error.to_string()),
+            // Nothing is wrong with it; what is lacking is room for a stack.
+            EngineError::Device(DeviceError::NoThreads { .. }) => Self::NoThreads,
             EngineError::EmptyPrompt | EngineError::NoSuchToken { .. } => invalid("prompt", error.to_string()),
             _ => Self::Internal(error.to_string().into()),
         }
@@ -354,16 +361,16 @@ impl fmt::Display for Problem {
             Self::Deadline { completion_tokens } => {
                 write!(f, "the deadline passed before the answer was complete, {completion_tokens} tokens were written")
             }
+            Self::NoThreads => f.write_str("the system has no room for another thread now"),
             Self::Memory { needed_bytes, allowed_bytes, retry_after: None } => {
                 write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are allowed")
             }
             Self::Memory { needed_bytes, allowed_bytes, retry_after: Some(_) } => {
                 write!(f, "the request needs {needed_bytes} bytes of memory, {allowed_bytes} are free now")
             }
-            Self::ModelMemory { model, needed_bytes, allowed_bytes, .. } => write!(
-                f,
-                "the model {model:?} needs {needed_bytes} bytes of memory beside its file, {allowed_bytes} can be had"
-            ),
+            Self::ModelMemory { needed_bytes, allowed_bytes, .. } => {
+                write!(f, "the model needs {needed_bytes} bytes of memory beside its file, {allowed_bytes} can be had")
+            }
             Self::ModelFailed { cause, is_told: true } => write!(f, "the model can't be loaded: {cause}"),
             Self::ModelFailed { .. } => {
                 f.write_str("the model can't be loaded; the log and the admin routes have the cause")

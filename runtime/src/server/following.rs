@@ -1,11 +1,16 @@
 //! A request that the engine has taken, followed to its end: its events, and what is counted of it. Dropping it cancels
-//! it. Of many prompts that were asked for together some run and the others follow as these end.
+//! it. Of many prompts that were asked for together some run and the others follow as these end: all that can be wrong
+//! with them is known before, and once the first has begun none is refused for lack of room.
 
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
+
+use tokio::time::Sleep;
 
 use super::app::App;
 use super::catalogue::Hosted;
@@ -14,7 +19,7 @@ use super::guard::Visit;
 use super::metrics::{KeyMetrics, Outcome, Phase};
 use super::otlp::{Counts, Kind, Span};
 use super::quota::Running;
-use crate::engine::{Finish, Logprobs, Refusal, Request, Stream, StreamEvent, Timings};
+use crate::engine::{Finish, Form, Held, Logprobs, Refusal, Request, Stream, StreamEvent, Timings};
 
 /// What of a request's events a protocol tells.
 #[derive(Debug)]
@@ -39,8 +44,10 @@ pub(super) struct Usage {
     pub(super) completion_tokens: usize,
 }
 
-/// Prompts of a request that are with the engine at once, at most, where not all must be.
+/// Prompts of a request that are with the engine at once, at most.
 const MOST_AT_ONCE: usize = 64;
+/// Between two tries to hand a prompt over while none of the request is with the engine.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// One or more prompts that were asked for together.
 pub(super) struct Following {
@@ -50,11 +57,19 @@ pub(super) struct Following {
     hosted: Arc<Hosted>,
     /// Those that are with the engine, by the numbers of their prompts.
     streams: Vec<(usize, Stream)>,
-    /// Those that are not yet.
-    later: VecDeque<Request>,
+    /// What all of them ask for; its prompt is empty.
+    request: Request,
+    /// Its form, if there are several to have it.
+    form: Option<Form>,
+    /// Memory of prompts that wait, and of what is kept of answers.
+    held: Option<Held>,
+    /// Those that are not with it yet.
+    later: VecDeque<Vec<u32>>,
     n_prompts: usize,
     /// A place with the engine was given back since it took no more.
     has_place: bool,
+    /// Until it is tried again, where no place of its own is to be given back.
+    pause: Option<Pin<Box<Sleep>>>,
     /// Of all of them, from the first one's submission.
     deadline: Option<Duration>,
     /// Choices of each.
@@ -82,57 +97,49 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Hands requests with as many choices each to the engine: the first `n_sure` at once, the others as there is room.
+    /// Hands `prompts` to the engine, each as `request` with as many choices: the first at once, the others as there is
+    /// room. So many bytes are kept of all answers, beside what the engine keeps.
     ///
     /// # Errors
-    /// Why one of the first was not taken; then none is.
+    /// What is wrong with any of them, one that can never fit among it; why the first was not taken, or that another can't be
+    /// done in time. Then none is.
     pub(super) fn submit(
         app: &Arc<App>,
         visit: &Visit,
         hosted: &Arc<Hosted>,
-        requests: Vec<Request>,
-        n_sure: usize,
+        request: Request,
+        prompts: Vec<Vec<u32>>,
+        answer_bytes: usize,
     ) -> Result<Self, Problem> {
         let submitted = Instant::now();
-        let n_prompt: usize = requests.iter().map(|request| request.prompt.len()).sum();
-        let running = visit.caller.begin(n_prompt)?;
-        let (n, n_prompts, group) =
-            (requests.first().map_or(1, |request| request.n), requests.len(), app.fresh_group());
-        let deadline = requests.first().and_then(|request| request.deadline);
-        let mut later: VecDeque<Request> = requests.into_iter().map(|request| Request { group, ..request }).collect();
-        let sure: Vec<Request> = later.drain(..n_sure.min(n_prompts)).collect();
-        let mut hosted = Arc::clone(hosted);
-        let mut streams = submit(&hosted, &sure);
-        if matches!(streams, Err(Problem::Draining)) && !app.is_draining() {
-            // It was unloaded meanwhile.
-            let again = app.model(&hosted.name, visit, false);
-            streams = again.and_then(|again| {
-                hosted = again;
-                submit(&hosted, &sure)
-            });
+        let mut request = Request { group: app.fresh_group(), ..request };
+        let mut later = VecDeque::from(prompts);
+        for prompt in &mut later {
+            std::mem::swap(&mut request.prompt, prompt);
+            let checked = hosted.engine.check(&request);
+            std::mem::swap(&mut request.prompt, prompt);
+            checked?;
         }
-        if let (Err(_), Some(running)) = (&streams, &running) {
-            running.give_back(n_prompt as u64);
-        }
-        let streams = streams?.into_iter().enumerate().collect();
-        let n_open = n * n_prompts;
-        visit.about.set_phase(Phase::Queue);
-        let told = app.otlp.as_ref().map(|otlp| {
-            let caller = visit.caller.metrics_id().to_owned();
-            let kind = Kind { model: hosted.name.clone(), caller, operation: visit.operation, error: None };
-            let counts = otlp.counts(&kind);
-            (kind, counts)
-        });
-        Ok(Self {
+        let n_prompts = later.len();
+        let held = hold(hosted, &mut request, &mut later, answer_bytes)?;
+        let form = if n_prompts > 1 { hosted.engine.form(&request.options)? } else { None };
+        let n_tokens: usize = later.iter().map(Vec::len).sum();
+        let running = visit.caller.begin(n_tokens)?;
+        let n_open = request.n * n_prompts;
+        let mut following = Self {
             app: Arc::clone(app),
             visit: visit.clone(),
             metrics: app.metrics.of(&hosted.name, visit.caller.metrics_id()),
-            streams,
+            streams: Vec::new(),
+            deadline: request.deadline,
+            n: request.n,
+            request,
+            form,
+            held,
             later,
             n_prompts,
             has_place: true,
-            deadline,
-            n,
+            pause: None,
             turn: 0,
             n_open,
             usage: Usage::default(),
@@ -140,15 +147,38 @@ impl Following {
             phase: Phase::Queue,
             last_tokens: vec![None; n_open],
             running,
-            hosted,
-            told,
+            hosted: Arc::clone(hosted),
+            told: None,
             started: SystemTime::now(),
             first_token: None,
             finish_reasons: Vec::new(),
             error: None,
             n_unfinished: vec![0; n_open],
-            is_over: false,
-        })
+            // Until it is taken.
+            is_over: true,
+        };
+        let mut handed = following.hand_over();
+        if matches!(handed, Err(Problem::Draining)) && !app.is_draining() {
+            // It was unloaded meanwhile.
+            handed = app.model(&hosted.name, visit, false).and_then(|again| {
+                following.hosted = again;
+                following.hand_over()
+            });
+        }
+        if let (Err(_), Some(running)) = (&handed, &following.running) {
+            running.give_back(n_tokens as u64);
+        }
+        handed?;
+        following.is_over = false;
+        visit.about.set_phase(Phase::Queue);
+        following.told = app.otlp.as_ref().map(|otlp| {
+            let caller = visit.caller.metrics_id().to_owned();
+            let model = following.hosted.name.clone();
+            let kind = Kind { model, caller, operation: visit.operation, error: None };
+            let counts = otlp.counts(&kind);
+            (kind, counts)
+        });
+        Ok(following)
     }
 
     /// Choices in all.
@@ -156,9 +186,9 @@ impl Following {
         self.last_tokens.len()
     }
 
-    /// Whether the first token is there.
-    pub(super) fn has_begun(&self) -> bool {
-        self.phase == Phase::Decode
+    /// The memory that is held for what is kept of answers.
+    pub(super) fn take_held(&mut self) -> Option<Held> {
+        self.held.take()
     }
 
     /// Tokens so far, of choices that are complete.
@@ -182,6 +212,12 @@ impl Following {
         'events: loop {
             if let Err(problem) = self.hand_over() {
                 return Poll::Ready(Some(self.broken(problem)));
+            }
+            if let Some(pause) = &mut self.pause
+                && pause.as_mut().poll(context).is_ready()
+            {
+                (self.pause, self.has_place) = (None, true);
+                continue;
             }
             for _ in 0..self.streams.len() {
                 let turn = self.turn % self.streams.len();
@@ -214,31 +250,47 @@ impl Following {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// Hands over what there is room for. What waits for its own kind waits; nothing else is there to make room for it.
+    /// Hands over what there is room for.
     fn hand_over(&mut self) -> Result<(), Problem> {
-        while self.has_place
-            && self.streams.len() < MOST_AT_ONCE
-            && let Some(next) = self.later.front_mut()
-        {
+        while self.has_place && self.streams.len() < MOST_AT_ONCE && !self.later.is_empty() {
             if let Some(deadline) = self.deadline {
-                next.deadline = Some(
-                    deadline.checked_sub(self.submitted.elapsed()).ok_or(Problem::Deadline { completion_tokens: 0 })?,
-                );
+                let left = deadline.checked_sub(self.submitted.elapsed());
+                let late = Problem::Deadline { completion_tokens: self.n_written() };
+                self.request.deadline = Some(left.ok_or(late)?);
             }
-            match self.hosted.engine.submit(next) {
+            let Some(next) = self.later.front_mut() else { break };
+            std::mem::swap(&mut self.request.prompt, next);
+            let submitted = self.hosted.engine.submit_with(&self.request, self.form.as_ref());
+            std::mem::swap(&mut self.request.prompt, next);
+            match submitted {
                 Ok(stream) => {
                     self.streams.push((self.n_prompts - self.later.len(), stream));
                     self.later.pop_front();
+                    if self.later.is_empty() {
+                        self.form = None;
+                    }
                 }
-                Err(Refusal::QueueFull { .. } | Refusal::Memory { retry_after: Some(_), .. })
-                    if !self.streams.is_empty() =>
-                {
+                // Each can make it ready for itself.
+                Err(Refusal::Memory { .. }) if self.form.take().is_some() => {}
+                Err(
+                    Refusal::QueueFull { retry_after, .. } | Refusal::Memory { retry_after: Some(retry_after), .. },
+                ) if self.later.len() < self.n_prompts => {
                     self.has_place = false;
+                    if self.streams.is_empty() {
+                        // Others have taken the room meanwhile.
+                        let pause = retry_after.clamp(PAUSES.0, PAUSES.1);
+                        self.pause = Some(Box::pin(tokio::time::sleep(pause)));
+                    }
                 }
                 Err(refusal) => return Err(refusal.into()),
             }
         }
         Ok(())
+    }
+
+    /// Tokens of answers so far.
+    fn n_written(&self) -> usize {
+        self.usage.completion_tokens + self.n_unfinished.iter().sum::<usize>()
     }
 
     fn take(&mut self, prompt: usize, event: StreamEvent) -> Option<Said> {
@@ -263,8 +315,7 @@ impl Following {
                 self.n_open -= 1;
                 self.n_unfinished[of(choice)] = 0;
                 self.count_done(choice, &timings);
-                let n_written = self.usage.completion_tokens + self.n_unfinished.iter().sum::<usize>();
-                if let Some(problem) = Problem::of_finish(finish, n_written) {
+                if let Some(problem) = Problem::of_finish(finish, self.n_written()) {
                     return Some(self.broken(problem));
                 }
                 // Nothing was written for an embedding.
@@ -351,7 +402,7 @@ impl Following {
             first_token: self.first_token,
             input_tokens: self.usage.prompt_tokens,
             cached_tokens: self.usage.cached_tokens,
-            output_tokens: self.usage.completion_tokens + self.n_unfinished.iter().sum::<usize>(),
+            output_tokens: self.n_written(),
             finish_reasons: self.finish_reasons.clone(),
             error: self.error.or(matches!(outcome, Outcome::Cancelled(_)).then_some("cancelled")),
         }
@@ -363,9 +414,26 @@ impl Following {
     }
 }
 
-/// Hands requests to an engine: all of them or none.
-fn submit(hosted: &Hosted, requests: &[Request]) -> Result<Vec<Stream>, Problem> {
-    requests.iter().map(|request| Ok(hosted.engine.submit(request)?)).collect()
+/// Holds memory for prompts that wait, if there are several, and for so many bytes of answers: if there can be as much
+/// beside the largest of the requests.
+fn hold(
+    hosted: &Hosted,
+    request: &mut Request,
+    prompts: &mut VecDeque<Vec<u32>>,
+    answer_bytes: usize,
+) -> Result<Option<Held>, Problem> {
+    let waiting_bytes: usize = match prompts.len() {
+        0 | 1 => 0,
+        _ => prompts.iter().map(|prompt| prompt.capacity() * size_of::<u32>()).sum(),
+    };
+    let bytes = (answer_bytes + waiting_bytes) as u64;
+    let Some(longest) = prompts.iter_mut().max_by_key(|prompt| prompt.len()).filter(|_| bytes > 0) else {
+        return Ok(None);
+    };
+    std::mem::swap(&mut request.prompt, longest);
+    let held = hosted.engine.hold(bytes, request);
+    std::mem::swap(&mut request.prompt, longest);
+    Ok(Some(held?))
 }
 
 impl Drop for Following {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -32,9 +33,9 @@ pub(super) fn json_response(status: StatusCode, json: &Json) -> Response {
     json_text(status, json.to_string())
 }
 
-/// The same for JSON that is text already.
-pub(super) fn json_text(status: StatusCode, json: String) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
+/// The same for JSON that is written already.
+pub(super) fn json_text(status: StatusCode, json: impl Into<Body>) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], json.into()).into_response()
 }
 
 /// 200 if all models of the start have answered once, queues move, and requests are taken. `degraded` tells of devices that
@@ -72,18 +73,19 @@ async fn readyz(State(app): State<Arc<App>>, Extension(visit): Extension<Visit>)
 
 /// How a model is. Its name is told to who may know it, and why it can't be loaded to who runs the server.
 fn model(app: &App, visit: &Visit, entry: &Entry) -> Json {
-    let (mut state, mut reason) = entry.standing(visit.caller.is_operator());
+    let is_known = visit.caller.may_know(&entry.served.name);
+    let (mut state, mut reason) = entry.standing(is_known && visit.caller.is_operator());
     if entry.hosted().is_some_and(|hosted| hosted.is_stalled(app.options.stall_timeout)) {
         (state, reason) = ("stalled", Some("there is work and no step".to_owned()));
     }
     let mut json = json!({ "state": state, "reason": reason });
-    if visit.caller.may_know(&entry.served.name) {
+    if is_known {
         json["name"] = entry.served.name.as_str().into();
     }
     json
 }
 
-async fn version(State(app): State<Arc<App>>) -> Response {
+async fn version(State(app): State<Arc<App>>, Extension(visit): Extension<Visit>) -> Response {
     let features: Vec<&str> =
         [("pocket", cfg!(feature = "pocket")), ("grammar", cfg!(feature = "grammar")), ("server", true)]
             .into_iter()
@@ -92,6 +94,7 @@ async fn version(State(app): State<Arc<App>>) -> Response {
     let models: Vec<Json> = app
         .catalogue
         .entries()
+        .filter(|entry| visit.caller.may_know(&entry.served.name))
         .map(|entry| {
             let Some(hosted) = entry.hosted() else {
                 return json!({ "name": entry.served.name, "state": entry.state_name() });
@@ -131,6 +134,6 @@ fn quantization(file: &File) -> Option<String> {
     bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name)
 }
 
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    ([(header::CONTENT_TYPE, EXPOSITION)], super::metrics::page(&app)).into_response()
+async fn metrics(State(app): State<Arc<App>>, Extension(visit): Extension<Visit>) -> Response {
+    ([(header::CONTENT_TYPE, EXPOSITION)], super::metrics::page(&app, &visit.caller)).into_response()
 }

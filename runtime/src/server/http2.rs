@@ -2,11 +2,12 @@
 //!
 //! Requests of one connection are streams that begin and end on their own. What bounds connections of HTTP/1.1 bounds
 //! streams here: so many at once in all, and none may be begun and cancelled over and over. Hyper tells a handler that
-//! its stream was reset by dropping it, which cancels its request and no other.
+//! its stream was reset by dropping it, which cancels its request and no other. It does not tell that a client leaves no
+//! room for an answer: an answer that is not asked for any further for too long is given up here.
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -76,7 +77,7 @@ pub(super) async fn serve<F>(
             // It is never closed.
             let place = places.acquire_owned().await.ok();
             let response = answer(request).await?;
-            Ok::<_, Infallible>(response.map(|body| Held { body, open, _place: place }))
+            Ok::<_, Infallible>(response.map(|body| Held::new(body, open, place)))
         }
     });
     let mut http = http2::Builder::new(TokioExecutor::new());
@@ -104,8 +105,11 @@ pub(super) async fn serve<F>(
             let _ = unless(last, connection.as_mut()).await;
         }
     };
+    let over = async {
+        unless(streams.excess.notified(), streams.give_up(options.write_timeout)).await;
+    };
     // What goes wrong on a connection is its client's to see.
-    let _ = unless(streams.excess.notified(), work).await;
+    let _ = unless(over, work).await;
 }
 
 /// Streams of a connection.
@@ -114,6 +118,8 @@ struct Streams {
     tally: Mutex<Tally>,
     /// Told when too many were cancelled.
     excess: Notify,
+    /// Answers that are on their way.
+    answers: Mutex<Vec<Weak<Mutex<Answer>>>>,
 }
 
 #[derive(Debug)]
@@ -128,13 +134,29 @@ struct Tally {
 impl Default for Streams {
     fn default() -> Self {
         let tally = Tally { n_open: 0, n_answered: 0, n_cancelled: 0, since: Instant::now() };
-        Self { tally: Mutex::new(tally), excess: Notify::new() }
+        Self { tally: Mutex::new(tally), excess: Notify::new(), answers: Mutex::default() }
     }
 }
 
 impl Streams {
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives answers up whose clients have left no room for them for so long. Never ends.
+    async fn give_up(&self, most: Duration) {
+        loop {
+            tokio::time::sleep(most / 4).await;
+            let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            answers.retain(|answer| {
+                let Some(answer) = answer.upgrade() else { return false };
+                let given_up = lock(&answer).give_up(most);
+                // It cancels its request, which may take a lock of its own.
+                let is_kept = given_up.is_none();
+                drop(given_up);
+                is_kept
+            });
+        }
     }
 
     /// Ends when there was no stream for so long.
@@ -180,38 +202,72 @@ impl Drop for Open {
     }
 }
 
-/// The body of an answer, with what its stream holds.
-struct Held {
-    body: Body,
-    open: Open,
-    _place: Option<OwnedSemaphorePermit>,
+/// An answer and what its stream holds; nothing once it was given up.
+struct Answer {
+    all: Option<(Body, Open, Option<OwnedSemaphorePermit>)>,
+    /// Since when a part of it was not asked for, though there may be one.
+    waits: Option<Instant>,
+}
+
+impl Answer {
+    fn give_up(&mut self, most: Duration) -> Option<(Body, Open, Option<OwnedSemaphorePermit>)> {
+        self.all.take_if(|_| self.waits.is_some_and(|since| since.elapsed() > most))
+    }
+}
+
+fn lock(answer: &Mutex<Answer>) -> MutexGuard<'_, Answer> {
+    answer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The body of an answer.
+struct Held(Arc<Mutex<Answer>>);
+
+impl Held {
+    fn new(body: Body, open: Open, place: Option<OwnedSemaphorePermit>) -> Self {
+        let streams = Arc::clone(&open.streams);
+        let answer = Arc::new(Mutex::new(Answer { all: Some((body, open, place)), waits: Some(Instant::now()) }));
+        let mut answers = streams.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= 2 * MOST_STREAMS as usize {
+            // Most are gone: no more streams are open at once.
+            answers.retain(|answer| answer.strong_count() > 0);
+        }
+        answers.push(Arc::downgrade(&answer));
+        drop(answers);
+        Self(answer)
+    }
 }
 
 impl HttpBody for Held {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        self.open.is_answered |= matches!(polled, Poll::Ready(None)) || self.body.is_end_stream();
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut answer = lock(&self.0);
+        let Answer { all, waits } = &mut *answer;
+        let Some((body, open, _)) = all else {
+            return Poll::Ready(Some(Err(axum::Error::new(std::io::Error::from(std::io::ErrorKind::TimedOut)))));
+        };
+        let polled = Pin::new(&mut *body).poll_frame(context);
+        open.is_answered |= matches!(polled, Poll::Ready(None)) || body.is_end_stream();
+        // The next part is asked for as soon as there is room for it.
+        *waits = matches!(polled, Poll::Ready(Some(_))).then(Instant::now);
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        lock(&self.0).all.as_ref().is_some_and(|(body, ..)| body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        lock(&self.0).all.as_ref().map_or_else(SizeHint::default, |(body, ..)| body.size_hint())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // One without a body is never polled.
-        self.open.is_answered |= self.body.is_end_stream();
+        if let Some((body, open, _)) = &mut lock(&self.0).all {
+            open.is_answered |= body.is_end_stream();
+        }
     }
 }

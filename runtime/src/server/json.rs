@@ -7,6 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::{Map, Number, Value as Json};
 
 use super::error::{Invalid, Problem};
+pub(super) use crate::kind::kind;
 
 /// Arrays and objects within one another.
 const DEEPEST: usize = 64;
@@ -37,18 +38,6 @@ fn object_of(what: &str, body: &[u8]) -> Result<Map<String, Json>, Problem> {
     match json {
         Json::Object(fields) => Ok(fields),
         other => Err(Invalid::body(format!("{what} is {}, expected a JSON object", kind(&other))).into()),
-    }
-}
-
-/// What a value is, for messages.
-pub(super) fn kind(json: &Json) -> &'static str {
-    match json {
-        Json::Null => "null",
-        Json::Bool(_) => "a boolean",
-        Json::Number(_) => "a number",
-        Json::String(_) => "a string",
-        Json::Array(_) => "an array",
-        Json::Object(_) => "an object",
     }
 }
 
@@ -234,11 +223,11 @@ impl Fields {
         }
     }
 
-    /// Fields that are part of the protocol and that nothing here does.
-    pub(super) fn refuse_unsupported(&mut self, fields: &[&'static str]) -> Result<(), Problem> {
-        match fields.iter().find(|field| self.take(field).is_some()) {
+    /// Fields that are part of the protocol and that nothing here does, with what to say of them.
+    pub(super) fn refuse_unsupported(&mut self, fields: &[(&'static str, &str)]) -> Result<(), Problem> {
+        match fields.iter().find(|(field, _)| self.take(field).is_some()) {
             None => Ok(()),
-            Some(field) => Err(Invalid::unsupported(&self.name(field), "is not supported".to_owned()).into()),
+            Some((field, message)) => Err(Invalid::unsupported(&self.name(field), (*message).to_owned()).into()),
         }
     }
 

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::otlp::OtlpOptions;
 use super::tls::TlsFiles;
 use crate::engine::LoadError;
@@ -119,6 +121,16 @@ pub enum ServerError {
         /// As it was given.
         origin: String,
     },
+    /// A setting out of its range.
+    #[error("{setting} is {found}, expected {expected}")]
+    OutOfRange {
+        /// Its name.
+        setting: &'static str,
+        /// What it is.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
     /// A collector that is reached by HTTPS only.
     #[error("the collector is at https://{authority}, expected http://HOST:PORT: HTTPS is not spoken to collectors")]
     Collector {
@@ -158,8 +170,42 @@ pub enum ServerError {
     },
 }
 
+/// Clocks add times to the present: none may be longer.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// What is done again and again leaves time for other things.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 impl ServerOptions {
+    fn check_ranges(&self) -> Result<(), ServerError> {
+        let refuse = |setting, found: String, expected| Err(ServerError::OutOfRange { setting, found, expected });
+        let intervals = [("watch_interval", self.watch_interval), ("ping_interval", self.ping_interval)];
+        if let Some((setting, time)) = intervals.into_iter().find(|(_, time)| *time < SHORTEST) {
+            return refuse(setting, format!("{time:?}"), "1 ms or more");
+        }
+        let times = [
+            ("head_timeout", self.head_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("body_timeout", self.body_timeout),
+            ("write_timeout", self.write_timeout),
+            ("stall_timeout", self.stall_timeout),
+            ("load_wait", self.load_wait),
+            ("drain_timeout", self.drain_timeout),
+        ];
+        if let Some((setting, time)) = intervals.into_iter().chain(times).find(|(_, time)| *time > LONGEST) {
+            return refuse(setting, format!("{time:?}"), "a year or less");
+        }
+        let counts = [
+            ("max_connections", self.max_connections),
+            ("max_connections_per_address", self.max_connections_per_address),
+        ];
+        match counts.into_iter().find(|(_, n)| !(1..=Semaphore::MAX_PERMITS).contains(n)) {
+            Some((setting, n)) => refuse(setting, n.to_string(), "1 or more, and no more than can be counted"),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), ServerError> {
+        self.check_ranges()?;
         let asks_for_certificates = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         if !self.address.ip().is_loopback() && self.keys.is_none() && !asks_for_certificates && !self.is_open {
             return Err(ServerError::Exposed { address: self.address });
@@ -207,6 +253,26 @@ mod tests {
             assert!(matches!(at(address, false, None), Err(ServerError::Exposed { .. })), "{address}");
             assert!(at(address, true, None).is_ok() && at(address, false, Some(PathBuf::new())).is_ok());
         }
+    }
+
+    #[test]
+    fn settings_have_ranges() {
+        let plain = ServerOptions::default;
+        let (none, long) = (Duration::ZERO, Duration::MAX);
+        for (options, setting) in [
+            (ServerOptions { ping_interval: none, ..plain() }, "ping_interval"),
+            (ServerOptions { watch_interval: none, ..plain() }, "watch_interval"),
+            (ServerOptions { drain_timeout: long, ..plain() }, "drain_timeout"),
+            (ServerOptions { load_wait: long, ..plain() }, "load_wait"),
+            (ServerOptions { ping_interval: long, ..plain() }, "ping_interval"),
+            (ServerOptions { max_connections: 0, ..plain() }, "max_connections"),
+            (ServerOptions { max_connections: usize::MAX, ..plain() }, "max_connections"),
+            (ServerOptions { max_connections_per_address: 0, ..plain() }, "max_connections_per_address"),
+        ] {
+            let error = options.check().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{setting} is ")), "{error}");
+        }
+        assert!(ServerOptions { drain_timeout: none, load_wait: none, ..plain() }.check().is_ok());
     }
 
     #[test]

@@ -103,8 +103,8 @@ impl<N: Narrator> HttpBody for Events<N> {
         let is_open = events.state == State::Open;
         let mut out = events.gather(context);
         if out.is_empty() && events.state == State::Open {
-            // Whoever waits for a first token, and all proxies in between, see that the connection lives.
-            if events.following.has_begun() || events.ping.as_mut().poll(context).is_pending() {
+            // Whoever waits for a token, and all proxies in between, see that the connection lives.
+            if events.ping.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
             }
             out.push_str(": ping\n\n");

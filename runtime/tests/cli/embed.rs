@@ -29,4 +29,10 @@ fn texts_become_lines_of_numbers() {
     assert!(line.starts_with("--dimensions is 257, expected 1 to 256, the width of "), "{line}");
     let line = farpost(&["embed", "a"]).error(2).to_owned();
     assert!(line.contains("makes no embeddings, expected a model whose file names a pooling_type"), "{line}");
+    // The other way round likewise, with the command that does it.
+    for args in [["run", "-m", &model, "a"], ["chat", "-m", &model, "--no-history"]] {
+        let ran = farpost(&args);
+        assert!(ran.error(2).contains("makes embeddings and writes no text"), "{}", ran.text());
+        assert!(ran.err.contains("'farpost embed'"), "{}", ran.err);
+    }
 }

@@ -134,11 +134,37 @@ fn a_graphics_processor_writes_what_the_processor_writes() {
     }
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn layers_on_two_devices_write_what_one_writes() {
+    let path = model("tiny-gemma3.gguf");
+    let run = |more: &[&str]| {
+        let args = ["run", "-m", &path, "--raw", "-n", "12", "--ignore-eos", "--temperature", "0", "where the river"];
+        farpost(&[&args[..], more].concat())
+    };
+    let alone = run(&["--backend", "cpu"]);
+    let expected = alone.done();
+    for n_layers in ["0", "1", "2", "auto"] {
+        let ran = run(&["--verbose", "--backend", "wgpu", "--gpu-layers", n_layers]);
+        if ran.code == Some(5) {
+            println!("skipped: {}; install a Vulkan driver", ran.err);
+            return;
+        }
+        assert!(!ran.err.contains("XDG_RUNTIME_DIR"), "{}", ran.err);
+        let of = format!("{n_layers} of ");
+        let is_told = ran.err.contains("dispatches a token") && (n_layers == "auto" || ran.err.contains(&of));
+        assert_eq!(is_told, n_layers != "0", "{n_layers}: {}", ran.err);
+        assert_eq!(ran.done(), expected, "{n_layers}");
+    }
+    let refused = farpost(&["run", "--gpu-layers", "-1", COMMAND]);
+    assert_eq!(refused.code, Some(2), "{}", refused.err);
+}
+
 #[cfg(not(feature = "wgpu"))]
 #[test]
 fn a_graphics_processor_that_is_not_built_in_is_told_as_such() {
     let ran = farpost(&["run", "--backend", "wgpu", COMMAND]);
-    assert_eq!(ran.error(5), "--backend wgpu: graphics processors are not built into this program");
+    assert_eq!(ran.error(5), "--backend wgpu: not built into this program");
 }
 
 #[cfg(feature = "cuda")]

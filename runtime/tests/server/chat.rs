@@ -94,9 +94,9 @@ fn every_field_has_its_range() {
         json!({ "temperature": 2, "top_p": 0.001, "presence_penalty": -2, "frequency_penalty": 2.0, "stop": "x" }),
         json!({ "stop": ["a", "b"], "logit_bias": { "5": -100, "6": 100 }, "user": "u", "metadata": { "a": "b" } }),
         json!({ "store": false, "service_tier": "auto", "response_format": { "type": "text" }, "tools": null }),
-        json!({ "top_k": 3, "min_p": 0.1, "typical_p": 0.9, "repetition_penalty": 1.1, "priority": "high" }),
-        json!({ "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "xtc_probability": 0.1 }),
-        json!({ "mirostat_tau": 5, "deadline_ms": 60_000, "supersede_key": "k", "reproducible": true, "top_logprobs": null }),
+        json!({ "top_k": 3, "min_p": 0.1, "typical_p": 0.9, "temperature": 1, "repetition_penalty": 1.1, "priority": "high" }),
+        json!({ "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "xtc_probability": 0.1, "temperature": 1 }),
+        json!({ "mirostat_tau": 5, "temperature": 1, "deadline_ms": 60_000, "supersede_key": "k", "reproducible": true, "top_logprobs": null }),
         json!({ "speculate": "lookup", "cache_prompt": true, "seed": i64::MIN }),
     ];
     for more in good {
@@ -132,7 +132,7 @@ fn every_field_has_its_range() {
         json!({ "stream_options": { "include_usage": true } }),
         json!({ "priority": "urgent" }),
         json!({ "speculate": "draft" }),
-        json!({ "mirostat_eta": 0.1 }),
+        json!({ "mirostat_eta": 0.2 }),
         json!({ "stream": "yes" }),
         json!({ "tools": [] }),
         json!({ "tool_choice": "auto" }),
@@ -348,7 +348,11 @@ fn log_probabilities_end_where_a_stop_string_begins() {
     let whole = post(server.address, PATH, &ask(json!({}))).json(200);
     let text = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     let (from, to) = (text.len() / 2, text.len() / 2 + 6);
-    let request = |is_stream: bool| ask(json!({ "logprobs": true, "stop": &text[from..to], "stream": is_stream }));
+    // Beside tools, stop strings are looked for elsewhere.
+    let other = json!([{ "type": "function", "function": { "name": "other" } }]);
+    let request = |is_stream: bool, tools: &Json| {
+        ask(json!({ "logprobs": true, "stop": &text[from..to], "stream": is_stream, "tools": tools }))
+    };
     let check = |tokens: Vec<Json>, told: &str| {
         let bytes = |token: &Json| serde_json::from_value::<Vec<u8>>(token["bytes"].clone()).unwrap().len();
         let ends: Vec<usize> = tokens
@@ -362,13 +366,15 @@ fn log_probabilities_end_where_a_stop_string_begins() {
         let before = ends.iter().rev().nth(1).copied().unwrap_or(0);
         assert!(before < told.len() && ends.last().is_some_and(|end| *end >= told.len()), "{ends:?} of {told:?}");
     };
-    let answer = post(server.address, PATH, &request(false)).json(200);
-    let choice = &answer["choices"][0];
-    let told = choice["message"]["content"].as_str().unwrap().to_owned();
-    check(choice["logprobs"]["content"].as_array().unwrap().clone(), &told);
-    let parts = chunks(&post(server.address, PATH, &request(true)));
-    let tokens = parts.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
-    check(tokens.flatten().cloned().collect(), &told);
+    for tools in [Json::Null, other] {
+        let answer = post(server.address, PATH, &request(false, &tools)).json(200);
+        let choice = &answer["choices"][0];
+        let told = choice["message"]["content"].as_str().unwrap().to_owned();
+        check(choice["logprobs"]["content"].as_array().unwrap().clone(), &told);
+        let parts = chunks(&post(server.address, PATH, &request(true, &tools)));
+        let tokens = parts.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
+        check(tokens.flatten().cloned().collect(), &told);
+    }
 }
 
 #[test]

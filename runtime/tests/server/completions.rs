@@ -68,6 +68,48 @@ fn prompts_are_texts_or_ids_one_or_many() {
     }
 }
 
+/// Bytes that the engines of a server hold for keys, values and scratch.
+pub fn held_bytes(server: &crate::program::Running) -> u64 {
+    let page = crate::http::get(server.address, "/metrics").body;
+    let is_held = |line: &&str| {
+        line.starts_with("farpost_memory_bytes")
+            && ["kv", "scratch"].iter().any(|kind| line.contains(&format!("\"{kind}\"")))
+    };
+    page.lines().filter(is_held).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn prompts_of_one_request_need_not_have_room_all_at_once() {
+    let path = model("tiny-llama.gguf");
+    let args = ["--model", &path, "--context", "128", "--parallel", "1", "--queue", "1"];
+    let server = serve(&args);
+    let many = |n: usize| json!(vec!["the first"; n]);
+    let texts = |server: &crate::program::Running, prompt: Json, more: Json| {
+        let answer = post(server.address, PATH, &ask(prompt, more)).json(200);
+        let choices = answer["choices"].as_array().unwrap().clone();
+        choices.iter().map(|choice| choice["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let one = texts(&server, json!("the first"), json!({}));
+    assert_eq!(texts(&server, many(64), json!({ "n": 2 })), vec![one[0].clone(); 128]);
+    let form = json!({ "regex": "[ab]{3}" });
+    let written = texts(&server, many(20), form.clone());
+    assert!(written.len() == 20 && written.iter().all(|text| text.len() == 3), "{written:?}");
+    // Room for the parser of one form, and not for that of two.
+    let cap = (held_bytes(&server) + (7 << 20)).to_string();
+    let server = serve(&[&args[..], &["--memory-cap", &cap]].concat());
+    assert_eq!(texts(&server, many(20), form), written);
+    // Its answers are to be written together: it never fits, and says so at once.
+    let reply = post(server.address, PATH, &ask(many(2), json!({ "regex": "[ab]{3}", "n": 3 })));
+    let error = reply.error(507);
+    assert_eq!((&error["code"], reply.header("retry-after")), (&"insufficient_memory".into(), None));
+    let message = error["message"].as_str().unwrap();
+    let numbers: Vec<u64> = message.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert!(numbers[0] > numbers[1] && numbers[1] <= 7 << 20, "{message}");
+    // One that is wrong is told before any is begun.
+    let error = post(server.address, PATH, &ask(json!(["a", "b", [99_999_999]]), json!({ "stream": true }))).error(400);
+    assert_eq!(error["param"], "prompt");
+}
+
 #[test]
 fn pieces_of_a_stream_are_the_whole_text_with_its_log_probabilities() {
     let server = serve(&["--model", &model("tiny-llama.gguf")]);
@@ -116,6 +158,10 @@ fn texts_become_tokens_and_tokens_texts() {
         (json!({ "model": "g" }), "prompt"),
         (json!({ "model": "g", "prompt": "x", "messages": [] }), "prompt"),
         (json!({ "model": "g", "prompt": "x", "text": "y" }), "text"),
+        (
+            json!({ "model": "g", "messages": [{ "role": "user", "content": "x" }], "add_special_tokens": false }),
+            "add_special_tokens",
+        ),
     ] {
         assert_eq!(post(server.address, "/tokenize", &request).error(400)["param"], param);
     }
@@ -123,6 +169,28 @@ fn texts_become_tokens_and_tokens_texts() {
         let error = post(server.address, "/detokenize", &json!({ "model": "g", "tokens": tokens })).error(400);
         assert_eq!(error["param"], "tokens");
     }
+}
+
+#[test]
+fn texts_that_are_made_into_tokens_or_of_them_are_bounded() {
+    let server = serve(&[]);
+    let most = 1 << 20;
+    let request = json!({ "model": "pocket", "prompt": "a".repeat(most + 1) });
+    let error = post(server.address, "/tokenize", &request).error(400);
+    assert_eq!(error["message"], "prompt has 1048577 bytes, expected at most 1048576");
+    let tokens = |prompt: &str| {
+        let request =
+            json!({ "model": "pocket", "prompt": prompt, "add_special_tokens": false, "return_token_strs": true });
+        post(server.address, "/tokenize", &request).json(200)
+    };
+    let told = tokens("a \"b\"");
+    let texts: String = serde_json::from_value::<Vec<String>>(told["token_strs"].clone()).unwrap().concat();
+    assert_eq!(texts, "a \"b\"");
+    let ids: Vec<u64> = serde_json::from_value(told["tokens"].clone()).unwrap();
+    assert_eq!(tokens("")["token_strs"], json!([]));
+    let request = json!({ "model": "pocket", "tokens": vec![ids[0]; most + 1] });
+    let error = post(server.address, "/detokenize", &request).error(400);
+    assert!(error["param"] == "tokens" && error["message"].as_str().unwrap().contains("is a text of "), "{error}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::Write;
 use serde_json::{Value as Json, json};
 
 use crate::chat::PATH as CHAT;
+use crate::completions::held_bytes;
 use crate::embedder::{apart, file, floats, golden};
 use crate::http::{Reply, connect, get, post, post_request};
 use crate::program::{Running, TempFile, serve};
@@ -199,5 +200,22 @@ fn deadlines_and_clients_that_go_away_end_it() {
         let page = get(server.address, "/metrics").body;
         page.lines().any(|line| line.starts_with("farpost_cancelled_total{model=\"e\"") && line.ends_with(" 1"))
             && page.contains("farpost_running{model=\"e\"} 0\n")
+    });
+}
+
+#[test]
+fn a_batch_whose_answer_can_never_fit_is_refused_at_once() {
+    let model = TempFile::with("capped.gguf", &file(3));
+    let args = ["--model", model.path(), "--alias", "e", "--context", "64", "--parallel", "2"];
+    let held = held_bytes(&serve(&args));
+    let server = serve(&[&args[..], &["--memory-cap", &(held + (4 << 20)).to_string()]].concat());
+    let many = |n: usize| json!(vec![[9, 8, 7]; n]);
+    assert_eq!(vectors(&embed(&server, many(500), json!({}))).len(), 500);
+    // 16 bytes a number, at most.
+    let reply = embed(&server, many(2000), json!({}));
+    assert_eq!((reply.error(507)["code"].as_str(), reply.header("retry-after")), (Some("insufficient_memory"), None));
+    assert_eq!(vectors(&embed(&server, many(2000), json!({ "dimensions": 64 }))).len(), 2000);
+    wait_until(|| {
+        get(server.address, "/metrics").body.contains("farpost_memory_bytes{model=\"e\",kind=\"requests\"} 0\n")
     });
 }

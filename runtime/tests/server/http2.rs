@@ -205,6 +205,32 @@ fn a_stream_that_is_reset_ends_its_request_and_no_other() {
 }
 
 #[test]
+fn an_answer_that_a_client_leaves_no_room_for_is_given_up() {
+    let options = ServerOptions { write_timeout: Duration::from_millis(200), ..ServerOptions::default() };
+    with_server(options, EngineOptions { context: Some(2048), ..EngineOptions::default() }, |address| {
+        run(async {
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            // A byte of each answer, and no more for as long as it is not read. Questions whether it lives are answered.
+            client.initial_stream_window_size(1);
+            let (mut client, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+            tokio::spawn(connection);
+            let sent = client.send_request(post("/v1/completions", &long(1900))).await.unwrap();
+            assert_eq!(sent.status(), StatusCode::OK);
+            let is_given_up = || {
+                let page = get(address, "/metrics").body;
+                page.contains("farpost_running{model=\"g\"} 0\n")
+                    && page.contains("farpost_requests_total{model=\"g\",key=\"\",outcome=\"cancelled\"} 1\n")
+            };
+            while !is_given_up() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            drop(sent);
+        });
+    });
+}
+
+#[test]
 fn what_runs_is_finished_when_the_server_ends() {
     let mut server = slow(&["--drain", "600"]);
     run(async {

@@ -1,11 +1,13 @@
 //! Keys while the server runs: read again, limited, and with nothing in common.
 
+use std::io::{Read, Write};
+
 use serde_json::{Value as Json, json};
 
 use crate::access::{KITCHEN, OTHER};
 use crate::chat::{PATH, ask};
-use crate::http::{Reply, head, post_request, raw};
-use crate::program::{Running, TempFile, serve};
+use crate::http::{Reply, connect, head, post_request, raw};
+use crate::program::{Running, TempFile, model, serve};
 use crate::streams::wait_until;
 
 const KITCHEN_HASH: &str = "ba2d46571062179931aa28d5d344080a7895e64de9055ecd59790ad6ede212cb";
@@ -89,4 +91,53 @@ fn keys_do_not_share_what_prompts_begin_with() {
     let server = serve(&["--keys", file.path(), "--share-prefixes"]);
     assert_eq!(cached(&server, KITCHEN), 0);
     assert!(cached(&server, OTHER) > 0);
+}
+
+#[test]
+fn a_key_for_some_models_learns_no_name_of_another() {
+    let all = json!(["infer", "metrics", "admin"]);
+    let (some, every) = (json!({ "scopes": all, "models": ["pocket"] }), json!({ "scopes": all }));
+    let file = TempFile::new("names.json", &keys(&[("kitchen", KITCHEN_HASH, some), ("other", OTHER_HASH, every)]));
+    let config = json!({ "models": [
+        { "name": "pocket" },
+        { "name": "hidden-one", "model": model("tiny-llama.gguf"), "context": 128, "load": "demand" },
+        { "name": "hidden-two", "model": model("gemma-3-270m-q4_k_m.gguf"), "context": 8192, "load": "demand" },
+    ] });
+    let config = TempFile::new("names-config.json", &config.to_string());
+    let server = serve(&["--config", config.path(), "--keys", file.path(), "--memory-cap", "64M", "--drain", "600"]);
+    let bearer = |key: &str| format!("Authorization: Bearer {key}\r\n");
+    let get = |path: &str, key: &str| raw(server.address, head("GET", path, &bearer(key)).as_bytes());
+    let complete = |model: &str, key: &str| {
+        let request = json!({ "model": model, "prompt": "a b", "max_tokens": 2 }).to_string();
+        raw(server.address, post_request("/v1/completions", &request, &bearer(key)).as_bytes())
+    };
+    // Something is known of all of them: counts of one, and why another is not there.
+    complete("hidden-one", OTHER).json(200);
+    complete("hidden-two", OTHER).error(507);
+    let paths = ["/version", "/metrics", "/v1/models", "/admin/models"];
+    for path in paths {
+        let (told, all) = (get(path, KITCHEN), get(path, OTHER));
+        assert_eq!((told.status, all.status), (200, 200), "{path}");
+        assert!(told.body.contains("pocket") && !told.body.contains("hidden"), "{path}: {}", told.body);
+        assert!(all.body.contains("hidden-one") && all.body.contains("hidden-two"), "{path}: {}", all.body);
+    }
+    // The same as of a model that is not there.
+    for (path, method) in [("/admin/models/hidden-one/unload", "POST"), ("/v1/models/hidden-one", "GET")] {
+        let header = format!("Content-Length: 0\r\n{}", bearer(KITCHEN));
+        let found = raw(server.address, head(method, path, &header).as_bytes()).error(404);
+        let none = raw(server.address, head(method, &path.replace("one", "not"), &header).as_bytes()).error(404);
+        let message = found["message"].as_str().unwrap().replace("hidden-one", "hidden-not");
+        assert_eq!((message.as_str(), &found["code"]), (none["message"].as_str().unwrap(), &none["code"]));
+    }
+    // What is wrong with each part is told while it drains.
+    let mut running = connect(server.address);
+    let request = ask(json!({ "n": 64, "temperature": 1, "ignore_eos": true, "stream": true })).to_string();
+    running.write_all(post_request(PATH, &request, &bearer(KITCHEN)).as_bytes()).unwrap();
+    assert!(running.read(&mut [0; 64]).unwrap() > 0);
+    server.signal("TERM");
+    wait_until(|| get("/readyz", KITCHEN).status == 503);
+    let (told, all) = (get("/readyz", KITCHEN), get("/readyz", OTHER));
+    assert_eq!(told.json(503)["models"].as_array().map(Vec::len), Some(3));
+    assert!(told.body.contains("pocket") && !told.body.contains("hidden"), "{}", told.body);
+    assert!(all.body.contains("hidden-two") && all.body.contains("bytes of memory"), "{}", all.body);
 }

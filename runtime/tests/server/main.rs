@@ -12,6 +12,7 @@ mod embedder;
 mod embeddings;
 mod endings;
 mod families;
+mod fields;
 mod heads;
 mod http;
 mod http2;

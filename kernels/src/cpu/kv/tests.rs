@@ -244,3 +244,17 @@ proptest! {
         prop_assert!(cache.paging.is_empty());
     }
 }
+
+/// Sizes that no number holds are refused as memory that is not to be had, not wrapped to some that are.
+#[test]
+fn a_cache_beyond_all_memory_is_refused_with_its_bytes() {
+    let limits = Limits { kv_tokens: 1 << 30, page_tokens: 1 << 16, max_windows: 1 << 20, ..limits(1) };
+    for (n_kv_heads, dim) in [(1 << 20, 1 << 20), (1 << 34, 1 << 30), (usize::MAX / 2, 64)] {
+        let layer = KvLayer { n_kv_heads, key_dim: dim, value_dim: dim, ..layer(None) };
+        assert!(KvCache::bytes_for(std::slice::from_ref(&layer), &limits) >= 1 << 60);
+        match KvCache::try_new(&[layer], &limits).map(|_| ()) {
+            Err(DeviceError::OutOfMemory { needed_bytes, .. }) => assert!(needed_bytes >= 1 << 60),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -6,9 +6,9 @@ use std::arch::x86_64::*;
 use super::drive::{self, Engine};
 use super::drive_floats;
 use super::format::{Format, Unpacked};
-use super::input::{CHUNK, QuantRow};
+use super::input::{CHUNK, Outlier, QuantRow};
 use super::job::{Job, PANEL_ROWS};
-use super::layout::largest_code;
+use super::layout::{code_at, largest_code};
 use super::scalar::Float;
 use super::unpack_avx2::{self, Chunk};
 
@@ -163,6 +163,11 @@ impl Engine for Avx2 {
     }
 
     #[inline(always)]
+    fn adds_outliers<F: Format>() -> bool {
+        F::LAYOUT.is_some()
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> Self::Sum {
         // SAFETY: see the impl.
         unsafe { [_mm256_setzero_ps(); 2] }
@@ -236,6 +241,22 @@ impl Engine for Avx2 {
                 }
             }
             [sum, of_mins]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_outliers<F: Format>(sum: Self::Sum, weights: &Chunk, start: *const u8, input: QuantRow) -> Self::Sum {
+        let mut scales = [0.0; 16];
+        // SAFETY: see the impl. Codes are read where they lie: in registers no place can be named.
+        unsafe {
+            _mm256_storeu_ps(scales.as_mut_ptr(), weights.scales[0]);
+            _mm256_storeu_ps(scales.as_mut_ptr().add(8), weights.scales[1]);
+            let mut products = 0.0_f32;
+            for Outlier { at, value } in input.outliers_of_chunk() {
+                let code = drive::as_multiplied::<Self, F>(code_at::<F>(start, at)) as f32;
+                products = (scales[at / F::SUB] * code).mul_add(value, products);
+            }
+            [_mm256_add_ps(sum[0], _mm256_zextps128_ps256(_mm_set_ss(products))), sum[1]]
         }
     }
 

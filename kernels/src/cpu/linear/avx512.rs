@@ -50,7 +50,7 @@ const TWICE: [i32; 16] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
 // SAFETY (all functions): callers have the instructions; pointers are to whole chunks, as `Engine` demands.
 impl Engine for Avx512 {
     type Weights = Chunk;
-    /// Sub-blocks `n`, `n + 8`, `n + 16`, ... in lane `n`.
+    /// Sub-blocks `n`, `n + 8`, `n + 16`, ... in lane `n`, and after those of a chunk the outlier of its block `n`.
     type Sum = __m256;
     type Floats = __m512;
     const LANES: usize = 16;
@@ -61,6 +61,11 @@ impl Engine for Avx512 {
     #[inline(always)]
     fn takes_offset_back<F: Format>() -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn adds_outliers<F: Format>() -> bool {
+        true
     }
 
     #[inline(always)]
@@ -136,6 +141,33 @@ impl Engine for Avx512 {
                 last(own),
                 _mm256_loadu_ps(input.sums16.add(8)),
             )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_outliers<F: Format>(sum: Self::Sum, weights: &Chunk, _: *const u8, input: QuantRow) -> Self::Sum {
+        // SAFETY: see the impl; a chunk has eight blocks of 32, of which the flags say which have an outlier.
+        unsafe {
+            let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(input.places.cast()));
+            // The word of each, counted in two vectors of codes; then its byte.
+            let of_block = _mm256_setr_epi32(0, 8, 16, 24, 0, 8, 16, 24);
+            let words = _mm512_castsi256_si512(_mm256_add_epi32(_mm256_srli_epi32::<2>(places), of_block));
+            // No closure: that would not be compiled with the instructions.
+            let first = _mm512_permutex2var_epi32(weights.codes[0], words, weights.codes[1]);
+            let last = _mm512_permutex2var_epi32(weights.codes[2], words, weights.codes[3]);
+            let words = _mm256_blend_epi32::<0xF0>(_mm512_castsi512_si256(first), _mm512_castsi512_si256(last));
+            let shifts = _mm256_slli_epi32::<3>(_mm256_and_si256(places, _mm256_set1_epi32(3)));
+            let codes = _mm256_and_si256(_mm256_srlv_epi32(words, shifts), _mm256_set1_epi32(0xFF));
+            let codes = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(i32::from(F::OFFSET))));
+            let scales = if F::SUB == 32 {
+                weights.scales
+            } else {
+                let subs =
+                    _mm256_add_epi32(_mm256_srli_epi32::<4>(places), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+                _mm512_permutexvar_ps(_mm512_castsi256_si512(subs), weights.scales)
+            };
+            let weights = _mm256_mul_ps(_mm512_castps512_ps256(scales), codes);
+            _mm256_mask3_fmadd_ps(weights, _mm256_loadu_ps(input.outliers), sum, *input.flags)
         }
     }
 

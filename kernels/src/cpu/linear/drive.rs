@@ -8,7 +8,6 @@
 use super::format::{Format, Unpacked, unpack_stored};
 use super::input::{CHUNK, Outlier, QuantRow};
 use super::job::{Job, PANEL_ROWS, PANELS};
-use super::layout::{has_one_scale, weight_at};
 use super::scalar::Float;
 
 /// Input rows met with one unpacked chunk.
@@ -41,6 +40,11 @@ pub(crate) trait Engine {
         Self::UNSIGNED
     }
 
+    /// Whether [`Engine::add_outliers`] is there.
+    fn adds_outliers<F: Format>() -> bool {
+        false
+    }
+
     /// Weights to be replaced.
     unsafe fn no_weights() -> Self::Weights;
     /// Unpacks the next chunk of a row, of which `bytes` is the rest. Minima become what the engine adds per sub-block:
@@ -65,6 +69,18 @@ pub(crate) trait Engine {
     unsafe fn zero() -> Self::Sum;
     /// Adds the products of a chunk.
     unsafe fn dot<F: Format>(sum: Self::Sum, weights: &Self::Weights, input: QuantRow) -> Self::Sum;
+    /// Adds the products of a chunk, which was unpacked from `start` on, with outliers of the input: where
+    /// [`Engine::adds_outliers`] says so.
+    #[inline(always)]
+    unsafe fn add_outliers<F: Format>(
+        sum: Self::Sum,
+        weights: &Self::Weights,
+        start: *const u8,
+        input: QuantRow,
+    ) -> Self::Sum {
+        _ = (weights, start, input);
+        sum
+    }
     /// The number a sum stands for.
     unsafe fn total(sum: Self::Sum) -> f32;
     /// Asks for the cache line at an address (which may be anything).
@@ -232,9 +248,9 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
                     continue;
                 }
                 // Minima are there already: they multiply sums that the outliers are part of.
-                if const { E::FEW_REGISTERS && has_one_scale::<F>() } {
-                    for (sum, input) in outliers.iter_mut().zip(&inputs).take(count) {
-                        add_outliers_of_blocks::<E, F>(start, input.advance(chunk), sum);
+                if E::adds_outliers::<F>() {
+                    for (sum, input) in sums.iter_mut().zip(&inputs).take(count) {
+                        *sum = E::add_outliers::<F>(*sum, &weights, start, input.advance(chunk));
                     }
                     continue;
                 }
@@ -249,22 +265,6 @@ unsafe fn flat_rows<E: Engine, F: Format, const MAX: usize>(job: &Job<'_>, start
             for (index, sum) in sums.iter().take(count).enumerate() {
                 *job.out.at(start + index, row) = E::total(*sum) + outliers[index];
             }
-        }
-    }
-}
-
-/// Adds the products of a chunk of a weight row with the outliers of an input row: of types [`has_one_scale`] says, whose
-/// weights are read where they lie.
-///
-/// # Safety
-/// The input row and the weights go on for a chunk.
-#[inline(always)]
-unsafe fn add_outliers_of_blocks<E: Engine, F: Format>(weights: *const u8, input: QuantRow, sum: &mut f32) {
-    // SAFETY: the caller's promise; outliers lie below the columns.
-    unsafe {
-        for Outlier { at, value } in input.outliers_of_chunk() {
-            let (code, scale) = weight_at::<F>(weights, at);
-            *sum = (scale * as_multiplied::<E, F>(code) as f32).mul_add(value, *sum);
         }
     }
 }

@@ -121,7 +121,6 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, rows: [usize; 2], next: [usize;
     // SAFETY: the caller's promises; the scratch holds a chunk of sixteen rows.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); SUMS]; MOST];
-        let mut of_outliers = [_mm512_setzero_ps(); MOST];
         for chunk in 0..n_blocks.div_ceil(per_chunk) {
             let first = chunk * per_chunk;
             let n_blocks = per_chunk.min(n_blocks - first);
@@ -158,10 +157,10 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, rows: [usize; 2], next: [usize;
             }
             ahead.skip(n_subs * per_sub);
             ahead.fetch(at_end);
-            outliers::<F>(job, panel, Codes::Panel(panel.codes), chunk, input_rows.start, &mut of_outliers[..count]);
+            outliers::<F>(job, panel, Codes::Panel(panel.codes), chunk, input_rows.start, &mut sums[..count]);
         }
         for (index, sums) in sums.iter().take(count).enumerate() {
-            put(job, input_rows.start + index, rows, sums, of_outliers[index]);
+            put(job, input_rows.start + index, rows, sums);
         }
     }
 }
@@ -171,16 +170,10 @@ unsafe fn sixteen_rows<F: Format>(job: &Job<'_>, rows: [usize; 2], next: [usize;
 /// # Safety
 /// As [`sixteen_rows`].
 #[inline(always)]
-pub(super) unsafe fn put(
-    job: &Job<'_>,
-    input_row: usize,
-    rows: [usize; 2],
-    sums: &[__m512; SUMS],
-    of_outliers: __m512,
-) {
+pub(super) unsafe fn put(job: &Job<'_>, input_row: usize, rows: [usize; 2], sums: &[__m512; SUMS]) {
     // SAFETY: the caller's promises.
     unsafe {
-        let sum = _mm512_add_ps(sum_of_eight(sums), of_outliers);
+        let sum = sum_of_eight(sums);
         let [first, second] = rows.map(|row| job.out.at(input_row, row));
         _mm256_storeu_ps(first, _mm512_castps512_ps256(sum));
         _mm256_storeu_ps(second, _mm512_extractf32x8_ps::<1>(sum));
@@ -374,8 +367,8 @@ pub(super) enum Codes {
     Woven(Woven),
 }
 
-/// Adds the products of a chunk with the outliers of the input rows. Minima are there already: they multiply sums that
-/// the outliers are part of.
+/// Adds the products of a chunk with the outliers of the input rows, that of block `n` to sum `n`. Minima are there already:
+/// they multiply sums that the outliers are part of.
 ///
 /// # Safety
 /// As [`products`], which were added before; the panel has the scales of the chunk.
@@ -386,9 +379,9 @@ pub(super) unsafe fn outliers<F: Format>(
     codes: Codes,
     chunk: usize,
     start: usize,
-    sums: &mut [__m512],
+    sums: &mut [[__m512; SUMS]],
 ) {
-    for (index, sum) in sums.iter_mut().enumerate() {
+    for (index, sums) in sums.iter_mut().enumerate() {
         let input = job.input.quant_row(start + index).advance(chunk);
         // SAFETY: the caller's promises; outliers lie below the columns, which the panel holds.
         unsafe {
@@ -403,6 +396,7 @@ pub(super) unsafe fn outliers<F: Format>(
                 };
                 let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(i32::from(F::OFFSET))));
                 let scale = _mm512_load_ps(panel.scales.add(ROWS * (at / F::SUB)));
+                let sum = &mut sums[at / 32];
                 *sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, codes), _mm512_set1_ps(value), *sum);
             }
         }

@@ -97,10 +97,10 @@ pub(crate) struct QuantRow {
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for AVX-512"))]
     pub(crate) minus16: *const i32,
     /// Per 32 the value of an outlier, and its place in the block.
-    outliers: *const f32,
-    places: *const u8,
+    pub(crate) outliers: *const f32,
+    pub(crate) places: *const u8,
     /// A byte a chunk: which of its blocks have an outlier.
-    flags: *const u8,
+    pub(crate) flags: *const u8,
 }
 
 impl QuantRow {

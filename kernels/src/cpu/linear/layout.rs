@@ -4,8 +4,7 @@
 //! all types but codebooks and trits (see `codebook`), so that each instruction set can unpack whole chunks into its
 //! registers with code that is written per kind of plane and scale, not per type.
 
-use super::format::{Format, half_value};
-use crate::quant::mx::e8m0_half;
+use super::format::Format;
 
 /// A block type's codes and scales.
 #[derive(Clone, Copy)]
@@ -122,39 +121,36 @@ pub(super) const fn largest_code<F: Format>() -> usize {
     }
 }
 
-/// Whether blocks are of 32 weights with one scale, so that [`weight_at`] has little to read.
-pub(super) const fn has_one_scale<F: Format>() -> bool {
-    F::LEN == 32 && F::SUB == 32 && F::LAYOUT.is_some()
-}
-
-/// The code (after its table) and the scale of one weight of a row that begins at `row`, of a type [`has_one_scale`] says.
+/// The code (after its table) of one weight of a row that begins at `row`, of a type with a [`Layout`].
 ///
 /// # Safety
 /// The weight is there.
 #[inline(always)]
-pub(super) unsafe fn weight_at<F: Format>(row: *const u8, at: usize) -> (u8, f32) {
-    let (block, weight) = (row.wrapping_add(at / 32 * F::BYTES), at % 32);
-    let Some(Layout { low, high, scales }) = F::LAYOUT else { return (0, 0.0) };
+pub(super) unsafe fn code_at<F: Format>(row: *const u8, at: usize) -> u8 {
+    let (block, weight) = (row.wrapping_add(at / F::LEN * F::BYTES), at % F::LEN);
+    let Some(Layout { low, high, .. }) = F::LAYOUT else { return 0 };
     // SAFETY: the caller's promise: the block is there.
     unsafe {
-        let (byte, up) = low.place(weight);
-        let byte = *block.add(low.at + byte);
-        let mut code = if low.bits == 8 { byte ^ 0x80 } else { byte >> up & ((1 << low.bits) - 1) };
-        if let High::Word(at) = high {
-            let word = block.add(at).cast::<u32>().read_unaligned();
-            code |= ((u32::from_le(word) >> weight & 1) as u8) << low.bits;
-        }
-        if let Some(table) = F::TABLE {
-            code = table[usize::from(code & 15)];
-        }
-        let scale = match scales {
-            Scales::Half { d } | Scales::HalfAndMin { d, .. } => {
-                half_value(u16::from_le(block.add(d).cast::<u16>().read_unaligned()))
-            }
-            Scales::Exponent => e8m0_half(*block),
-            _ => 0.0,
+        let bits_of = |planes: Planes| {
+            let (byte, up) = planes.place(weight);
+            *block.add(planes.at + byte) >> up & (u8::MAX >> (8 - planes.bits))
         };
-        (code, scale)
+        let mut code = bits_of(low);
+        if low.bits == 8 {
+            code ^= 0x80;
+        }
+        match high {
+            High::None => {}
+            High::Word(at) => {
+                let word = block.add(at).cast::<u32>().read_unaligned();
+                code |= ((u32::from_le(word) >> weight & 1) as u8) << low.bits;
+            }
+            High::Planes(planes) => code |= bits_of(planes) << low.bits,
+        }
+        match F::TABLE {
+            Some(table) => table[usize::from(code & 15)],
+            None => code,
+        }
     }
 }
 

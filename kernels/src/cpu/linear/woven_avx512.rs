@@ -178,7 +178,6 @@ unsafe fn few_rows<F: Format, const N: usize>(job: &Job<'_>, row: usize, start: 
     // SAFETY: the caller's promises; the scratch holds a chunk of sixteen rows.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); SUMS]; N];
-        let mut of_outliers = [_mm512_setzero_ps(); N];
         for chunk in 0..n_chunks {
             let inputs = Inputs::new::<F>(job.input, chunk, start).opaque();
             let first = blocks;
@@ -205,10 +204,10 @@ unsafe fn few_rows<F: Format, const N: usize>(job: &Job<'_>, row: usize, start: 
                 inputs.add((block, F::SUB), scale, min, products, sums.as_mut_ptr().cast());
                 blocks = blocks.advance::<F>(1);
             }
-            outliers::<F>(job, panel, Codes::Woven(first), chunk, start, &mut of_outliers);
+            outliers::<F>(job, panel, Codes::Woven(first), chunk, start, &mut sums);
         }
         for (index, sums) in sums.iter().enumerate() {
-            put(job, start + index, [row, row + ROWS / 2], sums, of_outliers[index]);
+            put(job, start + index, [row, row + ROWS / 2], sums);
         }
     }
 }

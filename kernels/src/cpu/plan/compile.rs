@@ -168,12 +168,15 @@ pub(in crate::cpu) fn compile(
         stages.stages.iter().map(|stage| inputs_of(stage, &mut inputs, max_rows)).collect();
 
     let kv_bytes = KvCache::bytes_for(graph.kv_layers(), limits);
-    let scratch_bytes = layout.bytes()
-        + inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(isa, *kind, *rows, *cols)).sum::<u64>()
-        + MoeRoom::bytes_for(expert_layers(&stages), max_rows)
-        + Block::<f32>::bytes_for(sizes.partials)
-        + Block::<f32>::bytes_for(sizes.angles)
-        + n_workers as u64 * sizes.local_bytes(isa, &inputs);
+    let of_inputs = inputs.shapes.iter().map(|(kind, rows, cols)| Input::bytes_for(isa, *kind, *rows, *cols));
+    let of_rest = [
+        layout.bytes(),
+        MoeRoom::bytes_for(expert_layers(&stages), max_rows),
+        Block::<f32>::bytes_for(sizes.partials),
+        Block::<f32>::bytes_for(sizes.angles),
+        sizes.local_bytes(isa, &inputs).saturating_mul(n_workers as u64),
+    ];
+    let scratch_bytes = of_inputs.chain(of_rest).fold(0, u64::saturating_add);
     if let Some(cap) = limits.memory_cap {
         for (what, needed_bytes, free_bytes) in
             [("scratch", scratch_bytes, cap), ("keys and values", kv_bytes, cap.saturating_sub(scratch_bytes))]
@@ -188,7 +191,7 @@ pub(in crate::cpu) fn compile(
     let team = Team::new(n_workers)
         .map_err(|error| DeviceError::NoThreads { threads: n_workers, reason: error.to_string() })?;
     // One part lacks memory: what all of them need is what people can act on.
-    let needed_bytes = scratch_bytes + kv_bytes;
+    let needed_bytes = scratch_bytes.saturating_add(kv_bytes);
     let of_all = move |error| match error {
         DeviceError::OutOfMemory { .. } => {
             DeviceError::OutOfMemory { what: "scratch, keys and values", needed_bytes, free_bytes: None }

@@ -206,7 +206,7 @@ fn limits_are_checked_before_anything_is_allocated() {
     let tight = Limits { kv_type: KvType::F32, ..Limits::default() };
     assert_eq!(
         compile(Limits { max_rows: 0, ..tight.clone() }),
-        Some("refused: limit max_rows is 0, expected 1 to 1073741824".to_owned())
+        Some("refused: limit max_rows is 0, expected 1 to 1048576".to_owned())
     );
     assert_eq!(
         compile(Limits { kv_type: KvType::Q8_0, ..tight.clone() }),

@@ -8,13 +8,13 @@ use farpost::engine::EngineError;
 use farpost_kernels::backend::{
     Activations, Backend, Batch, DeviceError, KvType, Limits, Output, Plan, Row, Sequence, Want, WantKind,
 };
-use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::roof::Roof;
 
 use super::energy::Counters;
 use super::statistics::median;
 use super::work::{self, Bound, Rates};
 use super::workload::Workload;
+use crate::device;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
@@ -39,6 +39,8 @@ pub struct Settings {
     pub kv_type: KvType,
     pub activations: Activations,
     pub memory_cap: Option<u64>,
+    /// Whether the roof that is measured is that of the device.
+    pub has_roof: bool,
 }
 
 /// What was measured of one test.
@@ -108,7 +110,12 @@ pub struct Bench<'m> {
 
 impl<'m> Bench<'m> {
     /// Compiles `model` with room for each of `workloads`.
-    pub fn new(model: &'m Model, cpu: &Cpu, workloads: &[Workload], settings: Settings) -> Result<Self, Failure> {
+    pub fn new(
+        model: &'m Model,
+        device: &dyn Backend,
+        workloads: &[Workload],
+        settings: Settings,
+    ) -> Result<Self, Failure> {
         let defaults = Limits::default();
         let most = |of: &dyn Fn(&Workload) -> usize| workloads.iter().map(of).max().unwrap_or(0);
         let chunk_rows = most(&|workload| workload.prompt.max(workload.depth)).clamp(1, defaults.max_rows);
@@ -125,9 +132,15 @@ impl<'m> Bench<'m> {
             memory_cap: settings.memory_cap,
             ..defaults
         };
-        let plan = cpu.compile(model.graph(), &limits).map_err(refused)?;
+        let plan = device.compile(model.graph(), &limits).map_err(refused)?;
         let (batch, output) = (Batch::default(), Output::default());
         Ok(Self { model, plan, settings, chunk_rows, batch, output })
+    }
+
+    /// Where the model is computed, if not on the processor alone.
+    pub fn told(&self, device: &dyn Backend) -> Option<String> {
+        let (n_dispatches, placement) = (self.plan.n_dispatches(), self.plan.placement());
+        n_dispatches.map(|_| device::told(device, n_dispatches, placement))
     }
 
     /// Runs one test.
@@ -161,7 +174,7 @@ impl<'m> Bench<'m> {
             let seconds = time.as_secs_f64().max(1e-9);
             let (least_seconds, bound) = work::least_seconds(&work, &beside);
             rates.push(n_tokens / seconds);
-            if beside.read_bytes_per_second.is_some() {
+            if self.settings.has_roof && beside.read_bytes_per_second.is_some() {
                 shares.push(least_seconds / seconds);
             }
             roofs.push(beside);

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 
 use farpost::Model;
 use farpost::engine::EngineError;
-use farpost_kernels::cpu::Cpu;
 use farpost_kernels::cpu::isa::Isa;
 use farpost_kernels::cpu::roof::Roof;
 
 use super::console::Console;
+use super::device::{BackendChoice, GpuLayers};
 use super::exit::Failure;
 use super::generation::{ActivationsChoice, KvChoice};
 use super::interrupt::Interrupt;
@@ -76,6 +76,19 @@ pub struct Args {
     #[arg(id = "threads", long, value_name = "LIST", value_delimiter = ',',
         allow_negative_numbers = true, value_parser = amount::whole::<u16>(1..=256))]
     threads: Vec<u16>,
+    /// Device to compute on: cpu, wgpu (graphics) or auto; shares of the roof are told of the processor alone
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        env = "FARPOST_BACKEND",
+        hide_env = true,
+        default_value = "cpu",
+        hide_possible_values = true
+    )]
+    backend: BackendChoice,
+    /// Layers to compute on a device beside the processor, the last ones: a number, or auto for as many as have room
+    #[arg(long, value_name = "N", default_value = "auto")]
+    gpu_layers: GpuLayers,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "f16")]
     kv_type: Vec<KvChoice>,
@@ -149,9 +162,13 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let workloads = args.workloads(&model)?;
     let machine = Machine::look();
     let counters = Counters::find();
+    let device = device::backend(args.backend, args.gpu_layers, console)?;
+    let info = device.describe();
+    let is_cpu = info.backend == "cpu";
+    let isa_name = if is_cpu { isa.name().to_owned() } else { format!("{}: {}", info.backend, info.name) };
     let about = About {
         model: &model,
-        isa: isa.name(),
+        isa: &isa_name,
         machine: &machine,
         repetitions: args.repetitions().counted,
         has_energy: counters.is_some(),
@@ -172,8 +189,12 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
             let mut roof = Roof::new(isa, threads, machine.most_bytes()).map_err(EngineError::from)?;
             told.roofs.push((threads, measure::first_look(&mut roof)?));
             for &KvChoice(kv_type) in &args.kv_type {
-                let settings = Settings { threads, kv_type, activations: args.activations.0, memory_cap: cap(args) };
-                let mut bench = Bench::new(&model, &Cpu::new(isa), &workloads, settings)?;
+                let activations = args.activations.0;
+                let settings = Settings { threads, kv_type, activations, memory_cap: cap(args), has_roof: is_cpu };
+                let mut bench = Bench::new(&model, &*device, &workloads, settings)?;
+                if let Some(how) = bench.told(&*device) {
+                    course.progress.aside(|| console.say(&how));
+                }
                 for workload in &workloads {
                     let outcome = bench.run(workload, args.repetitions(), &mut roof, counters.as_ref(), &mut course)?;
                     course.progress.aside(|| console.detail(&report::in_short(&outcome)));

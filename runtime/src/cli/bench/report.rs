@@ -30,7 +30,7 @@ pub enum Format {
 #[derive(Debug)]
 pub struct About<'a> {
     pub model: &'a Model,
-    pub isa: &'static str,
+    pub isa: &'a str,
     /// As it was before anything was measured.
     pub machine: &'a Machine,
     pub repetitions: usize,

@@ -54,6 +54,7 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     let options = args.generation.options(&args.sampling, args.model.is_built_in())?;
     let model = args.model.load(args.generation.memory.context, args.packed, console)?;
+    model::expect_writer(&model)?;
     let interrupt = Interrupt::listen_for_answers()?;
     let mut session = device::open(model, &args.generation.memory, console)?;
     let model = std::sync::Arc::clone(session.model());

@@ -43,6 +43,8 @@ struct Findings {
     threads: usize,
     bandwidth: Option<Bandwidth>,
     backends: Vec<backends::Finding>,
+    /// What models run on unless otherwise asked, and why.
+    choice: String,
     models: Library,
 }
 
@@ -55,11 +57,13 @@ pub fn run(args: &Args, console: &Console) -> Result<(), Failure> {
     if !args.quick {
         console.detail(&format!("reading memory on {threads} threads"));
     }
+    let (backends, choice) = backends::all(&chosen);
     let findings = Findings {
         available: Isa::available(),
         threads,
         bandwidth: (!args.quick).then(|| bandwidth(&chosen, threads, machine.most_bytes())).flatten(),
-        backends: backends::all(&chosen),
+        backends,
+        choice,
         models: Library::of_user(),
         machine,
         chosen,

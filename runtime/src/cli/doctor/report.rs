@@ -22,6 +22,7 @@ pub fn text(findings: &Findings, paint: Paint) -> String {
             Err(why) => out.line(finding.backend, &paint.dim(why)),
         }
     }
+    out.line("chosen", &one_line(&findings.choice));
     models(&mut out, findings);
     out.text
 }
@@ -158,6 +159,7 @@ pub fn json(findings: &Findings) -> Json {
         },
         "threads": findings.threads,
         "backends": backends.collect::<Vec<_>>(),
+        "chosen": findings.choice,
         "models": {
             "built_in": crate::model::pocket_bytes().map(|bytes| json!({ "name": "pocket", "size_bytes": bytes })),
             "folder": library.folder(),

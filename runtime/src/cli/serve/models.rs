@@ -7,10 +7,12 @@ use std::time::Duration;
 use farpost::engine::{EngineOptions, Models, ModelsOptions, Opened, Sampling, Speculate};
 use farpost::server::{Config, ModelConfig, Served};
 use farpost::{Library, Model, ModelError, ModelOptions};
+use farpost_kernels::placed::Layers;
 use farpost_models::gguf::File;
 use farpost_models::template::ChatTemplate;
 
 use crate::console::Console;
+use crate::device::GpuLayers;
 use crate::exit::{Exit, Failure};
 use crate::generation::{MemoryArgs, SpeculateChoice};
 use crate::machine::Machine;
@@ -161,7 +163,8 @@ impl ModelsArgs {
             memory_cap: config.memory_cap.or_else(|| device::memory_cap(&self.memory)),
             idle: config.idle.or(self.idle_unload.map(Duration::from_secs)),
         };
-        let (console, backends) = (console.clone(), device::backends(self.memory.backend, console)?);
+        let layers = config.gpu_layers.map_or(self.memory.gpu_layers, |n_layers| GpuLayers(Layers::Last(n_layers)));
+        let (console, backends) = (console.clone(), device::backends(self.memory.backend, layers, console)?);
         let open = move |name: &str| match openings.get(name) {
             Some(opening) => opening.open(&console),
             // The server asks for names that are served only, so this is nobody's.

@@ -14,6 +14,12 @@ use super::{EngineError, Fault, Grammar, LONGEST_FORM, LONGEST_REGEX, OBJECT, de
 
 /// Bytes that a form's parser may come to, with its first step and while a text is written.
 pub(crate) const MOST_BYTES: usize = 4 << 20;
+/// Bytes that it may come to beside these for each token of the text: it keeps what the text may be at each place.
+pub(crate) const TOKEN_BYTES: usize = 1 << 10;
+/// Bytes of an item of a row, in a vector that may be half empty.
+const ITEM_BYTES: usize = 24;
+/// Bytes that are kept of each byte of the text: where it stands, and what the lexer is at.
+const TEXT_BYTES: usize = 96;
 /// Time that making a form ready may take.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -68,6 +74,9 @@ pub(crate) struct Constraint {
     mask: SimpleVob,
     /// The mask is that of what comes next.
     is_ready: bool,
+    /// Tokens of the text, and items of the rows that these made.
+    n_tokens: usize,
+    n_items: usize,
 }
 
 impl Constraint {
@@ -126,7 +135,8 @@ impl Constraint {
         parser.start_without_prompt();
         check_time(start)?;
         let (stops, mask) = (Arc::clone(&vocabulary.stops), SimpleVob::new());
-        let mut constraint = Self { parser, stops, n_vocab: vocabulary.n_vocab, mask, is_ready: false };
+        let (n_vocab, is_ready, n_tokens, n_items) = (vocabulary.n_vocab, false, 0, 0);
+        let mut constraint = Self { parser, stops, n_vocab, mask, is_ready, n_tokens, n_items };
         constraint.work_out().map_err(|reason| match reason {
             DEAD_END => Fault::whole("no text has it"),
             _ => spread::too_large(),
@@ -173,7 +183,13 @@ impl Constraint {
     }
 
     fn check_bytes(&self) -> Result<(), &'static str> {
-        if self.parser.parser.lexer_stats().num_bytes > MOST_BYTES { Err(TOO_LARGE) } else { Ok(()) }
+        if self.n_bytes() > MOST_BYTES + self.n_tokens * TOKEN_BYTES { Err(TOO_LARGE) } else { Ok(()) }
+    }
+
+    /// What the parser has come to: its lexer, and its rows, which are as many as the text is long.
+    fn n_bytes(&self) -> usize {
+        let parser = &self.parser.parser;
+        parser.lexer_stats().num_bytes + self.n_items * ITEM_BYTES + parser.get_bytes().len() * TEXT_BYTES
     }
 
     /// Why the parser stopped.
@@ -216,12 +232,15 @@ impl Constraint {
         if self.stops.contains(&id) {
             return Ok(());
         }
+        let n_before = self.parser.parser.stats().all_items;
         let parser = &mut self.parser;
         let took = catch_unwind(AssertUnwindSafe(|| {
             let backtracked = parser.consume_token(id).ok()?;
             parser.check_stop().ok()?;
             (backtracked == 0).then_some(())
         }));
+        self.n_tokens += 1;
+        self.n_items += self.parser.parser.stats().all_items.saturating_sub(n_before);
         match took {
             Ok(Some(())) => self.check_bytes(),
             Ok(None) => Err(self.why()),
@@ -262,8 +281,9 @@ fn fault(grammar: &Grammar, error: &str) -> Fault {
 
 impl Clone for Constraint {
     fn clone(&self) -> Self {
-        let (stops, mask) = (Arc::clone(&self.stops), self.mask.clone());
-        Self { parser: self.parser.deep_clone(), stops, n_vocab: self.n_vocab, mask, is_ready: self.is_ready }
+        let (parser, stops, mask) = (self.parser.deep_clone(), Arc::clone(&self.stops), self.mask.clone());
+        let Self { n_vocab, is_ready, n_tokens, n_items, .. } = *self;
+        Self { parser, stops, n_vocab, mask, is_ready, n_tokens, n_items }
     }
 }
 
@@ -278,8 +298,8 @@ mod tests {
     use super::*;
     use crate::model::{Model, ModelOptions};
 
-    /// Writes what the parser allows first, again and again, and tells the bytes of its tables.
-    fn bytes(model: &Model, grammar: &Grammar) -> usize {
+    /// Writes what the parser allows first, again and again, and tells the bytes of its tables, and of its rows a token.
+    fn bytes(model: &Model, grammar: &Grammar) -> (usize, usize) {
         let mut constraint = super::super::compile(model, grammar).unwrap();
         for step in 0..60 {
             constraint.advance().unwrap();
@@ -290,7 +310,31 @@ mod tests {
             }
             constraint.push(id).unwrap();
         }
-        constraint.parser.parser.lexer_stats().num_bytes
+        let of_lexer = constraint.parser.parser.lexer_stats().num_bytes;
+        (of_lexer, (constraint.n_bytes() - of_lexer) / constraint.n_tokens.max(1))
+    }
+
+    /// A grammar of which each byte of a text may be many things at once.
+    #[test]
+    fn rows_of_a_text_that_may_be_many_things_are_bounded() {
+        let model = Model::pocket().unwrap();
+        let rules: String = (0..60).map(|n| format!("r{n}: \"a\" r{}? | \"a\" s\n", (n + 1) % 60)).collect();
+        let starts: Vec<String> = (0..60).map(|n| format!("r{n}")).collect();
+        let lark = format!("start: ({})+\ns: \"a\"*\n{rules}", starts.join(" | "));
+        let mut constraint = super::super::compile(&model, &Grammar::Lark(lark)).unwrap();
+        let mut n_bytes = 0;
+        let ended = (0..20_000).find_map(|_| {
+            constraint.advance().err().or_else(|| {
+                let id = constraint.mask.iter().find(|id| !constraint.stops.contains(id))?;
+                let pushed = constraint.push(id).err();
+                if pushed.is_none() {
+                    n_bytes = constraint.n_bytes();
+                }
+                pushed
+            })
+        });
+        assert_eq!(ended, Some(TOO_LARGE));
+        assert!(n_bytes <= MOST_BYTES + constraint.n_tokens * TOKEN_BYTES, "{n_bytes} of {}", constraint.n_tokens);
     }
 
     #[test]
@@ -312,9 +356,9 @@ mod tests {
             Grammar::JsonSchema(r#"{"type": "string", "maxLength": 20000}"#.to_owned()),
         ] {
             for model in &models {
-                let bytes = bytes(model, &grammar);
-                println!("{bytes:>9} {}", format!("{grammar:?}").chars().take(60).collect::<String>());
-                assert!(bytes < MOST_BYTES / 2, "{bytes}: {grammar:?}");
+                let (bytes, of_token) = bytes(model, &grammar);
+                println!("{bytes:>9} {of_token:>5} {}", format!("{grammar:?}").chars().take(60).collect::<String>());
+                assert!(bytes < MOST_BYTES / 2 && of_token < TOKEN_BYTES, "{bytes}, {of_token}: {grammar:?}");
             }
         }
     }

@@ -6,6 +6,8 @@ use super::{EngineError, Fault, Grammar};
 
 /// There are no parsers.
 pub(crate) const MOST_BYTES: usize = 0;
+/// Nor rows.
+pub(crate) const TOKEN_BYTES: usize = 0;
 
 /// Nothing is known of tokens.
 pub(crate) struct Vocabulary;

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value as Json, json};
 
 use super::{Fault, pattern};
+use crate::kind::kind;
 use disjoint::Comparison;
 
 /// Subschemas that a schema may have.
@@ -434,18 +435,6 @@ fn is_countable(number: f64) -> bool {
     let scaled =
         (0..=6).map(|digits| number * 10f64.powi(digits)).find(|scaled| (scaled - scaled.round()).abs() < 1e-9);
     scaled.is_some_and(|scaled| (1.0..=MOST_PARTS).contains(&scaled))
-}
-
-/// What a value is, for messages.
-fn kind(json: &Json) -> &'static str {
-    match json {
-        Json::Null => "null",
-        Json::Bool(_) => "a boolean",
-        Json::Number(_) => "a number",
-        Json::String(_) => "a string",
-        Json::Array(_) => "an array",
-        Json::Object(_) => "an object",
-    }
 }
 
 /// A value, or what it is if that is long.

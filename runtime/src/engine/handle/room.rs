@@ -14,6 +14,8 @@ use crate::engine::sampler::Sampler;
 use crate::engine::stream;
 use crate::model::Model;
 
+/// What a request takes beside keys and values.
+const WHAT: &str = "the text and its choosing";
 /// A token of a text: itself, in a vector that may be half empty, its share of hashes, and of who holds them.
 const TOKEN_BYTES: u64 = 8 + 12;
 /// The parser of a form.
@@ -43,7 +45,8 @@ fn choice_bytes(request: &Request, n_vocab: usize, most_tokens: u64, most_events
         Speculate::Draft { max_draft } if !request.reproducible => (0, 1 + max_draft),
         _ => (0, 1),
     };
-    let form = if options.grammar.is_some() { FORM_BYTES } else { 0 };
+    let of_rows = most_tokens.saturating_mul(grammar::TOKEN_BYTES as u64);
+    let form = if options.grammar.is_some() { FORM_BYTES.saturating_add(of_rows) } else { 0 };
     let choosing = Sampler::bytes_for(&options.sampling, options.grammar.is_some(), n_vocab, most_tokens, n_answers);
     let events = most_events.saturating_mul(stream::event_bytes(options.sampling.logprobs));
     let text = most_tokens.saturating_mul(TOKEN_BYTES);
@@ -53,14 +56,30 @@ fn choice_bytes(request: &Request, n_vocab: usize, most_tokens: u64, most_events
 impl Inner {
     /// Holds what a request takes, or refuses it.
     pub(super) fn charge(&self, request: &Request) -> Result<Charge, Refusal> {
-        let needed_bytes = self.request_bytes(request);
-        self.ledger.charge(Holder::Requests, needed_bytes).map_err(|short| Refusal::Memory {
-            what: "the text and its choosing",
-            tokens: request.prompt.len(),
-            needed_bytes,
-            allowed_bytes: short.free_bytes,
-            retry_after: (needed_bytes <= short.most_bytes).then(|| self.until_place()),
+        self.hold(WHAT, request.prompt.len(), self.request_bytes(request))
+    }
+
+    /// Holds so many bytes for a request with so many tokens of prompts, or refuses it.
+    pub(super) fn hold(&self, what: &'static str, tokens: usize, needed_bytes: u64) -> Result<Charge, Refusal> {
+        self.ledger.charge(Holder::Requests, needed_bytes).map_err(|short| {
+            let may_fit = needed_bytes <= short.most_bytes;
+            let allowed_bytes = if may_fit { short.free_bytes } else { short.most_bytes };
+            let retry_after = may_fit.then(|| self.until_place());
+            Refusal::Memory { what, tokens, needed_bytes, allowed_bytes, retry_after }
         })
+    }
+
+    /// Whether a request would fit if there were no other, and so many bytes beside it.
+    #[cfg(feature = "server")]
+    pub(super) fn check_room(&self, request: &Request, beside: u64) -> Result<(), Refusal> {
+        let needed_bytes = self.request_bytes(request).saturating_add(beside);
+        match self.ledger.most().filter(|most| needed_bytes > *most) {
+            None => Ok(()),
+            Some(allowed_bytes) => {
+                let tokens = request.prompt.len();
+                Err(Refusal::Memory { what: WHAT, tokens, needed_bytes, allowed_bytes, retry_after: None })
+            }
+        }
     }
 
     fn request_bytes(&self, request: &Request) -> u64 {

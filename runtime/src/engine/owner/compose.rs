@@ -136,9 +136,10 @@ impl Owner {
         }
     }
 
-    /// Rows of one prompt in a step beside `n_answers`, by what is known of costs.
-    pub(super) fn prompt_rows(&self, n_answers: usize) -> Option<usize> {
-        let rows = self.costs.rows_within(self.pace_ms(n_answers, 1)?, n_answers, self.sizes.limits.max_rows);
+    /// Rows of so many prompts, all together, in a step beside `n_answers`, by what is known of costs.
+    pub(super) fn prompt_rows(&self, n_answers: usize, n_prompts: usize) -> Option<usize> {
+        let ms = self.pace_ms(n_answers, n_prompts)?;
+        let rows = self.costs.rows_within(ms, n_answers, self.sizes.limits.max_rows);
         Some(rows.saturating_sub(n_answers).max(LEAST_ROWS_BESIDE))
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Owner;
+use super::choice::Choice;
 use crate::engine::request::Priority;
 
 /// Tokens left to run.
@@ -44,8 +45,43 @@ pub(in crate::engine) struct Load {
     /// Milliseconds that a position adds to a step of answers.
     pub(super) answer_position_ms: f64,
     pub(super) mean_answer: f64,
+    /// Milliseconds until a place in the queue is free; `None` before a step was measured.
+    pub(super) place_ms: Option<f64>,
     /// What steps would take if nothing else ran.
     pub(super) idle: Idle,
+}
+
+/// How often answers come to an end of their own, of those that ended lately: before any limit of theirs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ends {
+    n_ends: f64,
+    n_tokens: f64,
+}
+
+impl Ends {
+    /// Weight of all answers before the latest.
+    const KEPT: f64 = 0.95;
+
+    /// An answer of so many tokens ended.
+    pub(super) fn learn(&mut self, n_tokens: usize, is_own: bool) {
+        self.n_ends = Self::KEPT * self.n_ends + f64::from(u8::from(is_own));
+        self.n_tokens = Self::KEPT * self.n_tokens + n_tokens as f64;
+    }
+
+    /// Ends a token.
+    fn rate(&self) -> f64 {
+        self.n_ends / self.n_tokens.max(1.0)
+    }
+}
+
+/// Milliseconds as a time. There is no longest answer: what no clock would see is as long as can be.
+fn time(ms: f64) -> Duration {
+    Duration::try_from_secs_f64(ms / 1e3).unwrap_or(Duration::MAX)
+}
+
+/// The mean time to an end that comes at random, so often in a unit of time, but at `most` then.
+fn mean_until(rate: f64, most: f64) -> f64 {
+    if rate * most < 1e-6 { most } else { (1.0 - (-rate * most).exp()) / rate }
 }
 
 /// Milliseconds of steps of one request alone.
@@ -86,7 +122,7 @@ impl Load {
             _ => self.full_step_ms,
         };
         let own_ms = answer * n_rounds as f64 * step_ms;
-        Some(Duration::from_secs_f64((prompts_ms + wait_ms + own_ms) / 1e3))
+        Some(time(prompts_ms + wait_ms + own_ms))
     }
 
     /// How things would stand with nothing to do.
@@ -98,10 +134,7 @@ impl Load {
 
     /// Time until a place in the queue is free; `None` before anything was measured.
     pub(in crate::engine) fn until_place(&self) -> Option<Duration> {
-        self.prompt_row_ms?;
-        let all = self.ahead(Priority::Low);
-        let per_choice = all.answer / all.n_choices.max(1) as f64;
-        Some(Duration::from_secs_f64(per_choice * self.full_step_ms / self.max_running.max(1) as f64 / 1e3))
+        self.place_ms.map(time)
     }
 
     fn ahead(&self, priority: Priority) -> Backlog {
@@ -137,7 +170,7 @@ impl Owner {
         load.full_step_ms = costs.step_ms(self.max_running).unwrap_or(0.0);
         let prompt_rows = match n_answers {
             0 => Some(max_rows),
-            n => self.prompt_rows(n),
+            n => self.prompt_rows(n, 1),
         };
         if let Some(rows) = prompt_rows {
             load.prompt_row_ms = costs.step_ms_at(n_answers + rows, positions).map(|ms| ms / rows as f64);
@@ -149,7 +182,53 @@ impl Owner {
             answer_step_ms: costs.step_ms_at(1, 0.0).unwrap_or(0.0),
             answer_position_ms: costs.attention(1).0,
         };
+        load.place_ms = self.place_ms(&load);
         load
+    }
+
+    /// Milliseconds until a place in the queue is free: then the first request of which nothing has begun is begun. Before
+    /// it come further choices of those that have, and whoever has lost a place.
+    fn place_ms(&self, load: &Load) -> Option<f64> {
+        load.prompt_row_ms?;
+        let has_queue = self.waiting.iter().any(|choice| choice.begun.is_none() && choice.index == 0);
+        if !has_queue || self.running.is_empty() {
+            return Some(load.full_step_ms);
+        }
+        let n_answers = self.running.iter().filter(|choice| choice.is_decoding()).count();
+        let n_prompts = self.running.len() - n_answers;
+        let rows = match n_answers {
+            0 => self.sizes.limits.max_rows,
+            n => self.prompt_rows(n, n_prompts.max(1))?,
+        };
+        // Steps are longer for as long as there are prompts.
+        let mixed_ms = self.costs.step_ms(n_answers + rows)?.max(f64::MIN_POSITIVE);
+        let row_ms = mixed_ms / rows as f64;
+        let step_ms = load.answer_step_ms.max(f64::MIN_POSITIVE);
+        let steps_ms = |n_tokens: f64, prompts_ms: f64| match n_tokens * mixed_ms {
+            ms if ms <= prompts_ms => ms,
+            _ => prompts_ms + (n_tokens - prompts_ms / mixed_ms) * step_ms,
+        };
+        let left = |choice: &Choice| choice.most_tokens(self.sizes.context).saturating_sub(choice.tokens.len()) as f64;
+        let prompt_ms = |choice: &Choice| if choice.is_decoding() { 0.0 } else { choice.n_missing() as f64 * row_ms };
+        let all_prompts_ms: f64 = self.running.iter().map(prompt_ms).sum();
+        // One prompt is read after the other.
+        let ends = self.running.iter().scan(0.0, |read_ms, choice| {
+            *read_ms += prompt_ms(choice);
+            let begins_ms = if choice.is_decoding() { 0.0 } else { *read_ms };
+            Some(begins_ms + steps_ms(left(choice), all_prompts_ms - begins_ms))
+        });
+        let rate = self.ends.rate();
+        let first_ms = mean_until(rate * n_answers as f64 / step_ms, ends.fold(f64::INFINITY, f64::min));
+        let nested = self.running.iter().flat_map(|choice| &choice.siblings);
+        let before = self.waiting.iter().filter(|choice| choice.begun.is_some() || choice.index > 0).chain(nested);
+        let before_ms: f64 = before
+            .map(|choice| {
+                // What lost its place is read again; further choices share their prompt.
+                let n_missing = if choice.begun.is_some() { choice.n_missing() as f64 } else { 0.0 };
+                n_missing * row_ms + mean_until(rate, left(choice)) * step_ms
+            })
+            .sum();
+        Some(first_ms + before_ms / self.running.len() as f64)
     }
 }
 
@@ -165,6 +244,12 @@ mod tests {
     fn nothing_is_estimated_before_a_step_was_measured() {
         assert_eq!(Load::default().estimate(Priority::High, 1, Some(1), 1), None);
         assert_eq!(Load::default().until_place(), None);
+    }
+
+    #[test]
+    fn an_answer_without_end_takes_as_long_as_can_be() {
+        let load = Load { max_running: 2, prompt_row_ms: Some(0.5), answer_step_ms: 1e7, ..Load::default() };
+        assert_eq!(load.estimate(Priority::Normal, 1, Some(usize::MAX), 1), Some(Duration::MAX));
     }
 
     #[test]
@@ -185,7 +270,17 @@ mod tests {
         assert_eq!(ms(&load, Priority::High, Some(8), 1), 50 + 80);
         assert_eq!(ms(&load, Priority::Normal, Some(8), 1), 55 + 600 + 80);
         assert_eq!(ms(&load, Priority::Low, Some(8), 1), 55 + 600 + 80);
-        assert_eq!(load.until_place().unwrap().as_millis(), 300);
+    }
+
+    #[test]
+    fn ends_at_random_come_sooner_than_the_limit() {
+        assert_eq!(mean_until(0.0, 50.0), 50.0);
+        assert!((mean_until(0.1, 1e6) - 10.0).abs() < 1e-9);
+        assert!((9.9..10.0).contains(&mean_until(0.1, 50.0)));
+        let mut ends = Ends::default();
+        assert_eq!(ends.rate(), 0.0);
+        (0..200).for_each(|number| ends.learn(20, number % 2 == 0));
+        assert!((0.02..0.03).contains(&ends.rate()));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) mod hold;
 mod hold_tests;
 mod no_plan;
 mod pace;
+#[cfg(all(test, feature = "pocket"))]
+mod place_tests;
 pub(super) mod prefixes;
 #[cfg(all(test, feature = "pocket"))]
 mod room_tests;
@@ -54,6 +56,7 @@ use crate::model::Model;
 use choice::{Choice, ms};
 use compose::Part;
 use costs::Costs;
+use estimate::Ends;
 pub(super) use estimate::Load;
 use hold::{Copied, Copy};
 use pace::Pace;
@@ -150,6 +153,8 @@ pub(super) struct Owner {
     metrics: Metrics,
     /// Mean tokens of an answer.
     mean_answer: f64,
+    /// How often answers end before their limit.
+    ends: Ends,
     /// The draft model.
     guesser: Option<Guesser>,
     /// Memory that the plans take.
@@ -210,6 +215,7 @@ impl Owner {
             is_queue_changed: false,
             metrics: Metrics::default(),
             mean_answer: 0.0,
+            ends: Ends::default(),
             guesser,
             _charge: charge,
         };
@@ -394,6 +400,11 @@ impl Owner {
             Finish::Deadline => &mut metrics.missed_deadlines,
         };
         *count += 1;
+        let is_length = finish == Finish::Length;
+        let is_own_end = matches!(finish, Finish::EndToken(_) | Finish::StopString(_) | Finish::Cancelled);
+        if is_length || (is_own_end && !choice.job.teller.is_cancelled()) {
+            self.ends.learn(choice.n_generated(), !is_length);
+        }
         if matches!(finish, Finish::EndToken(_) | Finish::StopString(_) | Finish::Length) {
             let rate = if self.mean_answer == 0.0 { 1.0 } else { 0.05 };
             self.mean_answer += rate * (choice.n_generated() as f64 - self.mean_answer);

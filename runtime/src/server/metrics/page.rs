@@ -3,19 +3,25 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Histogram, KeyMetrics, Metrics, PHASES};
 use crate::engine::{Metrics as Counts, Priority};
 use crate::server::app::App;
+use crate::server::catalogue::{Entry, Hosted};
+use crate::server::guard::Caller;
 
-/// The text of all families.
-pub(in crate::server) fn page(app: &App) -> String {
+/// The text of all families, of the models that `caller` may ask.
+pub(in crate::server) fn page(app: &App, caller: &Caller) -> String {
     let mut out = Page(String::new());
     let metrics = &app.metrics;
-    requests(&mut out, metrics);
+    requests(&mut out, metrics, caller);
     out.head("farpost_refused_total", "counter", "Requests that were not served, or not to their end, by reason.");
     for ((reason, model, key), n) in snapshot(&metrics.refused) {
+        // Many are refused before a model is known.
+        if !model.is_empty() && !caller.may_ask(&model) {
+            continue;
+        }
         let labels = format!("reason=\"{reason}\",model=\"{}\",key=\"{}\"", escaped(&model), escaped(&key));
         out.line("farpost_refused_total", &labels, n);
     }
@@ -24,17 +30,18 @@ pub(in crate::server) fn page(app: &App) -> String {
         let outcome = if is_good { "used" } else { "refused" };
         out.line("farpost_reloads_total", &format!("what=\"{what}\",outcome=\"{outcome}\""), n);
     }
-    models(&mut out, app);
-    engines(&mut out, app);
-    health(&mut out, app);
+    models(&mut out, app, caller);
+    engines(&mut out, app, caller);
+    health(&mut out, app, caller);
     telemetry(&mut out, app);
     out.0
 }
 
-fn requests(out: &mut Page, metrics: &Metrics) {
+fn requests(out: &mut Page, metrics: &Metrics, caller: &Caller) {
     let labels = |model: &str, key: &str| format!("model=\"{}\",key=\"{}\"", escaped(model), escaped(key));
     let counts = metrics.all();
-    let counts: Vec<_> = counts.iter().map(|((model, key), counts)| (labels(model, key), counts)).collect();
+    let counts = counts.iter().filter(|((model, _), _)| caller.may_ask(model));
+    let counts: Vec<_> = counts.map(|((model, key), counts)| (labels(model, key), counts)).collect();
     type Time = fn(&KeyMetrics) -> &Histogram;
     let times: [(&str, &str, Time); 4] = [
         ("farpost_time_to_first_token_seconds", "From a request to its first token.", |key| &key.first_token),
@@ -72,15 +79,22 @@ fn requests(out: &mut Page, metrics: &Metrics) {
     }
 }
 
+/// The models that `caller` may ask.
+fn entries<'a>(app: &'a App, caller: &'a Caller) -> impl Iterator<Item = &'a Arc<Entry>> {
+    app.catalogue.entries().filter(|entry| caller.may_ask(&entry.served.name))
+}
+
 /// Which models are there, and what they take.
-fn models(out: &mut Page, app: &App) {
+fn models(out: &mut Page, app: &App, caller: &Caller) {
     out.head("farpost_model_loaded", "gauge", "1 if the model is loaded.");
-    for entry in app.catalogue.entries() {
+    for entry in entries(app, caller) {
         let labels = format!("model=\"{}\"", escaped(&entry.served.name));
         out.line("farpost_model_loaded", &labels, u8::from(entry.hosted().is_some()));
     }
     out.head("farpost_model_loads_total", "counter", "Times that a model was to be loaded, by how that ended.");
-    for ((model, is_good), n) in snapshot(&app.metrics.loads) {
+    for ((model, is_good), n) in
+        snapshot(&app.metrics.loads).into_iter().filter(|((model, _), _)| caller.may_ask(model))
+    {
         let outcome = if is_good { "loaded" } else { "failed" };
         out.line("farpost_model_loads_total", &format!("model=\"{}\",outcome=\"{outcome}\"", escaped(&model)), n);
     }
@@ -89,7 +103,7 @@ fn models(out: &mut Page, app: &App) {
         "gauge",
         "Memory of loaded models, by kind; what is mapped is the system's to drop and not under the cap.",
     );
-    for loaded in app.catalogue.models.loaded() {
+    for loaded in app.catalogue.models.loaded().into_iter().filter(|loaded| caller.may_ask(&loaded.name)) {
         let memory = loaded.memory;
         let kinds = [
             ("weights_mapped", memory.weights_mapped),
@@ -110,11 +124,9 @@ fn models(out: &mut Page, app: &App) {
 }
 
 /// What engines count themselves.
-fn engines(out: &mut Page, app: &App) {
-    let of = |hosted: std::sync::Arc<crate::server::catalogue::Hosted>| {
-        (format!("model=\"{}\"", escaped(&hosted.name)), hosted.engine.metrics())
-    };
-    let engines: Vec<(String, Counts)> = app.catalogue.hosted().map(of).collect();
+fn engines(out: &mut Page, app: &App, caller: &Caller) {
+    let of = |hosted: Arc<Hosted>| (format!("model=\"{}\"", escaped(&hosted.name)), hosted.engine.metrics());
+    let engines: Vec<(String, Counts)> = entries(app, caller).filter_map(|entry| entry.hosted()).map(of).collect();
     out.head("farpost_queue_depth", "gauge", "Answers that wait, by lane.");
     for (labels, counts) in &engines {
         for (lane, n) in Priority::ALL.iter().zip(counts.waiting_by_lane) {
@@ -167,7 +179,7 @@ fn engines(out: &mut Page, app: &App) {
     }
 }
 
-fn health(out: &mut Page, app: &App) {
+fn health(out: &mut Page, app: &App, caller: &Caller) {
     out.head("farpost_health", "gauge", "0 ok, 1 degraded, 2 failing, by component.");
     let readiness = match app.readiness() {
         "ready" => 0,
@@ -175,7 +187,7 @@ fn health(out: &mut Page, app: &App) {
         _ => 1,
     };
     out.line("farpost_health", "component=\"server\"", readiness);
-    for entry in app.catalogue.entries() {
+    for entry in entries(app, caller) {
         let is_stalled = entry.hosted().is_some_and(|hosted| hosted.is_stalled(app.options.stall_timeout));
         let health = if is_stalled || entry.state_name() == "failed" { 2 } else { 0 };
         out.line("farpost_health", &format!("component=\"model\",model=\"{}\"", escaped(&entry.served.name)), health);
@@ -183,10 +195,14 @@ fn health(out: &mut Page, app: &App) {
     let backends = app.catalogue.backends();
     let is_degraded = backends.iter().any(|backend| backend.trouble().is_some());
     out.line("farpost_health", "component=\"backend\"", u8::from(is_degraded));
-    out.head("farpost_backend_up", "gauge", "1 if the backend can be used, 0 after it failed.");
+    out.head(
+        "farpost_backend_up",
+        "gauge",
+        "1 if the backend can be used, 0 after it failed or where it was not chosen.",
+    );
     for backend in &backends {
         let labels = format!("backend=\"{}\",device=\"{}\"", backend.info.backend, escaped(&backend.info.name));
-        out.line("farpost_backend_up", &labels, u8::from(backend.trouble().is_none()));
+        out.line("farpost_backend_up", &labels, u8::from(backend.is_up()));
     }
     out.head("farpost_build_info", "gauge", "1, with version and commit.");
     let labels = format!("version=\"{}\",commit=\"{}\"", env!("CARGO_PKG_VERSION"), escaped(env!("FARPOST_COMMIT")));

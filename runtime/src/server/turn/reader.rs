@@ -87,6 +87,12 @@ impl Reader {
         self.state == State::Thought
     }
 
+    /// Bytes at the end of what came of which nothing was told yet.
+    pub(in crate::server) fn n_held(&self) -> usize {
+        let n_told = if self.state == State::Call && self.is_announced { self.told } else { 0 };
+        self.held.len().saturating_sub(n_told)
+    }
+
     /// Calls that were told.
     pub(in crate::server) fn n_calls(&self) -> usize {
         self.n_calls

@@ -5,9 +5,11 @@ mod chat;
 mod completions;
 mod conversation;
 mod embeddings;
+mod hints;
 mod messages;
 mod narrate;
 mod params;
+mod sampling;
 mod tokens;
 mod tools;
 
@@ -156,7 +158,7 @@ async fn embed(State(app): Shared, Extension(visit): Visitor, request: Request) 
         Err(problem) => Err(problem),
     };
     match told {
-        Ok(json) => json_text(StatusCode::OK, json),
+        Ok(body) => json_text(StatusCode::OK, body),
         Err(problem) => refuse(&problem),
     }
 }
@@ -172,7 +174,7 @@ fn named(app: &App, visit: &Visit, fields: &mut Fields, turn: &mut Turn) -> Resu
 }
 
 /// What a request that needs no engine is told.
-type Told = fn(Fields, &Hosted) -> Result<Json, Problem>;
+type Told = fn(Fields, &Hosted) -> Result<String, Problem>;
 
 /// One request that needs no engine.
 async fn tell(State(app): Shared, Extension(visit): Visitor, request: Request, answer: Told) -> Response {
@@ -189,7 +191,7 @@ async fn tell(State(app): Shared, Extension(visit): Visitor, request: Request, a
         Err(problem) => Err(problem),
     };
     match told {
-        Ok(json) => json_response(StatusCode::OK, &json),
+        Ok(json) => json_text(StatusCode::OK, json),
         Err(problem) => refuse(&problem),
     }
 }
@@ -220,9 +222,9 @@ fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, style: &Style, turn: &mut T
         return Err(Invalid { code: Some("unsupported_model"), ..Invalid::of("model", message) }.into());
     }
     let (asked, prompts) = read(fields, &hosted, style)?;
-    let requests = asked.requests(prompts, &hosted, visit, style)?;
-    let following =
-        Following::submit(app, visit, &hosted, requests, usize::MAX).map_err(|problem| asked.blame(problem))?;
+    asked.check_lengths(&prompts, &hosted, style)?;
+    let following = Following::submit(app, visit, &hosted, asked.request(visit), prompts, 0);
+    let following = following.map_err(|problem| asked.blame(problem))?;
     Ok(Taken { following, hosted, asked })
 }
 

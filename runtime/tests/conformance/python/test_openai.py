@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+import typing
 import unittest
 import urllib.request
 from typing import List, Literal
@@ -280,6 +281,48 @@ class Others(unittest.TestCase):
             client().models.retrieve("gpt-9")
 
 
+class Fields(unittest.TestCase):
+    """Every field that the package has is known: a value that none of them takes is refused by its name."""
+
+    def check(self, server, path, params, request):
+        names = list(typing.get_type_hints(params))
+        self.assertGreater(len(names), 4)
+        for name in names:
+            with self.subTest(name):
+                with self.assertRaises(openai.BadRequestError) as caught:
+                    client(server).post(path, body={**request, name: [[]]}, cast_to=object)
+                self.assertTrue(caught.exception.param.startswith(name), caught.exception)
+                self.assertNotEqual(caught.exception.code, "unknown_parameter")
+
+    def test_chat_completions(self):
+        from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+
+        self.check(SERVER, "/chat/completions", CompletionCreateParamsBase, {"model": "pocket", "messages": SAY})
+
+    def test_completions(self):
+        from openai.types.completion_create_params import CompletionCreateParamsBase
+
+        self.check(SERVER, "/completions", CompletionCreateParamsBase, {"model": "pocket", "prompt": "a"})
+
+    def test_embeddings(self):
+        from openai.types.embedding_create_params import EmbeddingCreateParams
+
+        server = Server("--model", os.environ["FARPOST_EMBEDDER"], "--alias", "e")
+        self.addCleanup(server.close)
+        self.check(server, "/embeddings", EmbeddingCreateParams, {"model": "e", "input": "a"})
+
+    def test_an_answer_can_be_sent_back_as_it_came(self):
+        stream = client().chat.completions.stream(model="pocket", messages=SAY, tools=[LIGHT])
+        with stream as events:
+            list(events)
+            streamed = events.get_final_completion().choices[0].message
+        for message in (chat().choices[0].message, chat(tools=[LIGHT]).choices[0].message, streamed):
+            results = [{"role": "tool", "tool_call_id": call.id, "content": "done"} for call in message.tool_calls or []]
+            say = {"role": "user", "content": "close valve 3"}
+            self.assertIn("set_valve", chat([*SAY, message, *results, say]).choices[0].message.content)
+            self.assertIn("set_valve", chat([*SAY, message.to_dict(), *results, say]).choices[0].message.content)
+
+
 class Embeddings(unittest.TestCase):
     """Of a tiny model that makes them. The package asks for base64 unless told otherwise, and gives floats."""
 
@@ -397,7 +440,7 @@ class Load(unittest.TestCase):
         self.addCleanup(self.server.close)
 
     def begin(self, server=None):
-        """A stream that is running; its further choices fill the queue."""
+        """A stream that is running. Its further choices wait for it, and take no place in the queue."""
         stream = client(server or self.server).chat.completions.create(
             model="pocket", messages=SAY, stream=True, n=64, extra_body={"ignore_eos": True}
         )
@@ -412,11 +455,15 @@ class Load(unittest.TestCase):
 
     def test_a_full_queue_and_retries(self):
         stream = self.begin()
+        # Its first token may be told before its place in the queue is free.
+        wait_until(lambda: metric(self.server, "farpost_running") == 1)
+        waiting = client(self.server).chat.completions.create(model="pocket", messages=SAY, stream=True)
         with self.assertRaises(openai.RateLimitError) as caught:
             client(self.server).chat.completions.create(model="pocket", messages=SAY)
         self.assertGreaterEqual(int(caught.exception.response.headers["retry-after"]), 1)
         self.assertEqual(caught.exception.code, "queue_full")
         stream.close()
+        waiting.close()
         answer = client(self.server, max_retries=8).chat.completions.create(model="pocket", messages=SAY)
         self.assertEqual(answer.choices[0].finish_reason, "stop")
 

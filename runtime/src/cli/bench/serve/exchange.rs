@@ -85,6 +85,22 @@ pub struct Record {
 }
 
 impl Record {
+    /// Of a request that is sent at `now`, or would be.
+    pub fn new(planned: &Planned, start: Instant, now: Instant) -> Self {
+        let sent = now.duration_since(start).as_secs_f64();
+        Self {
+            sent,
+            late: planned.at.map_or(0.0, |at| sent - at.as_secs_f64()),
+            outcome: Outcome::Done,
+            pieces: Vec::new(),
+            end: 0.0,
+            wanted_tokens: planned.wanted_tokens,
+            prompt_tokens: None,
+            cached_tokens: None,
+            counted_tokens: None,
+        }
+    }
+
     /// To the first content.
     pub fn ttft(&self) -> Option<f64> {
         self.pieces.first().copied()
@@ -156,18 +172,7 @@ pub async fn exchange(
 ) -> Record {
     let body = body(manner, &planned.prompt, planned.answer_tokens).to_string();
     let sent = Instant::now();
-    let since_start = sent.duration_since(start).as_secs_f64();
-    let mut record = Record {
-        sent: since_start,
-        late: planned.at.map_or(0.0, |at| since_start - at.as_secs_f64()),
-        outcome: Outcome::Done,
-        pieces: Vec::new(),
-        end: 0.0,
-        wanted_tokens: planned.wanted_tokens,
-        prompt_tokens: None,
-        cached_tokens: None,
-        counted_tokens: None,
-    };
+    let mut record = Record::new(planned, start, sent);
     let mut reading = Reading { record: &mut record, sent, cancel_after: planned.cancel_after };
     let followed = async {
         let reply = target.post(manner.api.path(), body).await?;

@@ -158,15 +158,5 @@ async fn one(shared: &Shared, planned: &Planned, start: Instant) -> Record {
 
 /// A request that never left.
 fn unsent(planned: &Planned, start: Instant, why: Failed) -> Record {
-    Record {
-        sent: start.elapsed().as_secs_f64(),
-        late: 0.0,
-        outcome: Outcome::Failed(why),
-        pieces: Vec::new(),
-        end: 0.0,
-        wanted_tokens: planned.wanted_tokens,
-        prompt_tokens: None,
-        cached_tokens: None,
-        counted_tokens: None,
-    }
+    Record { late: 0.0, outcome: Outcome::Failed(why), ..Record::new(planned, start, Instant::now()) }
 }

@@ -85,7 +85,10 @@ pub(super) struct Writing {
     /// Characters and bytes of all tokens that were chosen.
     n_chars: usize,
     n_bytes: usize,
-    /// Bytes of text that came: what is held back, as it may be a stop string, is not among them.
+    /// Bytes of text that came.
+    n_came: usize,
+    /// Of these, the first that are told or will not be: what is held back, as it may be a stop string or a call, is not
+    /// among them.
     n_certain: usize,
     /// The text is over, and what was held back was no stop string.
     is_whole: bool,
@@ -99,9 +102,9 @@ impl Writing {
     pub(super) fn several(n: usize, asked: &Asked) -> Vec<Self> {
         let tokens = asked.tells_tokens().then(Vec::new);
         let (reader, stops) = (asked.turn.reader(), StopMatcher::new(&asked.stops_of_answer));
-        let (n_chars, n_bytes, n_certain, n_waiting, n_thought) = (0, 0, 0, 0, 0);
-        let is_whole = false;
-        vec![Self { reader, stops, tokens, n_chars, n_bytes, n_certain, is_whole, n_waiting, n_thought }; n]
+        let (n_chars, n_bytes, n_came, n_certain) = (0, 0, 0, 0);
+        let (is_whole, n_waiting, n_thought) = (false, 0, 0);
+        vec![Self { reader, stops, tokens, n_chars, n_bytes, n_came, n_certain, is_whole, n_waiting, n_thought }; n]
     }
 
     /// A token was chosen.
@@ -117,12 +120,16 @@ impl Writing {
 
     /// The text goes on.
     pub(super) fn text(&mut self, text: &str) -> Vec<Piece> {
-        self.n_certain += text.len();
+        self.n_came += text.len();
         let was_in_thought = self.reader.is_in_thought();
         let mut pieces = Vec::new();
         self.reader.push(text, &mut pieces);
         self.count(was_in_thought);
-        self.stop(pieces)
+        let pieces = self.stop(pieces);
+        if !self.is_stopped() {
+            self.n_certain = self.n_came - self.reader.n_held() - self.stops.n_held();
+        }
+        pieces
     }
 
     /// What comes before a stop string. Of its beginnings nothing is told before it is certain that they are none; what
@@ -137,6 +144,8 @@ impl Writing {
                 Piece::Text(text) => self.stops.push(text).to_owned(),
                 _ => self.stops.finish(),
             };
+            // Up to a stop string; without one it is set when all was looked at.
+            self.n_certain += text.len();
             if !text.is_empty() {
                 out.push(Piece::Text(text));
             }
@@ -162,7 +171,9 @@ impl Writing {
         if !rest.is_empty() && !self.is_stopped() {
             pieces.push(Piece::Text(rest));
         }
-        self.is_whole = !is_stop_string && !self.is_stopped();
+        if !self.is_stopped() {
+            (self.n_certain, self.is_whole) = (self.n_came, !is_stop_string);
+        }
         pieces
     }
 
@@ -230,6 +241,7 @@ pub(super) struct Envelope {
     model: String,
     fingerprint: String,
     reproducible: bool,
+    service_tier: Option<&'static str>,
 }
 
 impl Envelope {
@@ -240,11 +252,12 @@ impl Envelope {
             model: hosted.name.clone(),
             fingerprint: hosted.fingerprint(),
             reproducible: asked.terms.reproducible,
+            service_tier: asked.hints.service_tier,
         }
     }
 
     pub(super) fn around(&self, object: &str, choices: &[Json]) -> Json {
-        json!({
+        let mut json = json!({
             "id": self.id,
             "object": object,
             "created": self.created,
@@ -252,7 +265,11 @@ impl Envelope {
             "system_fingerprint": self.fingerprint,
             "reproducible": self.reproducible,
             "choices": choices,
-        })
+        });
+        if let Some(tier) = self.service_tier {
+            json["service_tier"] = tier.into();
+        }
+        json
     }
 }
 

@@ -27,16 +27,47 @@ pub(super) static STYLE: Style = Style {
     last,
 };
 
-/// Fields that clients know and nothing here does.
-const UNSUPPORTED: [&str; 7] =
-    ["functions", "function_call", "prediction", "modalities", "audio", "web_search_options", "verbosity"];
+/// Fields of the protocol that nothing here does, and what can be done instead.
+const UNSUPPORTED: [(&str, &str); 6] = [
+    ("functions", "is the older form of tools and not supported, expected tools"),
+    ("function_call", "is the older form of tool_choice and not supported, expected tool_choice"),
+    ("prediction", "is not supported; \"speculate\": \"lookup\" guesses ahead by what the messages say"),
+    ("audio", "is not supported, models here write text"),
+    ("moderation", "is not supported, nothing is moderated here"),
+    ("web_search_options", "is not supported, nothing is searched for here; a tool can be"),
+];
 
 fn prompts(fields: &mut Fields, hosted: &Hosted, asked: &mut Asked) -> Result<Vec<Vec<u32>>, Problem> {
     fields.refuse_unsupported(&UNSUPPORTED)?;
+    modalities(fields)?;
+    verbosity(fields)?;
     let conversation = conversation::read(fields, hosted)?;
     let prompt = conversation.prompt;
     asked.expect(conversation.turn, hosted)?;
     Ok(vec![prompt])
+}
+
+/// Answers are text.
+fn modalities(fields: &mut Fields) -> Result<(), Problem> {
+    match fields.take("modalities") {
+        None => Ok(()),
+        Some(Json::Array(kinds)) if kinds == ["text"] => Ok(()),
+        Some(other) => {
+            let message = format!("is {other}, but models here write text, expected [\"text\"]");
+            Err(Invalid::unsupported("modalities", message).into())
+        }
+    }
+}
+
+/// No model here is told how much to say.
+fn verbosity(fields: &mut Fields) -> Result<(), Problem> {
+    match fields.string("verbosity")?.as_deref() {
+        None | Some("medium") => Ok(()),
+        Some(other) => {
+            let message = format!("is {other:?}, which is not supported; tell the model in a message");
+            Err(Invalid::unsupported("verbosity", message).into())
+        }
+    }
 }
 
 /// How many alternatives are to be told with each token; `None` if nothing is.

@@ -28,8 +28,12 @@ pub(super) static STYLE: Style = Style {
     last,
 };
 
-fn prompts(fields: &mut Fields, hosted: &Hosted, _asked: &mut Asked) -> Result<Vec<Vec<u32>>, Problem> {
-    fields.refuse_unsupported(&["suffix", "best_of"])?;
+fn prompts(fields: &mut Fields, hosted: &Hosted, asked: &mut Asked) -> Result<Vec<Vec<u32>>, Problem> {
+    fields.refuse_unsupported(&[("suffix", "is not supported, models here write on from the prompt only")])?;
+    if let Some(best_of) = fields.count("best_of", 1, i64::MAX)?.filter(|best_of| *best_of != asked.n) {
+        let message = format!("is {best_of}, n is {}, expected the same: all answers are told", asked.n);
+        return Err(Invalid::unsupported("best_of", message).into());
+    }
     if fields.flag("echo")? == Some(true) {
         return Err(Invalid::unsupported("echo", "is true, which is not supported".to_owned()).into());
     }

@@ -148,8 +148,9 @@ fn variables(fields: &mut Fields, template: &ChatTemplate) -> Result<Map<String,
         let message = "is no variable of this model's chat template".to_owned();
         return Err(Invalid::unsupported(&format!("chat_template_kwargs.{name}"), message).into());
     }
-    if let Some(effort) = fields.string("reasoning_effort")? {
-        let (name, value) = reasoning(&effort, template)?;
+    if let Some(effort) = fields.string("reasoning_effort")?
+        && let Some((name, value)) = reasoning(&effort, template)?
+    {
         if variables.contains_key(name) {
             let message = format!("and chat_template_kwargs.{name} are both given");
             return Err(Invalid::of("reasoning_effort", message).into());
@@ -159,17 +160,19 @@ fn variables(fields: &mut Fields, template: &ChatTemplate) -> Result<Map<String,
     Ok(variables)
 }
 
-/// The variable that says how much a model reasons, where its template has one.
-fn reasoning(effort: &str, template: &ChatTemplate) -> Result<(&'static str, Json), Problem> {
-    const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+/// The variable that says how much a model reasons, where its template has one; `None` where it does not reason anyway.
+fn reasoning(effort: &str, template: &ChatTemplate) -> Result<Option<(&'static str, Json)>, Problem> {
+    const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
     if !EFFORTS.contains(&effort) {
         let message = format!("is {effort:?}, expected one of {}", EFFORTS.join(", "));
         return Err(Invalid::of("reasoning_effort", message).into());
     }
     if template.uses("reasoning_effort") {
-        Ok(("reasoning_effort", effort.into()))
+        Ok(Some(("reasoning_effort", effort.into())))
     } else if template.uses("enable_thinking") && effort == "none" {
-        Ok(("enable_thinking", false.into()))
+        Ok(Some(("enable_thinking", false.into())))
+    } else if effort == "none" && Marks::of(template).is_none() {
+        Ok(None)
     } else {
         let message = if template.uses("enable_thinking") {
             format!("is {effort:?}, but this model reasons or does not, expected \"none\" or nothing")

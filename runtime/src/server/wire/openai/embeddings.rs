@@ -1,16 +1,20 @@
 //! Embeddings: texts or token ids to vectors of length 1.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, HttpBody};
 use farpost_models::tokenizer::Special;
+use hyper::body::{Frame, SizeHint};
 use serde_json::{Value as Json, json};
 
 use super::Turn;
 use super::completions::ids;
 use super::params::Terms;
-use crate::engine::{Request, shortened};
+use crate::engine::{Held, Request, shortened};
 use crate::server::app::App;
 use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
@@ -103,6 +107,13 @@ fn known(param: &str, ids: Vec<u32>, hosted: &Hosted) -> Result<Vec<u32>, Proble
     }
 }
 
+/// Bytes of a number as text, with what parts it from the next.
+const NUMBER_BYTES: usize = 16;
+/// Bytes of the answer that are handed to the connection at once.
+const PART_BYTES: usize = 64 << 10;
+/// Bytes of an embedding as JSON beside its numbers.
+const ENTRY_BYTES: usize = 64;
+
 /// What was asked for, once the engine has taken the first text of it.
 pub(super) struct Taken {
     following: Following,
@@ -119,20 +130,32 @@ pub(super) fn take(app: &Arc<App>, visit: &Visit, body: &Bytes, turn: &mut Turn)
         return Err(Invalid { code: Some("unsupported_model"), ..Invalid::of("model", message) }.into());
     }
     let (asked, inputs) = read(fields, &hosted)?;
-    let requests = inputs.into_iter().map(|ids| asked.terms.on(Request::embedding(ids), visit)).collect();
-    // They are as many as there are texts: all of them need not have room in the queue at once.
-    let following = Following::submit(app, visit, &hosted, requests, 1)?;
+    let request = asked.terms.on(Request::embedding(Vec::new()), visit);
+    let answer_bytes = inputs.len() * asked.entry_bytes();
+    let following = Following::submit(app, visit, &hosted, request, inputs, answer_bytes)?;
     Ok(Taken { following, asked, model: hosted.name.clone() })
 }
 
 /// The answer, when it is complete.
-pub(super) async fn whole(Taken { mut following, asked, model }: Taken) -> Result<String, Problem> {
-    let mut written = vec![String::new(); following.n_choices()];
+pub(super) async fn whole(taken: Taken) -> Result<Body, Problem> {
+    let Taken { mut following, asked, model } = taken;
+    let n = following.n_choices();
+    // As text they are kept once, each in the answer as soon as all before it are.
+    let mut out = String::with_capacity(n * asked.entry_bytes() + model.len() + 256);
+    out.push_str(r#"{"object":"list","data":["#);
+    let (mut early, mut next) = (vec![None; n], 0);
     while let Some(said) = following.next().await {
         match said {
-            // As text they are kept once, whatever their number.
             Said::Embedding { choice, numbers } => {
-                written[choice] = asked.encoding.write(&shortened(numbers, asked.dimensions));
+                early[choice] = Some(shortened(numbers, asked.dimensions));
+                while let Some(numbers) = early.get_mut(next).and_then(Option::take) {
+                    let comma = if next > 0 { "," } else { "" };
+                    // Writing to a string does not fail.
+                    let _ = write!(out, r#"{comma}{{"object":"embedding","index":{next},"embedding":"#);
+                    asked.encoding.write(&numbers, &mut out);
+                    out.push('}');
+                    next += 1;
+                }
             }
             Said::Broken(problem) => return Err(problem),
             Said::Token { .. } | Said::Text { .. } | Said::Done { .. } => {}
@@ -140,40 +163,66 @@ pub(super) async fn whole(Taken { mut following, asked, model }: Taken) -> Resul
     }
     let n_tokens = following.usage().prompt_tokens;
     let usage = json!({ "prompt_tokens": n_tokens, "total_tokens": n_tokens });
-    let mut out = String::with_capacity(written.iter().map(|text| text.len() + 64).sum());
-    out.push_str(r#"{"object":"list","data":["#);
-    for (index, embedding) in written.into_iter().enumerate() {
-        let comma = if index > 0 { "," } else { "" };
-        // Writing to a string does not fail.
-        let _ = write!(out, r#"{comma}{{"object":"embedding","index":{index},"embedding":{embedding}}}"#);
-    }
     let _ = write!(out, r#"],"model":{},"usage":{usage}}}"#, Json::from(model));
-    Ok(out)
+    Ok(Body::new(Parts { rest: out.into(), _held: following.take_held() }))
+}
+
+/// An answer that may be large: its memory is held until most of it has gone.
+struct Parts {
+    rest: Bytes,
+    _held: Option<Held>,
+}
+
+impl HttpBody for Parts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let n_bytes = self.rest.len().min(PART_BYTES);
+        let part = self.rest.split_to(n_bytes);
+        Poll::Ready((n_bytes > 0).then(|| Ok(Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+impl Asked {
+    /// Most bytes of an embedding, in the answer or on its way there.
+    fn entry_bytes(&self) -> usize {
+        self.dimensions * NUMBER_BYTES + ENTRY_BYTES
+    }
 }
 
 impl Encoding {
     /// As JSON.
-    fn write(self, numbers: &[f32]) -> String {
+    fn write(self, numbers: &[f32], out: &mut String) {
         match self {
             Self::Float => {
-                let mut out = String::with_capacity(numbers.len() * 14 + 2);
                 for (place, number) in numbers.iter().enumerate() {
-                    let _ = write!(out, "{}{number}", if place > 0 { "," } else { "[" });
+                    // Small ones with an exponent: none is longer than `NUMBER_BYTES`.
+                    let _ = write!(out, "{}{number:?}", if place > 0 { "," } else { "[" });
                 }
-                out + "]"
+                out.push(']');
             }
             Self::Base64 => {
                 let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-                format!("\"{}\"", base64(&bytes))
+                out.push('"');
+                base64(&bytes, out);
+                out.push('"');
             }
         }
     }
 }
 
 /// Base64 with padding (RFC 4648, section 4).
-fn base64(bytes: &[u8]) -> String {
+fn base64(bytes: &[u8], out: &mut String) {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for three in bytes.chunks(3) {
         let group = three.iter().fold(0_u32, |group, &byte| group << 8 | u32::from(byte)) << (8 * (3 - three.len()));
         for place in 0..4 {
@@ -181,28 +230,35 @@ fn base64(bytes: &[u8]) -> String {
             out.push(if place <= three.len() { char::from(DIGITS[digit]) } else { '=' });
         }
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn written(write: impl FnOnce(&mut String)) -> String {
+        let mut out = String::new();
+        write(&mut out);
+        out
+    }
+
     #[test]
     fn base64_is_that_of_the_rfc() {
         let cases =
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")];
         for (bytes, expected) in cases {
-            assert_eq!(base64(bytes.as_bytes()), expected);
+            assert_eq!(written(|out| base64(bytes.as_bytes(), out)), expected);
         }
-        assert_eq!(base64(&[0xFB, 0xFF, 0xFE]), "+//+");
+        assert_eq!(written(|out| base64(&[0xFB, 0xFF, 0xFE], out)), "+//+");
     }
 
     #[test]
     fn numbers_are_written_as_they_are_read() {
-        let numbers = [0.5, -1.0e-12, 0.1_f32];
-        let read: Vec<f32> = serde_json::from_str(&Encoding::Float.write(&numbers)).unwrap();
+        let numbers = [0.5, -1.0e-12, 0.1_f32, -1.000_001_2e-5, -1.175_494_4e-38, 1e-45, -0.999_999_94, 0.0];
+        let text = written(|out| Encoding::Float.write(&numbers, out));
+        let read: Vec<f32> = serde_json::from_str(&text).unwrap();
         assert_eq!(read, numbers);
-        assert_eq!(Encoding::Base64.write(&[1.0]), "\"AACAPw==\"");
+        assert!(text.split(',').all(|number| number.len() < NUMBER_BYTES), "{text}");
+        assert_eq!(written(|out| Encoding::Base64.write(&[1.0], out)), "\"AACAPw==\"");
     }
 }

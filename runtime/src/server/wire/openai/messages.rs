@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::hints;
 use super::tools::{expect_function, name_of};
 use crate::server::error::{Invalid, Problem};
 use crate::server::json::{Fields, kind};
@@ -44,7 +45,10 @@ fn message(place: usize, json: Json, calls: &mut Vec<(String, String)>) -> Resul
     };
     let name_param = fields.name("name");
     let name = fields.string("name")?;
-    fields.refuse_unsupported(&["function_call", "audio", "refusal"])?;
+    fields.refuse_unsupported(&[
+        ("function_call", "is the older form of tool_calls and not supported, expected tool_calls"),
+        ("audio", "is not supported, this model takes text only"),
+    ])?;
     fields.finish()?;
     if let Some(name) = name {
         if name.is_empty() {
@@ -73,23 +77,56 @@ fn assistant(fields: &mut Fields, calls: &mut Vec<(String, String)>) -> Result<J
     // Templates put the text together with others: no text is an empty one.
     let found = fields.take("content");
     let is_left_out = found.is_none() && !list.is_empty();
-    let content = if is_left_out { String::new() } else { text(&fields.name("content"), found)? };
+    let content = match (refusal(fields)?, found) {
+        (None, None) if is_left_out => String::new(),
+        (None, found) => text(&fields.name("content"), found, true)?,
+        // It is what the model said.
+        (Some(refusal), None) => refusal,
+        (Some(_), Some(_)) => {
+            let message = "and content are both given, expected one of them";
+            return Err(Invalid::of(&fields.name("refusal"), message).into());
+        }
+    };
+    annotations(fields)?;
     let mut message = json!({ "role": "assistant", "content": content });
     if let Some(thought) = fields.string("reasoning_content")? {
         message["reasoning_content"] = thought.into();
     }
     if !list.is_empty() {
         let list = list.into_iter().enumerate();
-        let list = list.map(|(place, item)| call(format!("{name}[{place}]"), item, calls));
+        let list = list.map(|(place, item)| call(place, format!("{name}[{place}]"), item, calls));
         message["tool_calls"] = list.collect::<Result<Vec<_>, _>>()?.into();
     }
     Ok(message)
 }
 
+/// What a model said where it would not answer.
+fn refusal(fields: &mut Fields) -> Result<Option<String>, Problem> {
+    // Answers of some servers have both texts, one of them empty.
+    Ok(fields.string("refusal")?.filter(|refusal| !refusal.is_empty()))
+}
+
+/// Answers that were sent back have a list of them, which is empty where nothing was searched for.
+fn annotations(fields: &mut Fields) -> Result<(), Problem> {
+    match fields.take("annotations") {
+        None => Ok(()),
+        Some(Json::Array(list)) if list.is_empty() => Ok(()),
+        Some(other) => {
+            let found = if other.is_array() { "not empty" } else { kind(&other) };
+            let message = format!("is {found}, which is not supported: no model here reads them, expected none");
+            Err(Invalid::unsupported(&fields.name("annotations"), message).into())
+        }
+    }
+}
+
 /// A call that was made earlier.
-fn call(path: String, json: Json, calls: &mut Vec<(String, String)>) -> Result<Json, Problem> {
+fn call(place: usize, path: String, json: Json, calls: &mut Vec<(String, String)>) -> Result<Json, Problem> {
     let mut fields = Fields::of(path, json)?;
     expect_function(&mut fields, "type")?;
+    // The official clients leave it in calls that they have put together from a stream.
+    if let Some(index) = fields.count("index", 0, i64::MAX)?.filter(|index| *index != place) {
+        return Err(Invalid::of(&fields.name("index"), format!("is {index}, expected {place}, its place")).into());
+    }
     let name = fields.name("id");
     let id = fields.string("id")?.filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| Invalid::of(&name, "is missing, expected a string".to_owned()))?;
@@ -127,11 +164,11 @@ fn result(fields: &mut Fields, calls: &[(String, String)]) -> Result<Json, Probl
 /// A text, or its parts with a line break between them.
 fn content(fields: &mut Fields) -> Result<String, Problem> {
     let found = fields.take("content");
-    text(&fields.name("content"), found)
+    text(&fields.name("content"), found, false)
 }
 
-/// The same of the field called `name`.
-fn text(name: &str, found: Option<Json>) -> Result<String, Problem> {
+/// The same of the field called `name`. What a model said may be parts in which it would not answer, too.
+fn text(name: &str, found: Option<Json>, is_of_model: bool) -> Result<String, Problem> {
     let parts = match found {
         Some(Json::String(text)) => return Ok(text),
         Some(Json::Array(parts)) if !parts.is_empty() => parts,
@@ -147,10 +184,12 @@ fn text(name: &str, found: Option<Json>) -> Result<String, Problem> {
     for (place, part) in parts.into_iter().enumerate() {
         let mut part = Fields::of(format!("{name}[{place}]"), part)?;
         match part.string("type")?.as_deref() {
-            Some("text") => {
-                let text = part.string("text")?;
-                let missing = || Invalid::of(&part.name("text"), "is missing, expected a string".to_owned());
+            Some(kind) if kind == "text" || (kind == "refusal" && is_of_model) => {
+                let field = if kind == "text" { "text" } else { "refusal" };
+                let text = part.string(field)?;
+                let missing = || Invalid::of(&part.name(field), "is missing, expected a string".to_owned());
                 texts.push(text.ok_or_else(missing)?);
+                hints::breakpoint(&mut part)?;
                 part.finish()?;
             }
             found => {

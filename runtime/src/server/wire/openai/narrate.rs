@@ -6,11 +6,15 @@ use serde_json::Value as Json;
 
 use super::answer::{Envelope, Style, Writing, n_thought, usage};
 use super::params::Asked;
+use crate::engine::fresh_seed;
 use crate::model::Model;
 use crate::server::catalogue::Hosted;
 use crate::server::following::{Said, Usage};
 use crate::server::sse::{self, Narrator};
 use crate::server::turn::Piece;
+
+/// Parts whose size is to tell nothing have a multiple of so many bytes.
+const PART_BYTES: usize = 256;
 
 pub(super) struct Chunks {
     style: &'static Style,
@@ -36,8 +40,13 @@ impl Chunks {
 
     fn chunk(&self, choices: &[Json], usage: Json, out: &mut String) {
         let mut json = self.envelope.around(self.style.chunk_object, choices);
-        if self.asked.wants_usage {
+        if self.asked.stream.has_usage {
             json["usage"] = usage;
+        }
+        if self.asked.stream.is_obfuscated && !choices.is_empty() {
+            json["obfuscation"] = "".into();
+            let n_bytes = json.to_string().len();
+            json["obfuscation"] = noise(n_bytes.next_multiple_of(PART_BYTES) - n_bytes).into();
         }
         sse::data(out, &json.to_string());
     }
@@ -57,6 +66,16 @@ impl Chunks {
             self.chunk(&[(self.style.piece)(choice, piece, tokens.as_deref())], Json::Null, out);
         }
     }
+}
+
+/// Random letters and digits.
+fn noise(n_bytes: usize) -> String {
+    let mut noise = String::with_capacity(n_bytes + 16);
+    while noise.len() < n_bytes {
+        noise.push_str(&format!("{:016x}", fresh_seed()));
+    }
+    noise.truncate(n_bytes);
+    noise
 }
 
 impl Narrator for Chunks {
@@ -89,7 +108,7 @@ impl Narrator for Chunks {
     }
 
     fn end(&mut self, told: Usage, out: &mut String) {
-        if self.asked.wants_usage {
+        if self.asked.stream.has_usage {
             let told = usage(told, n_thought(&self.asked, &self.choices));
             self.chunk(&[], told, out);
         }

@@ -1,19 +1,18 @@
 //! Fields that chat completions and completions share, with their ranges, and requests made of them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
 
 use super::answer::Style;
-use crate::engine::{
-    GenerateOptions, Grammar, MOST_CHOICES, Mirostat, Priority, Request, Sampling, Speculate, fresh_seed,
-};
+use super::hints::Hints;
+use super::sampling;
+use crate::engine::{GenerateOptions, Grammar, MOST_CHOICES, Priority, Request, Speculate};
 use crate::server::catalogue::Hosted;
 use crate::server::error::{Invalid, Problem};
 use crate::server::guard::Visit;
-use crate::server::json::{Fields, Range, kind};
+use crate::server::json::{Fields, kind};
 use crate::server::turn::Turn;
 
 use super::tools::name_of;
@@ -28,7 +27,7 @@ const LONGEST_GRAMMAR: usize = 64 << 10;
 /// What a request asks for, but for its prompt.
 pub(super) struct Asked {
     pub(super) is_stream: bool,
-    pub(super) wants_usage: bool,
+    pub(super) stream: StreamOptions,
     pub(super) n: usize,
     pub(super) options: GenerateOptions,
     /// What the answers may hold.
@@ -38,8 +37,18 @@ pub(super) struct Asked {
     /// What is to blame if the grammar of the turn, which was put together here, can't be enforced.
     composed: Option<&'static str>,
     pub(super) terms: Terms,
+    pub(super) hints: Hints,
     /// What the client called the number of tokens.
     max_tokens_param: &'static str,
+}
+
+/// What a stream tells beside the answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StreamOptions {
+    /// Counts of tokens at the end.
+    pub(super) has_usage: bool,
+    /// Random text with each part, so that its size tells nothing of what it says.
+    pub(super) is_obfuscated: bool,
 }
 
 /// How a request is served among others, whatever it asks for: fields beside the protocol.
@@ -89,26 +98,32 @@ impl Terms {
 impl Asked {
     pub(super) fn read(fields: &mut Fields, hosted: &Hosted) -> Result<Self, Problem> {
         let is_stream = fields.flag("stream")?.unwrap_or(false);
-        let wants_usage = wants_usage(fields, is_stream)?;
+        let stream = stream_options(fields, is_stream)?;
         let n = fields.count("n", 1, MOST_CHOICES as i64)?.unwrap_or(1);
         let max_tokens_param = ["max_completion_tokens", "max_tokens"].into_iter().find(|name| fields.is_given(name));
+        let wanted_guesses = speculate(fields, hosted)?;
         let options = GenerateOptions {
-            sampling: sampling(fields, &hosted.sampling)?,
+            sampling: sampling::read(fields, &hosted.sampling)?,
             max_tokens: max_tokens(fields)?,
             stop: stops(fields)?,
             grammar: form(fields)?,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
-            speculate: speculate(fields, hosted)?.unwrap_or(hosted.speculate),
+            speculate: wanted_guesses.unwrap_or(hosted.speculate),
             ..GenerateOptions::default()
         };
         if options.ignore_eos && options.grammar.is_some() {
             return Err(Invalid::of("ignore_eos", "is true, but a text with a form has to end").into());
         }
         let terms = Terms::read(fields)?;
-        without_effect(fields)?;
+        if terms.reproducible && wanted_guesses.is_some_and(|wanted| wanted != Speculate::Off) {
+            let message = "asks for guesses ahead, which a reproducible request makes none of, expected \"off\"";
+            return Err(Invalid::of("speculate", message).into());
+        }
+        let hints = Hints::read(fields)?;
         let (turn, stops_of_answer) = (Arc::default(), Vec::new());
         let max_tokens_param = max_tokens_param.unwrap_or("max_completion_tokens");
-        Ok(Self { is_stream, wants_usage, n, options, turn, stops_of_answer, composed: None, terms, max_tokens_param })
+        let composed = None;
+        Ok(Self { is_stream, stream, n, options, turn, stops_of_answer, composed, terms, hints, max_tokens_param })
     }
 
     /// The answers are turns of this kind: marked where they have parts, and held to it where they must be.
@@ -160,28 +175,23 @@ impl Asked {
         self.options.sampling.logprobs.is_some()
     }
 
-    /// One request of the engine for each prompt.
-    pub(super) fn requests(
-        &self,
-        prompts: Vec<Vec<u32>>,
-        hosted: &Hosted,
-        visit: &Visit,
-        style: &Style,
-    ) -> Result<Vec<Request>, Problem> {
-        let context_tokens = hosted.engine.context();
-        let mut requests = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            let (prompt_tokens, max_tokens) = (prompt.len(), self.options.max_tokens);
+    /// What the engine is asked for with each prompt.
+    pub(super) fn request(&self, visit: &Visit) -> Request {
+        self.terms.on(Request { n: self.n, ..Request::new(Vec::new(), self.options.clone()) }, visit)
+    }
+
+    /// Refuses prompts that the context does not hold, with what is to come of them.
+    pub(super) fn check_lengths(&self, prompts: &[Vec<u32>], hosted: &Hosted, style: &Style) -> Result<(), Problem> {
+        let (context_tokens, max_tokens) = (hosted.engine.context(), self.options.max_tokens);
+        for prompt_tokens in prompts.iter().map(Vec::len) {
             if prompt_tokens.saturating_add(max_tokens.unwrap_or(0)) > context_tokens {
                 let is_alone = prompt_tokens > context_tokens || max_tokens.is_none();
                 let param = if is_alone { style.prompt_param } else { self.max_tokens_param };
                 let is_least = false;
                 return Err(Problem::ContextLength { param, prompt_tokens, is_least, max_tokens, context_tokens });
             }
-            let request = Request { n: self.n, ..Request::new(prompt, self.options.clone()) };
-            requests.push(self.terms.on(request, visit));
         }
-        Ok(requests)
+        Ok(())
     }
 }
 
@@ -194,15 +204,16 @@ pub(super) fn check_length(param: &'static str, n_bytes: usize, hosted: &Hosted)
     Err(Problem::ContextLength { param, prompt_tokens, is_least: true, max_tokens: None, context_tokens })
 }
 
-fn wants_usage(fields: &mut Fields, is_stream: bool) -> Result<bool, Problem> {
-    let Some(options) = fields.take("stream_options") else { return Ok(false) };
+fn stream_options(fields: &mut Fields, is_stream: bool) -> Result<StreamOptions, Problem> {
+    let Some(options) = fields.take("stream_options") else { return Ok(StreamOptions::default()) };
     let mut options = Fields::of("stream_options".to_owned(), options)?;
-    let wants_usage = options.flag("include_usage")?;
+    let has_usage = options.flag("include_usage")?.unwrap_or(false);
+    let is_obfuscated = options.flag("include_obfuscation")?.unwrap_or(false);
     options.finish()?;
     if !is_stream {
         return Err(Invalid::of("stream_options", "is only allowed with \"stream\": true".to_owned()).into());
     }
-    Ok(wants_usage.unwrap_or(false))
+    Ok(StreamOptions { has_usage, is_obfuscated })
 }
 
 /// The field that asks for a form.
@@ -323,93 +334,4 @@ fn speculate(fields: &mut Fields, hosted: &Hosted) -> Result<Option<Speculate>, 
             return Err(Invalid::of("speculate", message).into());
         }
     })
-}
-
-fn sampling(fields: &mut Fields, default: &Sampling) -> Result<Sampling, Problem> {
-    let mut sampling = default.clone();
-    let set = |to: &mut f32, value: Option<f32>| *to = value.unwrap_or(*to);
-    set(&mut sampling.temperature, fields.number("temperature", Range::Within(0.0, 2.0))?);
-    set(&mut sampling.top_p, fields.number("top_p", Range::Above(0.0, 1.0))?);
-    set(&mut sampling.presence_penalty, fields.number("presence_penalty", Range::Within(-2.0, 2.0))?);
-    set(&mut sampling.frequency_penalty, fields.number("frequency_penalty", Range::Within(-2.0, 2.0))?);
-    let repetition = fields.number("repetition_penalty", Range::Within(0.01, 10.0))?;
-    set(&mut sampling.repetition_penalty, repetition);
-    // Those of the protocol look at what was written, the one beside it at the prompt, too.
-    sampling.penalise_prompt = repetition.is_some();
-    sampling.penalty_last_n = None;
-    sampling.top_k = fields.count("top_k", 0, i64::MAX)?.unwrap_or(sampling.top_k);
-    set(&mut sampling.min_p, fields.number("min_p", Range::Within(0.0, 1.0))?);
-    set(&mut sampling.typical_p, fields.number("typical_p", Range::Above(0.0, 1.0))?);
-    set(&mut sampling.dry.multiplier, fields.number("dry_multiplier", Range::Within(0.0, 100.0))?);
-    set(&mut sampling.dry.base, fields.number("dry_base", Range::Within(1.0, 16.0))?);
-    if let Some(length) = fields.count("dry_allowed_length", 1, i64::MAX)? {
-        sampling.dry.allowed_length = length;
-    }
-    set(&mut sampling.xtc.probability, fields.number("xtc_probability", Range::Within(0.0, 1.0))?);
-    set(&mut sampling.xtc.threshold, fields.number("xtc_threshold", Range::Within(0.0, 0.5))?);
-    let tau = fields.number("mirostat_tau", Range::Above(0.0, 100.0))?;
-    let eta = fields.number("mirostat_eta", Range::Above(0.0, 1.0))?;
-    sampling.mirostat = match (tau, eta) {
-        (None, Some(_)) => return Err(Invalid::of("mirostat_eta", "needs mirostat_tau".to_owned()).into()),
-        (tau, eta) => tau.map(|tau| Mirostat { tau, eta: eta.unwrap_or(Mirostat::default().eta) }),
-    };
-    // Any seed is as good as any other: negative ones are large ones.
-    sampling.seed = fields.whole("seed", i64::MIN, i64::MAX)?.map_or_else(fresh_seed, i64::cast_unsigned);
-    sampling.logit_bias = logit_bias(fields)?;
-    Ok(sampling)
-}
-
-fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, Problem> {
-    let refuse = |message: String| Err(Invalid::of("logit_bias", message).into());
-    let biases = match fields.take("logit_bias") {
-        None => return Ok(BTreeMap::new()),
-        Some(Json::Object(biases)) => biases,
-        Some(other) => return refuse(format!("is {}, expected an object", kind(&other))),
-    };
-    let mut map = BTreeMap::new();
-    for (token, bias) in biases {
-        // Signs and leading zeros would let one token have two.
-        let id = token.parse().ok().filter(|id: &u32| id.to_string() == token);
-        let Some(id) = id else { return refuse(format!("has the key {token:?}, expected the id of a token")) };
-        let Some(bias) = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias)) else {
-            return refuse(format!("gives token {id} {bias}, expected a number, -100 to 100"));
-        };
-        map.insert(id, bias as f32);
-    }
-    Ok(map)
-}
-
-/// Labels that the protocol lets clients give: up to 16, texts of up to 512 characters with names of up to 64.
-fn metadata(fields: &mut Fields) -> Result<(), Problem> {
-    let refuse = |message: String| Err(Invalid::of("metadata", message).into());
-    let labels = match fields.take("metadata") {
-        None => return Ok(()),
-        Some(Json::Object(labels)) => labels,
-        Some(other) => return refuse(format!("is {}, expected an object of strings", kind(&other))),
-    };
-    if labels.len() > 16 {
-        return refuse(format!("has {} entries, expected at most 16", labels.len()));
-    }
-    for (name, value) in &labels {
-        let Some(text) = value.as_str() else {
-            return refuse(format!("has {} as {name:?}, expected a string", kind(value)));
-        };
-        if name.chars().count() > 64 || text.chars().count() > 512 {
-            return refuse("has a name of more than 64 or a text of more than 512 characters".to_owned());
-        }
-    }
-    Ok(())
-}
-
-/// What is part of the protocol and changes no answer by definition.
-fn without_effect(fields: &mut Fields) -> Result<(), Problem> {
-    fields.string("user")?;
-    metadata(fields)?;
-    if fields.flag("store")? == Some(true) {
-        return Err(Invalid::unsupported("store", "is true, but nothing is stored here".to_owned()).into());
-    }
-    match fields.string("service_tier")?.as_deref() {
-        None | Some("auto" | "default") => Ok(()),
-        Some(other) => Err(Invalid::of("service_tier", format!("is {other:?}, expected \"auto\"")).into()),
-    }
 }

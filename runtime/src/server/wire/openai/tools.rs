@@ -62,7 +62,8 @@ impl Tools {
         for (place, tool) in list.into_iter().enumerate() {
             tools.push(Fields::of(format!("tools[{place}]"), tool)?)?;
         }
-        let choice = fields.take("tool_choice");
+        // Without tools none is called whatever is said.
+        let choice = fields.take("tool_choice").filter(|choice| choice != "none" || !tools.read.is_empty());
         tools.is_parallel = fields.flag("parallel_tool_calls")?;
         if tools.read.is_empty() {
             let given = [("tool_choice", choice.is_some()), ("parallel_tool_calls", tools.is_parallel.is_some())];
