@@ -176,8 +176,7 @@ fn cuda_that_cannot_be_had_says_why() {
         return println!("skipped: there is {}", cuda["detail"]);
     }
     let ran = farpost(&["run", "--backend", "cuda", COMMAND]);
-    let error = ran.error(5);
-    assert!(!error.is_empty() && error.starts_with(cuda["detail"].as_str().unwrap()), "{error}");
+    assert_eq!(ran.error(5), format!("--backend cuda: {}", cuda["detail"].as_str().unwrap()));
 }
 
 #[cfg(not(feature = "cuda"))]
