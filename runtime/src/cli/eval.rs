@@ -33,7 +33,7 @@ pub struct Args {
     /// Tokens in a window [default: 512, or the model's whole context where that is less]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(4..))]
     window: Option<u32>,
-    /// Device to compute on: cpu, wgpu (graphics), cuda or auto
+    /// Device to compute on: cpu, wgpu, cuda or auto
     #[arg(
         long,
         value_name = "DEVICE",
@@ -43,7 +43,7 @@ pub struct Args {
         hide_possible_values = true
     )]
     backend: BackendChoice,
-    /// Layers to compute on a device beside the processor, the last ones: a number, or auto for as many as have room
+    /// Last layers to compute there, a number or auto (what has room)
     #[arg(long, value_name = "N", default_value = "auto")]
     gpu_layers: GpuLayers,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32

@@ -53,7 +53,7 @@ pub struct MemoryArgs {
     /// Tokens of context, prompt and answer together [default: what the model was made for, at most 4096]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = amount::whole::<u32>(1..))]
     pub context: Option<u32>,
-    /// Device to compute on: cpu, wgpu (graphics), cuda or auto
+    /// Device to compute on: cpu, wgpu, cuda or auto
     #[arg(
         long,
         value_name = "DEVICE",
@@ -63,7 +63,7 @@ pub struct MemoryArgs {
         hide_possible_values = true
     )]
     pub backend: BackendChoice,
-    /// Layers to compute on a device beside the processor, the last ones: a number, or auto for as many as have room
+    /// Last layers to compute there, a number or auto (what has room)
     #[arg(long, value_name = "N", default_value = "auto")]
     pub gpu_layers: GpuLayers,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32

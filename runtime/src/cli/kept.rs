@@ -16,7 +16,9 @@ struct Folder(PathBuf);
 
 /// Where the user, or a service, keeps such things; nowhere if nobody knows a home.
 pub fn of_user() -> Arc<dyn Keep> {
-    match folder(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)) {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // A home that is not there is not made.
+    match folder(|name| set(name).filter(|path| name != "HOME" || path.is_dir())) {
         Some(folder) => Arc::new(Folder(folder)),
         None => Arc::new(Nowhere),
     }

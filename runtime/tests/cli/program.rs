@@ -57,6 +57,8 @@ pub fn command(args: &[&str]) -> Command {
     command.env("FARPOST_BACKEND", "cpu");
     // Drivers complain on standard error where it is not set.
     command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    // What is found out about devices is kept from test to test.
+    command.env("FARPOST_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command.env("HOME", "/nonexistent").stdin(Stdio::null());
     command
 }

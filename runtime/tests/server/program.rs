@@ -51,6 +51,7 @@ pub fn command(args: &[&str]) -> Command {
     for variable in ["FARPOST_CPU", "FARPOST_MODELS", "XDG_DATA_HOME", "OTEL_EXPORTER_OTLP_ENDPOINT", "NOTIFY_SOCKET"] {
         command.env_remove(variable);
     }
+    command.env("FARPOST_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command.env("HOME", "/nonexistent").env("FARPOST_BACKEND", "cpu");
     command
 }

@@ -76,7 +76,7 @@ pub struct Args {
     #[arg(id = "threads", long, value_name = "LIST", value_delimiter = ',',
         allow_negative_numbers = true, value_parser = amount::whole::<u16>(1..=256))]
     threads: Vec<u16>,
-    /// Device to compute on: cpu, wgpu (graphics) or auto; shares of the roof are told of the processor alone
+    /// Device to compute on: cpu, wgpu, cuda or auto; shares of the roof are told of the processor alone
     #[arg(
         long,
         value_name = "DEVICE",
@@ -86,7 +86,7 @@ pub struct Args {
         hide_possible_values = true
     )]
     backend: BackendChoice,
-    /// Layers to compute on a device beside the processor, the last ones: a number, or auto for as many as have room
+    /// Last layers to compute there, a number or auto (what has room)
     #[arg(long, value_name = "N", default_value = "auto")]
     gpu_layers: GpuLayers,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
