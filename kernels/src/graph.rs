@@ -557,12 +557,12 @@ mod tests {
             borders.push(x);
         }
         let graph = graph.head(x, weight(9), None, 1.0, None, 10).unwrap();
-        for layer in 1..3 {
+        for (layer, &border) in borders.iter().enumerate().take(3).skip(1) {
             let (first, second) = graph.cut(layer).unwrap();
             assert_eq!((first.kv_layers().len(), second.kv_layers().len()), (layer, 3 - layer));
-            assert_eq!((first.given(), second.given()), (None, Some(borders[layer])));
+            assert_eq!((first.given(), second.given()), (None, Some(border)));
             assert_eq!(first.ops().len() + second.ops().len(), graph.ops().len() + 1);
-            assert!(matches!(first.ops().last(), Some(Op::Head { x, .. }) if *x == borders[layer]));
+            assert!(matches!(first.ops().last(), Some(Op::Head { x, .. }) if *x == border));
             let layers: Vec<usize> = second
                 .ops()
                 .iter()

@@ -87,6 +87,9 @@ struct Ready {
     stride: usize,
 }
 
+/// A matrix on the device, and its bias.
+type Matrix = (Rc<Uploaded>, Option<Buffer>);
+
 impl Lowering<'_, '_> {
     fn width(&self, value: Value) -> usize {
         self.graph.widths()[value.0]
@@ -361,14 +364,14 @@ impl Lowering<'_, '_> {
     fn product_args(
         &self,
         x: &Ready,
-        matrices: &[(Rc<Uploaded>, Option<Buffer>)],
+        matrices: &[Matrix],
         outs: &[Rows],
         target: &Target,
         gated: Option<Activation>,
     ) -> Args {
         let (chosen, expert_rows, inputs_per_x) = target.experts.unwrap_or((0, 0, 1));
         let mut args = self.step().pointer(x.address).pointer(chosen).pointer(target.other);
-        let all = |of: &dyn Fn(&(Rc<Uploaded>, Option<Buffer>)) -> u64, mut args: Args| {
+        let all = |of: &dyn Fn(&Matrix) -> u64, mut args: Args| {
             for number in 0..MOST_MATRICES {
                 args = args.pointer(matrices.get(number).map_or(0, of));
             }

@@ -67,7 +67,7 @@ fn every_kernel_compiles_for_every_kind_of_device_and_none_spills() {
     let jobs: Vec<(usize, u32)> = (0..modules.len()).flat_map(|module| KINDS.map(|kind| (module, kind))).collect();
     let (next, found, failed) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+        for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
             scope.spawn(|| {
                 while let Some(&(module, kind)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let source = modules[module].source();

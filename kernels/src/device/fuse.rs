@@ -314,7 +314,7 @@ mod tests {
             }
             Work::NormAndSum { .. } => "norm sum".to_owned(),
             Work::Attention(Attention { q, k, .. }) => {
-                let of = |heads: &Heads<'_>| (heads.norm.is_some() as usize, heads.rope.is_some() as usize);
+                let of = |heads: &Heads<'_>| (usize::from(heads.norm.is_some()), usize::from(heads.rope.is_some()));
                 format!("attention {:?} {:?}", of(q), of(k))
             }
             Work::Experts { other, .. } => format!("experts{}", if other.is_some() { " sum" } else { "" }),

@@ -187,7 +187,7 @@ impl Driver for Emulator {
 
     unsafe fn record(&self, launches: &[&Launch]) -> Result<Recording, DeviceError> {
         let mut state = self.state();
-        state.recordings.push(Some(launches.iter().map(|launch| Launch::clone(launch)).collect()));
+        state.recordings.push(Some(launches.iter().copied().cloned().collect()));
         Ok(Recording(state.recordings.len() as u64 - 1))
     }
 

@@ -7,9 +7,11 @@ use crate::chat::{PATH as CHAT, ask, refused};
 use crate::http::{Reply, chunks, post};
 use crate::program::{model, serve};
 
-/// Fields of chat completions in `openai` 3.57 for Python and 7.59 for Node, each with a value that is taken, if there is
-/// one, and one that is refused, with a part of the words.
-fn chat_fields() -> Vec<(&'static str, Option<Json>, Option<(Json, &'static str)>)> {
+/// A field, a value that is taken, if there is one, and one that is refused, with a part of the words.
+type Field = (&'static str, Option<Json>, Option<(Json, &'static str)>);
+
+/// Fields of chat completions in `openai` 3.57 for Python and 7.59 for Node.
+fn chat_fields() -> Vec<Field> {
     let tool = json!({ "type": "function", "function": { "name": "f", "parameters": { "type": "object" } } });
     let custom = json!({ "type": "custom", "custom": { "name": "x" } });
     vec![

@@ -85,7 +85,7 @@ impl Opening {
         pack::note(&model, console);
         let draft = self.draft.as_deref().map(|path| {
             // Its texts may be as long as it can: the context asked for is the model's.
-            let options = ModelOptions { context: None, ..self.model.clone() };
+            let options = ModelOptions { context: None, ..self.model };
             let draft = Model::from_file(File::open(path)?, &options)?;
             pack::note(&draft, console);
             Ok::<_, ModelError>(draft)
