@@ -68,6 +68,9 @@ impl Emulator {
     }
 
     fn run(state: &State, launch: &Launch) -> Result<(), DeviceError> {
+        // Libraries are those of all drivers of the process, and what threads of a block share is in them.
+        static RUNNING: Mutex<()> = Mutex::new(());
+        let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the function is one that the shim made; its argument is as long as is said, or it says it is not.
         let error = unsafe {
             let run = state.kernels[launch.kernel.0 as usize];
