@@ -10,9 +10,9 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ::wgpu::{AdapterInfo, Device, Features, PipelineCache, PipelineCacheDescriptor, ShaderModule};
+use ::wgpu::{AdapterInfo, Device, ErrorFilter, Features, PipelineCache, PipelineCacheDescriptor, ShaderModule};
 
-use super::gpu::{Gpu, Uses};
+use super::gpu::{Gpu, Uses, block_on};
 use crate::backend::{DeviceError, KvType};
 use crate::keep::{self, Keep};
 
@@ -211,15 +211,23 @@ impl Pipelines {
     pub(super) fn new(device: &Device, info: &AdapterInfo, uses: Uses, keep: Arc<dyn Keep>) -> Self {
         let name = kept_name(info, uses);
         let mut kept = None;
-        let cache = device.features().contains(Features::PIPELINE_CACHE).then(|| {
+        let has_cache = device.features().contains(Features::PIPELINE_CACHE);
+        let cache = has_cache.then(|| {
             let sealed = keep.load(&name);
             let data = sealed.as_deref().and_then(keep::opened);
             kept = data.map(|data| keep::hash([data]));
-            let descriptor = PipelineCacheDescriptor { label: None, data, fallback: true };
-            // SAFETY: the bytes are those that `get_data` gave, as their seal is whole; their header, which is checked,
-            // says of which device and driver they are.
-            unsafe { device.create_pipeline_cache(&descriptor) }
+            let make = |data| {
+                let errors = device.push_error_scope(ErrorFilter::Validation);
+                let descriptor = PipelineCacheDescriptor { label: None, data, fallback: true };
+                // SAFETY: the bytes are those that `get_data` gave, as their seal is whole; their header, which is checked,
+                // says of which device and driver they are.
+                let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+                block_on(errors.pop()).is_none().then_some(cache)
+            };
+            // The fallback is for what is broken; what another device has written is refused in spite of it.
+            make(data).or_else(|| make(None))
         });
+        let cache = cache.flatten();
         Self { modules: Mutex::default(), made: Mutex::default(), cache, kept: Mutex::new(kept), keep, name }
     }
 
