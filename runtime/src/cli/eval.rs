@@ -43,7 +43,7 @@ pub struct Args {
         hide_possible_values = true
     )]
     backend: BackendChoice,
-    /// Last layers to compute there, a number or auto (what has room)
+    /// Last layers to compute there; auto: what has room
     #[arg(long, value_name = "N", default_value = "auto")]
     gpu_layers: GpuLayers,
     /// How keys and values are kept: f16, q8_0 (half of that) or f32
