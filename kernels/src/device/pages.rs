@@ -47,7 +47,7 @@ fn vector_bytes(kv_type: KvType, dim: usize) -> (usize, usize) {
 
 fn page_bytes(kv_type: KvType, page_tokens: usize, n_heads: usize, dim: usize) -> u64 {
     let (elements, scales) = vector_bytes(kv_type, dim);
-    page_tokens as u64 * n_heads as u64 * (elements + scales) as u64
+    (page_tokens as u64).saturating_mul(n_heads as u64).saturating_mul((elements + scales) as u64)
 }
 
 /// Bytes of the largest page of any layer.
